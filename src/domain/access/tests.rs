@@ -1,0 +1,122 @@
+use super::*;
+
+fn rule(label: &str, method: Method, path: &str) -> Rule {
+    Rule {
+        label: label.into(),
+        methods: vec![method],
+        path: path.into(),
+        list: false,
+        ttl: None,
+        invalidates: Vec::new(),
+        returns_secret: false,
+    }
+}
+
+fn table(profiles: &[Profile], rules: &[Rule]) -> AccessTable {
+    AccessTable::compile(profiles, rules).expect("compiles")
+}
+
+#[test]
+fn every_route_of_the_table_matches_itself() {
+    let known = known_operations();
+    for operation in OPERATIONS.iter() {
+        let found = find(&known, &operation.method, &operation.template).expect("matches");
+        assert_eq!(found.value.template, operation.template);
+    }
+}
+
+#[test]
+fn the_catalog_is_what_the_api_opens_to_publishable_keys_without_our_own_keys_description() {
+    insta::assert_debug_snapshot!(table(&[Profile::Catalog], &[]).opened());
+}
+
+#[test]
+fn no_profile_opens_a_route_that_returns_a_secret() {
+    for profile in [Profile::Catalog, Profile::Read, Profile::All] {
+        let table = table(&[profile], &[]);
+        for operation in OPERATIONS.iter().filter(|operation| operation.returns_secret) {
+            let decision = table.decide(&operation.method, &operation.template);
+            assert!(decision.is_err(), "{profile:?} opens {} {}", operation.method, operation.template);
+        }
+    }
+    assert!(table(&[Profile::Read], &[]).opened().iter().all(|route| route.starts_with("GET ")));
+}
+
+#[test]
+fn a_refusal_names_the_rule_that_would_open_the_route() {
+    let catalog = table(&[Profile::Catalog], &[]);
+    let denied = catalog.decide(&Method::GET, "/provider-deployments/pde_1").expect_err("refused");
+    assert!(
+        denied.hint.is_some_and(|hint| hint.contains("\"GET /provider-deployments/{providerDeploymentId}\""))
+    );
+    let denied = catalog.decide(&Method::GET, "/sessions").expect_err("refused");
+    assert!(denied.hint.is_some_and(|hint| hint.contains("returns_secret = true")));
+    assert!(catalog.decide(&Method::GET, "/nowhere").is_err());
+}
+
+#[test]
+fn a_rule_opens_its_method_and_path_and_nothing_beside() {
+    let table = table(
+        &[],
+        &[
+            rule("allow[0]", Method::GET, "/provider-deployments"),
+            rule("allow[1]", Method::GET, "/provider-deployments/{id}"),
+        ],
+    );
+    let list = table.decide(&Method::GET, "/provider-deployments").expect("opened");
+    assert!(list.list);
+    assert_eq!(list.rule, "allow[0]");
+    let one = table
+        .decide(&Method::HEAD, "/instances/ins_1/provider-deployments/pde_1")
+        .expect("opened, HEAD and prefix too");
+    assert!(!one.list);
+    assert_eq!(one.template, "/provider-deployments/{id}");
+    for (method, path) in [
+        (Method::POST, "/provider-deployments"),
+        (Method::GET, "/provider-deployments/"),
+        (Method::GET, "/provider-deployments/a/b"),
+        (Method::GET, "/dashboard/instances/i/provider-deployments"),
+        (Method::GET, "/instances/i/dashboard/x"),
+    ] {
+        assert!(table.decide(&method, path).is_err(), "{method} {path}");
+    }
+}
+
+#[test]
+fn a_parameter_does_not_open_a_static_sibling_that_returns_a_secret() {
+    let secret = OPERATIONS
+        .iter()
+        .find(|op| op.method == Method::GET && op.returns_secret && op.template.matches('/').count() == 1)
+        .expect("there is one");
+    let table = table(&[], &[rule("allow[0]", Method::GET, "/{anything}")]);
+    assert!(table.decide(&Method::GET, &secret.template).is_err());
+    assert!(table.decide(&Method::GET, "/providers").is_ok());
+}
+
+#[test]
+fn a_static_rule_of_one_method_does_not_hide_a_parameter_of_another() {
+    let table =
+        table(&[], &[rule("a", Method::POST, "/things/special"), rule("b", Method::GET, "/things/{id}")]);
+    assert!(table.decide(&Method::GET, "/things/special").is_ok());
+    assert!(table.decide(&Method::POST, "/things/special").is_ok());
+    assert!(table.decide(&Method::POST, "/things/other").is_err());
+}
+
+#[test]
+fn rules_that_cannot_stand_are_named_with_the_cure() {
+    let fault = |rules: &[Rule]| AccessTable::compile(&[], rules).map(|_| ()).expect_err("refused");
+    for path in ["things", "/things/", "/a//b", "/a/{x}y", "/a/*", "/a/:id", "/a?x=1", "/a/..", "/a/{}"] {
+        assert_eq!(fault(&[rule("allow[0]", Method::GET, path)]).len(), 1, "{path}");
+    }
+    for path in ["/dashboard/x", "/consumer/session", "/instances/{id}/providers"] {
+        assert!(fault(&[rule("allow[0]", Method::GET, path)])[0].1.contains("never match"), "{path}");
+    }
+    let secret = fault(&[rule("allow[3]", Method::POST, "/sessions")]);
+    assert_eq!(secret[0].0, "allow[3]");
+    assert!(secret[0].1.contains("returns_secret = true"));
+    let twice = fault(&[
+        rule("allow[0]", Method::GET, "/things/{id}"),
+        rule("allow[1]", Method::GET, "/things/{name}"),
+    ]);
+    assert_eq!(twice[0].0, "allow[1]");
+}

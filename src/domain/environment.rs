@@ -1,0 +1,31 @@
+//! An environment: one secret key, the callers that may use it, and what they may do with it.
+
+use std::time::Duration;
+
+use crate::domain::access::AccessTable;
+use crate::domain::key::{KeyDigest, SecretKey};
+use crate::domain::origin::Origins;
+use crate::domain::quota::Quota;
+
+/// One `[[environments]]` entry, compiled.
+#[derive(Debug)]
+pub struct Environment {
+    /// The operator's name for it: a metric label and a line of `/status`.
+    pub name: String,
+    /// Which budget it draws from: the operator's name, else the secret's fingerprint. Survives a rename.
+    pub budget: String,
+    /// What the API grants that budget.
+    pub limit: Quota,
+    /// The key that is injected.
+    pub secret_key: SecretKey,
+    /// Callers' keys.
+    pub publishable_keys: Vec<KeyDigest>,
+    /// Callers without a key are served too (a sidecar on loopback).
+    pub keyless: bool,
+    /// Browser origins that may read answers.
+    pub origins: Origins,
+    /// What callers may do.
+    pub access: AccessTable,
+    /// Freshness of pages where neither upstream nor a rule says otherwise.
+    pub ttl: Duration,
+}

@@ -1,0 +1,66 @@
+//! One clock for everything: [`tokio::time`], which tests pause and advance.
+//!
+//! `std::time::Instant` and `SystemTime::now` are banned by clippy. Windows and deadlines are monotonic, because a
+//! wall clock steps (NTP, a resumed VM) and a stepped window is an amnesty. The wall clock serves only where a protocol
+//! asks for a date ([`unix_now`]).
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+/// Nanoseconds of monotonic time since the process first asked; 584 years fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The present moment.
+    pub fn now() -> Self {
+        Self::of(Instant::now())
+    }
+
+    /// `instant` on this scale; moments before the process' epoch count as the epoch.
+    pub fn of(instant: Instant) -> Self {
+        Self(nanos(instant.saturating_duration_since(*EPOCH)))
+    }
+
+    /// How long from `earlier` to here; zero where `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Back to an instant that timers understand.
+    pub fn to_instant(self) -> Instant {
+        *EPOCH + Duration::from_nanos(self.0)
+    }
+}
+
+impl std::ops::Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(duration)))
+    }
+}
+
+/// The epoch lies a little in the past, so that arithmetic near it never underflows.
+static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
+    let now = Instant::now();
+    now.checked_sub(Duration::from_secs(1)).unwrap_or(now)
+});
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Wall-clock seconds since 1970, for HTTP dates and epoch resets. Never for measuring.
+pub fn unix_now() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "the one place where a protocol's date is read")]
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// `duration` in whole seconds, rounded up: what `Retry-After` and `t` promise must not come too early.
+pub fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
