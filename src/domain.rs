@@ -3,8 +3,15 @@
 //! Everything here is decided from its arguments alone, so that each rule can be tested as a table.
 
 pub mod access;
+pub mod client_ip;
 pub mod environment;
+pub mod freshness;
 pub mod key;
 pub mod operation;
 pub mod origin;
+pub mod page_key;
 pub mod quota;
+pub mod ratelimit;
+pub mod secret_guard;
+pub mod target;
+pub mod window;

@@ -1,5 +1,9 @@
 //! metorial-proxy: a reverse proxy for the Metorial API.
 
+pub mod body;
 pub mod config;
 pub mod domain;
+pub mod exchange;
+pub mod rejection;
+pub mod store;
 pub mod time;

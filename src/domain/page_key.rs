@@ -1,0 +1,170 @@
+//! Which requests are answered by the same page.
+//!
+//! Everything that can change an answer is in the key: environment, generation of the collection, path, canonical query,
+//! `metorial-version`, `Accept` and the forwarded headers. Queries are compared without regard to the order of *different*
+//! parameters and otherwise to the letter: duplicates, brackets and encodings are kept apart.
+
+use std::borrow::Borrow;
+use std::sync::Arc;
+
+use crate::domain::target::{self, Pair};
+
+/// The identity of a page. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PageKey(Arc<[u8]>);
+
+/// What a key is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// The environment's budget identity and name: pages are never shared between environments.
+    pub environment: &'a str,
+    /// Generation of the collection: a write makes every older page unreachable.
+    pub generation: u64,
+    /// The path, as forwarded.
+    pub path: &'a str,
+    /// The query, as forwarded.
+    pub query: &'a str,
+    /// Values of the request fields that can change the answer, in a fixed order; absent is not empty.
+    pub fields: &'a [Option<&'a [u8]>],
+}
+
+impl PageKey {
+    /// Puts the parts together. Each is preceded by its length, so that no two different lists of parts agree.
+    pub fn of(parts: &Parts<'_>) -> Self {
+        let fields: usize = parts.fields.iter().map(|field| field.map_or(0, <[u8]>::len) + 5).sum();
+        let mut bytes =
+            Vec::with_capacity(parts.environment.len() + parts.path.len() + parts.query.len() + fields + 24);
+        let mut part = |part: &[u8]| {
+            bytes.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+            bytes.extend_from_slice(part);
+        };
+        part(parts.environment.as_bytes());
+        part(&parts.generation.to_be_bytes());
+        part(parts.path.as_bytes());
+        if has_one_order(parts.query) {
+            part(parts.query.as_bytes())
+        } else {
+            part(canonical(parts.query).as_bytes())
+        }
+        for field in parts.fields {
+            // No field value holds a NUL, so an absent field is unlike any that is there.
+            part(field.unwrap_or(&[0]));
+        }
+        Self(bytes.into())
+    }
+
+    /// Bytes it takes up.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Never: there is always an environment.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Borrow<[u8]> for PageKey {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn has_one_order(query: &str) -> bool {
+    !query.contains('&')
+}
+
+/// The query with its parameters in one order.
+///
+/// Sorted by the *root* of the decoded name (`status` for `status[0]`, `status%5B0%5D`, `status`), stably: parameters that
+/// feed one array keep their order among themselves, because there the order may matter to the reader.
+pub fn canonical(query: &str) -> String {
+    let mut pairs: Vec<Pair> = target::pairs(query).collect();
+    pairs.sort_by_cached_key(|pair| {
+        let name = target::decode(pair.name(query)).into_owned();
+        name.split(|byte| *byte == b'[').next().map(<[u8]>::to_vec)
+    });
+    let pairs: Vec<&str> = pairs.into_iter().map(|pair| &query[pair.whole]).collect();
+    pairs.join("&")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(environment: &str, generation: u64, path: &str, query: &str, fields: &[Option<&[u8]>]) -> PageKey {
+        PageKey::of(&Parts { environment, generation, path, query, fields })
+    }
+
+    #[test]
+    fn different_parameters_may_change_places_and_nothing_else_may() {
+        let same = |a: &str, b: &str| key("e", 0, "/x", a, &[]) == key("e", 0, "/x", b, &[]);
+        assert!(same("a=1&b=2", "b=2&a=1"));
+        assert!(same("limit=2&status[0]=a&status[1]=b", "status[0]=a&status[1]=b&limit=2"));
+        for (a, b) in [
+            ("a=1&a=2", "a=2&a=1"),
+            ("a[]=1&a=2", "a=2&a[]=1"),
+            ("status[0]=a&status[1]=b", "status%5B0%5D=a&status%5B1%5D=b"),
+            ("status[0]=a&status[1]=b", "status=a&status=b"),
+            ("a=1", "a=1&"),
+            ("a=1", "a=%31"),
+            ("a", "a="),
+            ("a=1&a=1", "a=1"),
+            ("", "a"),
+        ] {
+            assert!(!same(a, b), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn everything_that_can_change_an_answer_is_in_the_key() {
+        let base = key("e", 1, "/x", "a=1", &[Some(b"v"), None]);
+        assert_eq!(base, key("e", 1, "/x", "a=1", &[Some(b"v"), None]));
+        for other in [
+            key("f", 1, "/x", "a=1", &[Some(b"v"), None]),
+            key("e", 2, "/x", "a=1", &[Some(b"v"), None]),
+            key("e", 1, "/y", "a=1", &[Some(b"v"), None]),
+            key("e", 1, "/x", "a=2", &[Some(b"v"), None]),
+            key("e", 1, "/x", "a=1", &[None, Some(b"v")]),
+            key("e", 1, "/x", "a=1", &[Some(b"v"), Some(b"")]),
+            key("e", 1, "/x", "a=1", &[Some(b"v")]),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    proptest! {
+        /// Any permutation of parameters with distinct names gives the same key; nothing is lost on the way.
+        #[test]
+        fn the_order_of_distinct_parameters_does_not_matter(
+            parameters in proptest::collection::btree_map("[a-z]{1,6}", "[a-z0-9%+]{0,6}", 0..8),
+            seed in any::<u64>(),
+        ) {
+            let pairs: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let mut shuffled = pairs.clone();
+            fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
+            let (a, b) = (pairs.join("&"), shuffled.join("&"));
+            prop_assert_eq!(key("e", 0, "/", &a, &[]), key("e", 0, "/", &b, &[]));
+            let mut kept: Vec<String> = canonical(&b).split('&').map(str::to_owned).collect();
+            let mut sent: Vec<String> = b.split('&').map(str::to_owned).collect();
+            kept.sort();
+            sent.sort();
+            prop_assert_eq!(kept, sent);
+        }
+
+        /// Keys that agree stand for queries with the same parameters.
+        #[test]
+        fn equal_keys_mean_equal_parameters(a in "[ab=&%\\[\\]]{0,12}", b in "[ab=&%\\[\\]]{0,12}") {
+            if key("e", 0, "/", &a, &[]) == key("e", 0, "/", &b, &[]) {
+                let sorted = |query: &str| {
+                    let mut pairs: Vec<String> = query.split('&').map(str::to_owned).collect();
+                    pairs.sort();
+                    pairs
+                };
+                prop_assert_eq!(sorted(&a), sorted(&b));
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Rate-limit fields: what we tell callers, and what upstream tells us.
+//!
+//! Towards callers: `RateLimit-Policy` and `RateLimit` as draft-ietf-httpapi-ratelimit-headers-11 has them. From
+//! upstream: `Retry-After` (RFC 9110 §10.2.3, seconds or a date), `RateLimit-Limit`/`-Remaining`/`-Reset` (the API sends an
+//! absolute reset; other servers a delta), and draft-11's `RateLimit`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+
+use crate::domain::quota::Quota;
+
+/// `RateLimit`
+pub const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// `RateLimit-Policy`
+pub const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+/// `RateLimit-Limit`
+pub const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+/// `RateLimit-Remaining`
+pub const RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+/// `RateLimit-Reset`
+pub const RATELIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+
+/// A reset above this is a moment, below it a delta (draft revisions and servers differ).
+const EPOCH_FROM: u64 = 1_000_000_000;
+
+/// One limit as this caller sees it now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The documented limit.
+    pub quota: Quota,
+    /// Requests left.
+    pub remaining: u32,
+    /// Seconds until `remaining` grows, rounded up; 0 when nothing is spent.
+    pub grows_in: u64,
+}
+
+/// `"client";q=1000;w=10, "environment";q=5000;w=600`
+pub fn policy(client: Quota, environment: Option<Quota>) -> String {
+    let mut out = String::with_capacity(56);
+    let mut item = |name: &str, quota: Quota| {
+        let separator = if out.is_empty() { "" } else { ", " };
+        let window = quota.window.as_secs().max(1);
+        write!(out, "{separator}\"{name}\";q={};w={window}", quota.requests).ok();
+    };
+    item("client", client);
+    if let Some(environment) = environment {
+        item("environment", environment);
+    }
+    out
+}
+
+/// `"environment";r=312;t=41`: the policy that is nearest to its end, as a share of its quota.
+pub fn standing(client: Option<Standing>, environment: Option<Standing>) -> Option<String> {
+    let share =
+        |standing: &Standing| f64::from(standing.remaining) / f64::from(standing.quota.requests.max(1));
+    let (name, tightest) = match (client, environment) {
+        (Some(client), Some(environment)) if share(&client) < share(&environment) => ("client", client),
+        (_, Some(environment)) => ("environment", environment),
+        (Some(client), None) => ("client", client),
+        (None, None) => return None,
+    };
+    Some(format!("\"{name}\";r={};t={}", tightest.remaining, tightest.grows_in))
+}
+
+/// What upstream said of its own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observation {
+    /// Its limit.
+    pub limit: u32,
+    /// What it has left.
+    pub remaining: u32,
+    /// Until its window turns over.
+    pub reset: Duration,
+}
+
+/// Reads `RateLimit-Limit`, `-Remaining` and `-Reset`; `None` unless all three are there and make sense.
+pub fn observe(headers: &HeaderMap, unix_now: u64) -> Option<Observation> {
+    let limit = u32::try_from(number(headers, &RATELIMIT_LIMIT)?).ok()?;
+    let remaining = u32::try_from(number(headers, &RATELIMIT_REMAINING)?).ok()?;
+    let reset = delta(number(headers, &RATELIMIT_RESET)?, unix_now);
+    (remaining <= limit && limit > 0).then_some(Observation { limit, remaining, reset })
+}
+
+/// How long upstream asks us to wait after a 429: `Retry-After`, else draft-11's `RateLimit`, else `RateLimit-Reset`.
+///
+/// `None`: it says nothing that can be read. The caller clamps it to the window.
+pub fn retry_hint(headers: &HeaderMap, unix_now: u64) -> Option<Duration> {
+    retry_after(headers, unix_now)
+        .or_else(|| draft_reset(headers))
+        .or_else(|| number(headers, &RATELIMIT_RESET).map(|reset| delta(reset, unix_now)))
+}
+
+/// `Retry-After` in seconds or as a date.
+fn retry_after(headers: &HeaderMap, unix_now: u64) -> Option<Duration> {
+    if let Some(seconds) = number(headers, &RETRY_AFTER) {
+        return Some(delta(seconds, unix_now));
+    }
+    let date = httpdate::parse_http_date(headers.get(RETRY_AFTER)?.to_str().ok()?).ok()?;
+    let date = date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();
+    Some(Duration::from_secs(date.saturating_sub(unix_now)))
+}
+
+/// The `t` of the first item of `RateLimit` that has nothing left.
+fn draft_reset(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(&RATELIMIT)?.to_str().ok()?;
+    text.split(',').find_map(|item| {
+        let parameter = |name: &str| {
+            let mut parameters =
+                item.split(';').skip(1).filter_map(|parameter| parameter.trim().split_once('='));
+            parameters.find(|(found, _)| *found == name).and_then(|(_, value)| value.parse::<u64>().ok())
+        };
+        match (parameter("r"), parameter("t")) {
+            (Some(0), Some(t)) => Some(Duration::from_secs(t)),
+            _ => None,
+        }
+    })
+}
+
+fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    let text = headers.get(name)?.to_str().ok()?.trim();
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // More digits than fit: as long as can be said.
+    digits.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
+fn delta(reset: u64, unix_now: u64) -> Duration {
+    let seconds = if reset > EPOCH_FROM { reset.saturating_sub(unix_now) } else { reset };
+    Duration::from_secs(seconds)
+}
+
+/// A decimal number as a field value.
+pub fn decimal(number: u64) -> HeaderValue {
+    HeaderValue::from(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).expect("a name");
+        fields.iter().map(|(n, value)| (name(n), value.parse().expect("a value"))).collect()
+    }
+
+    #[test]
+    fn the_fields_have_the_drafts_form() {
+        assert_eq!(
+            policy(Quota::PER_IP, Some(Quota::PRODUCTION)),
+            "\"client\";q=1000;w=10, \"environment\";q=5000;w=600"
+        );
+        assert_eq!(policy(Quota::PER_IP, None), "\"client\";q=1000;w=10");
+    }
+
+    #[test]
+    fn the_tightest_policy_is_told() {
+        let client = |remaining| Some(Standing { quota: Quota::PER_IP, remaining, grows_in: 1 });
+        let environment = |remaining| Some(Standing { quota: Quota::DEVELOPMENT, remaining, grows_in: 41 });
+        assert_eq!(standing(client(999), environment(12)).as_deref(), Some("\"environment\";r=12;t=41"));
+        assert_eq!(standing(client(3), environment(12)).as_deref(), Some("\"client\";r=3;t=1"));
+        assert_eq!(standing(client(3), None).as_deref(), Some("\"client\";r=3;t=1"));
+        assert_eq!(standing(None, None), None);
+    }
+
+    #[test]
+    fn a_hint_is_read_in_every_form() {
+        let now = 1_800_000_000;
+        for (fields, expected) in [
+            (&[("retry-after", "7")] as &[_], Some(7)),
+            (&[("retry-after", " 7 ")], Some(7)),
+            (&[("retry-after", "Fri, 15 Jan 2027 08:00:30 GMT")], Some(30)),
+            (&[("retry-after", "Fri, 15 Jan 2021 08:00:30 GMT")], None),
+            (&[("ratelimit-reset", "41")], Some(41)),
+            (&[("ratelimit-reset", "1800000041")], Some(41)),
+            (&[("ratelimit-reset", "1700000000")], Some(0)),
+            (&[("ratelimit", "\"a\";r=3;t=9, \"b\";r=0;t=12")], Some(12)),
+            (&[("retry-after", "2"), ("ratelimit-reset", "41")], Some(2)),
+            (&[("retry-after", "soon")], None),
+            (&[("retry-after", "-1")], None),
+            (&[], None),
+        ] {
+            let expected = expected.map(Duration::from_secs);
+            let hint =
+                retry_hint(&headers(fields), now).filter(|hint| *hint > Duration::ZERO || expected.is_some());
+            assert_eq!(hint, expected, "{fields:?}");
+        }
+        assert!(retry_hint(&headers(&[("retry-after", "99999999999999999999999")]), now).is_some());
+    }
+
+    #[test]
+    fn upstreams_count_is_believed_only_when_it_makes_sense() {
+        let read = |limit, remaining, reset| {
+            let fields =
+                [("ratelimit-limit", limit), ("ratelimit-remaining", remaining), ("ratelimit-reset", reset)];
+            observe(&headers(&fields), 1_800_000_000)
+        };
+        let reset = Duration::from_secs(60);
+        assert_eq!(read("100", "7", "1800000060"), Some(Observation { limit: 100, remaining: 7, reset }));
+        assert_eq!(read("100", "7", "60"), Some(Observation { limit: 100, remaining: 7, reset }));
+        for (limit, remaining) in [("0", "0"), ("5", "6"), ("x", "1"), ("5", "-1"), ("99999999999", "1")] {
+            assert_eq!(read(limit, remaining, "60"), None, "{limit} {remaining}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Finds the injected secret in what comes back: raw, percent-encoded, and in base64 and base64url at all three alignments.
+//!
+//! An upstream that echoes a request (a debug route, an error page, a 401 that quotes the `Authorization` field) would
+//! hand our secret to a browser. A [`Scan`] reads a body as it streams and holds back only the bytes that may still become
+//! a match, so that not one byte of a match has left when it is found.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use aho_corasick::automaton::{Automaton, StateID};
+use aho_corasick::dfa::DFA;
+use aho_corasick::{Anchored, packed};
+use bytes::{Bytes, BytesMut};
+
+/// The secret was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SecretFound;
+
+/// What to look for: one secret in all its forms. Cheap to clone.
+#[derive(Clone)]
+pub struct SecretGuard(Arc<Patterns>);
+
+struct Patterns {
+    automaton: DFA,
+    start: StateID,
+    /// How many bytes of a pattern lie behind each state.
+    depth: HashMap<StateID, usize>,
+    /// Finds the first bytes of a pattern many times faster than the automaton walks; `None` where the CPU cannot.
+    candidates: Option<packed::Searcher>,
+}
+
+/// How many first bytes of a pattern make a candidate.
+const CANDIDATE: usize = 4;
+
+impl SecretGuard {
+    /// Prepares the search for `secret`.
+    ///
+    /// # Errors
+    /// The automaton's own, for a secret beyond any real length.
+    pub fn new(secret: &str) -> Result<Self, aho_corasick::BuildError> {
+        let patterns = forms(secret.as_bytes());
+        let automaton = DFA::new(&patterns)?;
+        // The start state of an unanchored search always exists.
+        let start = automaton.start_state(Anchored::No).unwrap_or_default();
+        let mut depth = HashMap::new();
+        for pattern in &patterns {
+            let mut state = start;
+            for (at, byte) in pattern.iter().enumerate() {
+                state = automaton.next_state(Anchored::No, state, *byte);
+                depth.insert(state, at + 1);
+            }
+        }
+        let candidates =
+            packed::Searcher::new(patterns.iter().map(|pattern| &pattern[..CANDIDATE.min(pattern.len())]));
+        Ok(Self(Arc::new(Patterns { automaton, start, depth, candidates })))
+    }
+
+    /// Whether `text` holds the secret.
+    pub fn found_in(&self, text: &[u8]) -> bool {
+        self.scan().push(Bytes::copy_from_slice(text)).is_err()
+    }
+
+    /// Begins to read a body.
+    pub fn scan(&self) -> Scan {
+        let patterns = self.0.clone();
+        Scan { raw: patterns.start, decoded: None, held: BytesMut::new(), patterns }
+    }
+}
+
+impl fmt::Debug for SecretGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretGuard(…)")
+    }
+}
+
+/// The forms in which `secret` may stand in a text. Percent-encoding is undone while reading, so it is not among them.
+fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
+    let mut forms = BTreeSet::from([secret.to_vec()]);
+    for alphabet in [STANDARD, URL_SAFE] {
+        for alignment in 0..3 {
+            let mut text = vec![0; alignment];
+            text.extend_from_slice(secret);
+            let encoded = base64(&text, alphabet);
+            // Characters that also hold bits of what stands before or behind are left out.
+            let first = (alignment * 8).div_ceil(6);
+            let last = text.len() * 8 / 6;
+            forms.insert(encoded[first..last].to_vec());
+        }
+    }
+    forms.into_iter().filter(|form| !form.is_empty()).collect()
+}
+
+const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+fn base64(bytes: &[u8], alphabet: &[u8; 64]) -> Vec<u8> {
+    let bits = bytes.len() * 8;
+    let bit = |at: usize| bytes.get(at / 8).is_some_and(|byte| byte >> (7 - at % 8) & 1 == 1);
+    let sextet = |from: usize| (from..from + 6).fold(0, |value, at| value << 1 | usize::from(bit(at)));
+    (0..bits).step_by(6).map(|from| alphabet[sextet(from)]).collect()
+}
+
+/// A search under way.
+pub struct Scan {
+    patterns: Arc<Patterns>,
+    /// Where the text as it is stands in the automaton.
+    raw: StateID,
+    /// The same for the text with `%XX` undone, where that differs.
+    decoded: Option<Decoded>,
+    /// Bytes that may still become a match.
+    held: BytesMut,
+}
+
+#[derive(Clone, Copy)]
+struct Decoded {
+    state: StateID,
+    /// Raw bytes behind `state`.
+    raw_len: usize,
+    /// An escape that is not complete.
+    escape: Escape,
+}
+
+#[derive(Clone, Copy)]
+enum Escape {
+    None,
+    Percent,
+    Digit(u8),
+}
+
+impl Scan {
+    /// Reads on; what comes back can be passed on.
+    ///
+    /// # Errors
+    /// The secret is in there: nothing of it was returned before.
+    pub fn push(&mut self, data: Bytes) -> Result<Bytes, SecretFound> {
+        let mut at = 0;
+        while at < data.len() {
+            if self.live() == 0 {
+                at = self.skip(&data, at);
+                if at == data.len() {
+                    break;
+                }
+            }
+            self.step(data[at])?;
+            at += 1;
+        }
+        let live = self.live();
+        if live == 0 && self.held.is_empty() {
+            return Ok(data);
+        }
+        if self.held.is_empty() {
+            let pass = data.len() - live.min(data.len());
+            self.held.extend_from_slice(&data[pass..]);
+            return Ok(data.slice(..pass));
+        }
+        self.held.extend_from_slice(&data);
+        let pass = self.held.len() - live.min(self.held.len());
+        Ok(self.held.split_to(pass).freeze())
+    }
+
+    /// The text has ended: what was held back is no match.
+    pub fn finish(self) -> Bytes {
+        self.held.freeze()
+    }
+
+    /// From where on the automaton has to walk: the next candidate, escape, or the last bytes that might begin one.
+    fn skip(&self, data: &[u8], from: usize) -> usize {
+        let Some(candidates) = &self.patterns.candidates else { return from };
+        let end = data.len();
+        let tail = end.saturating_sub(CANDIDATE - 1).max(from);
+        let candidate = candidates.find(&data[from..]).map_or(tail, |found| from + found.start());
+        // An escape may stand for the first byte of the secret.
+        let window = &data[from..candidate.min(tail)];
+        window.iter().position(|byte| *byte == b'%').map_or(candidate.min(tail), |escape| from + escape)
+    }
+
+    /// Raw bytes at the end of what was read that may still become a match.
+    fn live(&self) -> usize {
+        let raw = self.depth(self.raw);
+        let decoded = self.decoded.map_or(0, |decoded| decoded.raw_len);
+        raw.max(decoded)
+    }
+
+    fn depth(&self, state: StateID) -> usize {
+        if state == self.patterns.start { 0 } else { self.patterns.depth.get(&state).copied().unwrap_or(0) }
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), SecretFound> {
+        let before = self.raw;
+        self.raw = self.walk(before, byte)?;
+        if byte == b'%' && self.decoded.is_none() {
+            self.decoded = Some(Decoded { state: before, raw_len: self.depth(before), escape: Escape::None });
+        }
+        if let Some(decoded) = self.decoded {
+            self.decoded = self.step_decoded(decoded, byte)?;
+        }
+        Ok(())
+    }
+
+    fn step_decoded(&self, mut decoded: Decoded, byte: u8) -> Result<Option<Decoded>, SecretFound> {
+        let hex = char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        decoded.raw_len += 1;
+        let meant = match (decoded.escape, hex) {
+            (Escape::None, _) if byte == b'%' => {
+                decoded.escape = Escape::Percent;
+                return Ok(Some(decoded));
+            }
+            (Escape::Percent, Some(digit)) => {
+                decoded.escape = Escape::Digit(digit);
+                return Ok(Some(decoded));
+            }
+            (Escape::Digit(high), Some(low)) => high * 16 + low,
+            (Escape::None, _) => byte,
+            // No escape after all: such text is no encoding of anything, so the decoded reading ends here.
+            (Escape::Percent | Escape::Digit(_), None) => return Ok(None),
+        };
+        decoded.escape = Escape::None;
+        decoded.state = self.walk(decoded.state, meant)?;
+        match self.depth(decoded.state) {
+            0 => Ok(None),
+            // One decoded byte takes at most three raw ones.
+            depth => Ok(Some(Decoded { raw_len: decoded.raw_len.min(depth * 3), ..decoded })),
+        }
+    }
+
+    fn walk(&self, state: StateID, byte: u8) -> Result<StateID, SecretFound> {
+        let state = self.patterns.automaton.next_state(Anchored::No, state, byte);
+        if self.patterns.automaton.is_special(state) && self.patterns.automaton.is_match(state) {
+            return Err(SecretFound);
+        }
+        Ok(state)
+    }
+}
+
+impl fmt::Debug for Scan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scan(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+//! One request on its way through the layers.
+//!
+//! An [`Exchange`] changes its type as it passes: [`Received`] → [`Identified`] → [`Authenticated`] → [`Permitted`]. A layer
+//! takes the stage it needs, so a dangerous order (a cache above authorization) does not compile. What is learned on the
+//! way and told on the way out (access log, metrics, limit fields) is written into the [`Journal`].
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use http::{Method, Request};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::body::RequestBody;
+use crate::domain::access::{Denied, Route};
+use crate::domain::client_ip::{ClientIp, ClientKey};
+use crate::domain::environment::Environment;
+use crate::domain::ratelimit::Standing;
+use crate::domain::target::{Extracted, Target};
+use crate::rejection::Rejection;
+use crate::store::limits::BudgetId;
+use crate::time::Instant;
+
+/// A request as a connection hands it over.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The request.
+    pub request: Request<RequestBody>,
+    /// Who is at the other end of the connection.
+    pub peer: IpAddr,
+}
+
+/// A request at one stage of its way.
+#[derive(Debug)]
+pub struct Exchange<S> {
+    /// Method, fields and body, as received.
+    pub request: Request<RequestBody>,
+    /// What is known so far.
+    pub stage: S,
+    /// When an answer is due.
+    pub deadline: Instant,
+    /// What is told at the end.
+    pub journal: Arc<Journal>,
+}
+
+impl<S> Exchange<S> {
+    /// The same request, one stage further.
+    pub fn stage<T>(self, next: impl FnOnce(S) -> T) -> Exchange<T> {
+        Exchange {
+            request: self.request,
+            stage: next(self.stage),
+            deadline: self.deadline,
+            journal: self.journal,
+        }
+    }
+}
+
+/// Nothing is known but the peer.
+#[derive(Debug)]
+pub struct Received {
+    /// The other end of the connection.
+    pub peer: IpAddr,
+}
+
+/// The target reads one way, and we know who is calling.
+pub struct Identified {
+    /// What is asked for.
+    pub target: Target,
+    /// What the query said beside.
+    pub extracted: Extracted,
+    /// Who asks, as counted.
+    pub client: ClientKey,
+}
+
+/// The caller's key named an environment; nothing of the credential is left.
+pub struct Authenticated {
+    /// What is asked for.
+    pub target: Target,
+    /// What the query said beside the credential.
+    pub extracted: Extracted,
+    /// Who asks, as counted.
+    pub client: ClientKey,
+    /// On whose behalf.
+    pub environment: Arc<EnvironmentHandle>,
+}
+
+/// It may be done.
+#[derive(Debug, Clone)]
+pub struct Permitted {
+    /// Who asks, as counted.
+    pub client: ClientKey,
+    /// The proof.
+    pub permit: Permit,
+}
+
+/// An environment with the handle of its budget.
+#[derive(Debug)]
+pub struct EnvironmentHandle {
+    /// The environment.
+    pub environment: Arc<Environment>,
+    /// Its budget in the limit store.
+    pub budget: BudgetId,
+}
+
+/// Proof that a method on a target is allowed. There is no other way to one than the decision itself.
+#[derive(Debug, Clone)]
+pub struct Permit {
+    environment: Arc<EnvironmentHandle>,
+    method: Method,
+    target: Target,
+    route: Arc<Route>,
+}
+
+impl Permit {
+    /// Decides, by the environment's access table.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn decide(
+        environment: Arc<EnvironmentHandle>,
+        method: &Method,
+        target: Target,
+    ) -> Result<Self, Denied> {
+        let route = environment.environment.access.decide(method, target.path())?;
+        Ok(Self { environment, method: method.clone(), target, route })
+    }
+
+    /// On whose behalf.
+    pub fn environment(&self) -> &Arc<EnvironmentHandle> {
+        &self.environment
+    }
+
+    /// What may be done.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// To what.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// As which route.
+    pub fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    /// The same permit for GET instead of HEAD: what may be asked for without its body may be asked for with it.
+    #[must_use]
+    pub fn with_body(mut self) -> Self {
+        if self.method == Method::HEAD {
+            self.method = Method::GET;
+        }
+        self
+    }
+}
+
+/// How a list page was come by: `Cache-Status` (RFC 9211).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheStatus {
+    /// From the cache, with so many seconds of freshness left (negative: stale), and why it was served stale.
+    Hit {
+        /// Seconds.
+        ttl: i64,
+        /// `budget`, `gate`, `revalidating`.
+        detail: Option<&'static str>,
+    },
+    /// Asked upstream; whether the page was stored, and whether this caller only joined another's request.
+    Miss {
+        /// It is in the cache now.
+        stored: bool,
+        /// Another caller's request served this one too.
+        collapsed: bool,
+    },
+    /// A stale page after upstream failed.
+    StaleOnError {
+        /// What upstream answered, where it did.
+        status: Option<u16>,
+    },
+    /// The cache is off or does not keep this route.
+    Bypass,
+}
+
+impl CacheStatus {
+    /// The field's value.
+    pub fn field(&self) -> String {
+        match self {
+            Self::Hit { ttl, detail } => match detail {
+                Some(detail) => format!("metorial-proxy; hit; ttl={ttl}; detail={detail}"),
+                None => format!("metorial-proxy; hit; ttl={ttl}"),
+            },
+            Self::Miss { stored, collapsed } => {
+                let stored = if *stored { "; stored" } else { "" };
+                let collapsed = if *collapsed { "; collapsed" } else { "" };
+                format!("metorial-proxy; fwd=uri-miss{stored}{collapsed}")
+            }
+            Self::StaleOnError { status } => match status {
+                Some(status) => format!("metorial-proxy; fwd=stale; fwd-status={status}; detail=error"),
+                None => "metorial-proxy; fwd=stale; detail=error".to_owned(),
+            },
+            Self::Bypass => "metorial-proxy; fwd=bypass".to_owned(),
+        }
+    }
+}
+
+/// What is learned about a request on its way; written once per fact, read when it is over.
+#[derive(Debug)]
+pub struct Journal {
+    /// The request id: the caller's where sane, else ours.
+    pub request_id: Box<str>,
+    /// The caller, once known.
+    pub client_ip: OnceLock<ClientIp>,
+    /// The caller's own limit, once counted.
+    pub client_standing: OnceLock<Standing>,
+    /// The environment, once authenticated.
+    pub environment: OnceLock<Arc<EnvironmentHandle>>,
+    /// The route, once authorized.
+    pub route: OnceLock<Arc<Route>>,
+    /// Keeps the in-flight place until the response has been sent.
+    pub in_flight: OnceLock<OwnedSemaphorePermit>,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    cache: Option<CacheStatus>,
+    rejection: Option<Rejection>,
+    attempts: u32,
+}
+
+impl Journal {
+    /// An empty one.
+    pub fn new(request_id: Box<str>) -> Self {
+        Self {
+            request_id,
+            client_ip: OnceLock::new(),
+            client_standing: OnceLock::new(),
+            environment: OnceLock::new(),
+            route: OnceLock::new(),
+            in_flight: OnceLock::new(),
+            notes: Mutex::default(),
+        }
+    }
+
+    /// Notes how a list page was come by; a later note replaces an earlier one.
+    pub fn cache(&self, status: CacheStatus) {
+        self.notes(|notes| notes.cache = Some(status));
+    }
+
+    /// How a list page was come by.
+    pub fn cache_status(&self) -> Option<CacheStatus> {
+        self.notes(|notes| notes.cache.clone())
+    }
+
+    /// Notes why the request was refused.
+    pub fn refused(&self, rejection: Rejection) {
+        self.notes(|notes| notes.rejection = Some(rejection));
+    }
+
+    /// Why the request was refused.
+    pub fn rejection(&self) -> Option<Rejection> {
+        self.notes(|notes| notes.rejection.clone())
+    }
+
+    /// Notes one request to upstream.
+    pub fn attempt(&self) {
+        self.notes(|notes| notes.attempts += 1);
+    }
+
+    /// Requests made to upstream.
+    pub fn attempts(&self) -> u32 {
+        self.notes(|notes| notes.attempts)
+    }
+
+    fn notes<T>(&self, with: impl FnOnce(&mut Notes) -> T) -> T {
+        with(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

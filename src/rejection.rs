@@ -1,0 +1,378 @@
+//! Why a request was not served, and what that is in HTTP.
+//!
+//! Refusals are data: a layer returns a [`Rejection`], and one exhaustive match gives it a status, a code and a sentence.
+//! The body serves the official SDKs (`__typename`, `code`, `message`, `hint`) and readers of RFC 9457 (`type`, `title`,
+//! `detail`) alike.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::body::ResponseBody;
+use crate::time::whole_seconds;
+
+/// `Proxy-Status` (RFC 9209)
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// Which limit was met: the names callers see in `violated-policies` and operators in metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Per client IP.
+    Client,
+    /// The environment's budget.
+    Environment,
+    /// What our own IP may send.
+    Egress,
+    /// Upstream said 429 although our count allowed it.
+    Upstream,
+}
+
+impl Limit {
+    /// The policy's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Environment => "environment",
+            Self::Egress => "egress",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
+/// How upstream failed: the error types of RFC 9209 §2.3 that we can tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamFault {
+    /// Its name could not be resolved.
+    Dns,
+    /// It refused the connection.
+    ConnectionRefused,
+    /// No connection in time.
+    ConnectionTimeout,
+    /// The connection broke before the response was whole.
+    ConnectionTerminated,
+    /// No route to it.
+    Unavailable,
+    /// Its certificate is not valid for its name.
+    TlsCertificate,
+    /// TLS failed otherwise.
+    TlsProtocol,
+    /// What it sent is not HTTP.
+    HttpProtocol,
+    /// No head of a response in time.
+    ResponseTimeout,
+    /// A content coding nobody asked for: it cannot be searched for the secret.
+    UnexpectedCoding,
+}
+
+impl UpstreamFault {
+    /// The error type of RFC 9209 §2.3.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dns => "dns_error",
+            Self::ConnectionRefused => "connection_refused",
+            Self::ConnectionTimeout => "connection_timeout",
+            Self::ConnectionTerminated => "connection_terminated",
+            Self::Unavailable => "destination_ip_unroutable",
+            Self::TlsCertificate => "tls_certificate_error",
+            Self::TlsProtocol => "tls_protocol_error",
+            Self::HttpProtocol => "http_protocol_error",
+            Self::ResponseTimeout => "http_response_timeout",
+            Self::UnexpectedCoding => "http_response_content_coding",
+        }
+    }
+
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::Dns => "the name of the Metorial API could not be resolved",
+            Self::ConnectionRefused => "the Metorial API refused the connection",
+            Self::ConnectionTimeout => "the Metorial API could not be reached in time",
+            Self::ConnectionTerminated => {
+                "the connection to the Metorial API broke before the answer was complete"
+            }
+            Self::Unavailable => "there is no route to the Metorial API",
+            Self::TlsCertificate => "the certificate of the Metorial API is not valid",
+            Self::TlsProtocol => "TLS with the Metorial API failed",
+            Self::HttpProtocol => "what the Metorial API sent is not HTTP",
+            Self::ResponseTimeout => "the Metorial API did not answer in time",
+            Self::UnexpectedCoding => "the Metorial API used a content coding that was not asked for",
+        }
+    }
+}
+
+/// A request that is not served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejection {
+    /// It could be read in two ways.
+    BadRequest(Cow<'static, str>),
+    /// No key, an unknown key, a secret key.
+    Unauthorized(&'static str),
+    /// No rule allows it; what would.
+    Forbidden {
+        /// What is refused.
+        message: String,
+        /// The rule that would open it.
+        hint: Option<String>,
+    },
+    /// A method that this proxy does not serve.
+    MethodNotAllowed,
+    /// The caller was too slow with its body.
+    RequestTimeout,
+    /// The body is larger than so many bytes.
+    PayloadTooLarge(u64),
+    /// The target is longer than so many bytes.
+    UriTooLong(usize),
+    /// The fields take more than so many bytes.
+    HeadersTooLarge(usize),
+    /// A limit is met.
+    RateLimited {
+        /// Which.
+        limit: Limit,
+        /// Until a request may be admitted.
+        wait: Duration,
+    },
+    /// A fault of ours.
+    Internal,
+    /// Upstream failed.
+    Upstream(UpstreamFault),
+    /// Upstream refused our secret key.
+    UpstreamCredentials,
+    /// Upstream's answer held our secret key.
+    SecretGuard,
+    /// Too much in flight.
+    Overloaded,
+    /// The request's deadline passed.
+    DeadlineExceeded,
+}
+
+struct Described<'a> {
+    status: StatusCode,
+    code: &'static str,
+    message: Cow<'a, str>,
+    hint: Option<&'a str>,
+    /// Error type of RFC 9209 §2.3.
+    proxy_status: &'static str,
+}
+
+impl Rejection {
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.describe().status
+    }
+
+    /// The code in the body.
+    pub fn code(&self) -> &'static str {
+        self.describe().code
+    }
+
+    fn describe(&self) -> Described<'_> {
+        let described = |status, code, message: Cow<'static, str>, proxy_status| Described {
+            status,
+            code,
+            message,
+            hint: None,
+            proxy_status,
+        };
+        match self {
+            Self::BadRequest(message) => Described {
+                hint: Some("Send the request in one unambiguous form."),
+                ..described(StatusCode::BAD_REQUEST, "bad_request", message.clone(), "http_request_error")
+            },
+            Self::Unauthorized(message) => Described {
+                hint: Some("Send Authorization: Bearer metorial_pk_… with a publishable key of this proxy."),
+                ..described(
+                    StatusCode::UNAUTHORIZED,
+                    "unauthorized",
+                    Cow::Borrowed(*message),
+                    "http_request_denied",
+                )
+            },
+            Self::Forbidden { message, hint } => Described {
+                status: StatusCode::FORBIDDEN,
+                code: "forbidden",
+                message: Cow::Borrowed(message.as_str()),
+                hint: hint.as_deref(),
+                proxy_status: "http_request_denied",
+            },
+            Self::MethodNotAllowed => described(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "This proxy does not serve this method.".into(),
+                "http_request_denied",
+            ),
+            Self::RequestTimeout => described(
+                StatusCode::REQUEST_TIMEOUT,
+                "timeout",
+                "The request's body did not arrive in time.".into(),
+                "http_request_error",
+            ),
+            Self::PayloadTooLarge(limit) => described(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "payload_too_large",
+                format!("The request's body is larger than {limit} bytes.").into(),
+                "http_request_denied",
+            ),
+            Self::UriTooLong(limit) => described(
+                StatusCode::URI_TOO_LONG,
+                "uri_too_long",
+                format!("The request's target is longer than {limit} bytes.").into(),
+                "http_request_denied",
+            ),
+            Self::HeadersTooLarge(limit) => described(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "headers_too_large",
+                format!("The request's header fields take more than {limit} bytes.").into(),
+                "http_request_denied",
+            ),
+            Self::RateLimited { limit, .. } => Described {
+                hint: Some("Wait as long as Retry-After or the RateLimit field says."),
+                ..described(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_exceeded",
+                    match limit {
+                        Limit::Client => "Too many requests from this address.",
+                        Limit::Environment => "The request budget of this environment is spent.",
+                        Limit::Egress => "The request budget of this proxy's address is spent.",
+                        Limit::Upstream => "The Metorial API asked this proxy to wait.",
+                    }
+                    .into(),
+                    "http_request_denied",
+                )
+            },
+            Self::Internal => described(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal_error",
+                "The proxy failed; its log has the details under this request id.".into(),
+                "proxy_internal_error",
+            ),
+            Self::Upstream(fault) => described(
+                if *fault == UpstreamFault::ResponseTimeout {
+                    StatusCode::GATEWAY_TIMEOUT
+                } else {
+                    StatusCode::BAD_GATEWAY
+                },
+                if *fault == UpstreamFault::ResponseTimeout { "upstream_timeout" } else { "upstream_error" },
+                fault.sentence().into(),
+                fault.name(),
+            ),
+            Self::UpstreamCredentials => Described {
+                hint: Some(
+                    "This is for the operator of the proxy: its secret key was refused. Nothing is wrong with yours.",
+                ),
+                ..described(
+                    StatusCode::BAD_GATEWAY,
+                    "upstream_credentials",
+                    "The Metorial API refused this proxy's own key.".into(),
+                    "proxy_configuration_error",
+                )
+            },
+            Self::SecretGuard => described(
+                StatusCode::BAD_GATEWAY,
+                "secret_guard",
+                "The answer held a secret of this proxy and was withheld.".into(),
+                "proxy_internal_response",
+            ),
+            Self::Overloaded => described(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                "This proxy has as many requests in flight as it may.".into(),
+                "http_request_denied",
+            ),
+            Self::DeadlineExceeded => described(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                "There was no answer within this proxy's time limit.".into(),
+                "http_response_timeout",
+            ),
+        }
+    }
+
+    /// How long to wait before asking again, where that is known.
+    pub fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { wait, .. } => Some(*wait),
+            Self::Overloaded => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The answer. `Retry-After` is left out where the wait is longer than `max_retry_after`: SDKs sleep it silently.
+    pub fn to_response(&self, request_id: &str, max_retry_after: Duration) -> Response<ResponseBody> {
+        let described = self.describe();
+        let violated = match self {
+            Self::RateLimited { limit, .. } => Some([limit.name()]),
+            _ => None,
+        };
+        let retry_after = self.wait().map(|wait| whole_seconds(wait).max(1));
+        let body = Body {
+            kind: match described.status {
+                StatusCode::TOO_MANY_REQUESTS => {
+                    "https://iana.org/assignments/http-problem-types#quota-exceeded"
+                }
+                StatusCode::SERVICE_UNAVAILABLE => {
+                    "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+                }
+                _ => "about:blank",
+            },
+            title: described.status.canonical_reason().unwrap_or("Error"),
+            status: described.status.as_u16(),
+            detail: &described.message,
+            typename: "error",
+            ok: false,
+            code: described.code,
+            message: &described.message,
+            hint: described.hint,
+            violated_policies: violated,
+            retry_after,
+            request_id,
+        };
+        // A struct of strings and numbers always serialises.
+        let json = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = Response::new(ResponseBody::full(json));
+        *response.status_mut() = described.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        let proxy_status = format!("metorial-proxy; error={}", described.proxy_status);
+        headers.extend(HeaderValue::try_from(proxy_status).ok().map(|value| (PROXY_STATUS, value)));
+        if let Some(seconds) = retry_after.filter(|seconds| *seconds <= whole_seconds(max_retry_after)) {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        match self {
+            Self::Unauthorized(_) => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::MethodNotAllowed => {
+                headers
+                    .insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    #[serde(rename = "__typename")]
+    typename: &'static str,
+    ok: bool,
+    code: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+    #[serde(rename = "violated-policies", skip_serializing_if = "Option::is_none")]
+    violated_policies: Option<[&'static str; 1]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
+    request_id: &'a str,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! One token bucket per client IP: governor's keyed GCRA over a bounded table of our own.
+//!
+//! GCRA never refuses a client that stays within the documented limit in every window, and costs one number a key. The
+//! table is ours because governor's own grows with every address that calls: here it is bounded, and beyond the bound an
+//! unknown client shares the bucket of its wider network, so neither is a door left open nor are bystanders shut out.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::num::NonZeroU32;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use governor::clock::Clock;
+use governor::middleware::StateInformationMiddleware;
+use governor::nanos::Nanos;
+use governor::state::StateStore;
+use governor::state::keyed::ShrinkableKeyedStateStore;
+use governor::{Quota as Cells, RateLimiter};
+
+use crate::domain::client_ip::ClientKey;
+use crate::domain::quota::Quota;
+use crate::domain::ratelimit::Standing;
+use crate::time::{Timestamp, whole_seconds};
+
+/// The limit per client IP.
+pub struct ClientLimits {
+    limiter: RateLimiter<ClientKey, Table, TokioClock, StateInformationMiddleware>,
+    quota: Quota,
+}
+
+/// A client has to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooFast {
+    /// Until its next request is admitted.
+    pub wait: Duration,
+}
+
+impl ClientLimits {
+    /// Bursts of `quota.requests`, refilled evenly over `quota.window`; about `max_tracked` clients at once.
+    pub fn new(quota: Quota, max_tracked: usize) -> Self {
+        let burst = NonZeroU32::new(quota.requests).unwrap_or(NonZeroU32::MIN);
+        // Rounded up: a shorter period would refill faster than documented.
+        let nanos = quota.window.as_nanos().div_ceil(u128::from(burst.get()));
+        let period = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
+        let cells = Cells::with_period(period).unwrap_or_else(|| Cells::per_second(burst)).allow_burst(burst);
+        let limiter = RateLimiter::new(cells, Table::new(max_tracked), TokioClock);
+        Self { limiter, quota }
+    }
+
+    /// Counts one request of `client`.
+    ///
+    /// # Errors
+    /// How long it has to wait.
+    pub fn check(&self, client: ClientKey) -> Result<Standing, TooFast> {
+        self.take(client, NonZeroU32::MIN)
+    }
+
+    /// Makes `client` pay `cells` more, where it has them: a failed authentication costs more than a request.
+    pub fn penalise(&self, client: ClientKey, cells: NonZeroU32) {
+        self.take(client, cells).ok();
+    }
+
+    fn take(&self, client: ClientKey, cells: NonZeroU32) -> Result<Standing, TooFast> {
+        match self.limiter.check_key_n(&client, cells) {
+            Ok(Ok(state)) => {
+                let remaining = state.remaining_burst_capacity();
+                let refill = self.quota.window / self.quota.requests.max(1);
+                let grows_in = if remaining < self.quota.requests { whole_seconds(refill).max(1) } else { 0 };
+                Ok(Standing { quota: self.quota, remaining, grows_in })
+            }
+            Ok(Err(not_until)) => Err(TooFast { wait: not_until.wait_time_from(TokioClock.now()) }),
+            // More cells than the bucket ever holds.
+            Err(_) => Err(TooFast { wait: self.quota.window }),
+        }
+    }
+
+    /// What a client that has nothing left is told.
+    pub fn spent(&self, too_fast: TooFast) -> Standing {
+        Standing { quota: self.quota, remaining: 0, grows_in: whole_seconds(too_fast.wait).max(1) }
+    }
+
+    /// The documented limit.
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// Forgets clients whose buckets are full again and gives their memory back; to be called every few seconds.
+    pub fn forget_idle(&self) {
+        self.limiter.retain_recent();
+        self.limiter.shrink_to_fit();
+    }
+
+    /// Clients tracked now.
+    pub fn tracked(&self) -> usize {
+        self.limiter.len()
+    }
+}
+
+const SHARDS: usize = 64;
+
+/// Theoretical arrival times by client: sharded, so that workers rarely meet; bounded.
+struct Table {
+    shards: Vec<Mutex<HashMap<ClientKey, u64, RandomState>>>,
+    max_per_shard: usize,
+    hasher: RandomState,
+}
+
+impl Table {
+    fn new(max_tracked: usize) -> Self {
+        // Seeded at random: an attacker cannot choose addresses that collide.
+        let hasher = RandomState::default();
+        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
+        Self { shards, max_per_shard: max_tracked.div_ceil(SHARDS).max(1), hasher }
+    }
+
+    fn shard(&self, key: &ClientKey) -> MutexGuard<'_, HashMap<ClientKey, u64, RandomState>> {
+        // The high bits choose the shard, because the map inside uses the low ones.
+        let shard = usize::try_from(self.hasher.hash_one(key) >> 58).unwrap_or_default();
+        lock(&self.shards[shard % SHARDS])
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl StateStore for Table {
+    type Key = ClientKey;
+
+    fn measure_and_replace<T, F, E>(&self, key: &ClientKey, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let mut shard = self.shard(key);
+        let full = shard.len() >= self.max_per_shard;
+        if let Some(arrival) = shard.get_mut(key) {
+            let (outcome, next) = measure(Some(Nanos::new(*arrival)))?;
+            *arrival = next.as_u64();
+            return Ok(outcome);
+        }
+        if full && key.parent() != *key {
+            drop(shard);
+            return self.measure_and_replace(&key.parent(), measure);
+        }
+        let (outcome, next) = measure(None)?;
+        shard.insert(*key, next.as_u64());
+        Ok(outcome)
+    }
+}
+
+impl ShrinkableKeyedStateStore<ClientKey> for Table {
+    fn retain_recent(&self, drop_below: Nanos) {
+        for shard in &self.shards {
+            lock(shard).retain(|_, arrival| *arrival > drop_below.as_u64());
+        }
+    }
+
+    fn shrink_to_fit(&self) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            // Only where it pays: a steady number of clients is not moved about every few seconds.
+            if shard.capacity() > 64 && shard.capacity() > shard.len() * 4 {
+                shard.shrink_to_fit();
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// tokio's clock, which tests pause.
+#[derive(Debug, Clone, Copy)]
+struct TokioClock;
+
+impl Clock for TokioClock {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        Nanos::new(Timestamp::now().0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::sleep;
+
+    fn limits(requests: u32, seconds: u64, max_tracked: usize) -> ClientLimits {
+        ClientLimits::new(Quota { requests, window: Duration::from_secs(seconds) }, max_tracked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_has_its_burst_and_then_what_flows_back() {
+        let limits = limits(1000, 10, 1000);
+        let client = ClientKey(7);
+        for left in (0..1000).rev() {
+            assert_eq!(limits.check(client).map(|standing| standing.remaining), Ok(left));
+        }
+        assert_eq!(limits.check(client), Err(TooFast { wait: Duration::from_millis(10) }));
+        sleep(Duration::from_millis(10)).await;
+        assert!(limits.check(client).is_ok());
+        assert!(limits.check(client).is_err());
+        assert!(limits.check(ClientKey(8)).is_ok(), "others are not touched");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guessing_keys_costs_more() {
+        let limits = limits(30, 10, 1000);
+        let client = ClientKey(7);
+        for _ in 0..3 {
+            limits.penalise(client, NonZeroU32::new(10).expect("ten"));
+        }
+        assert!(limits.check(client).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_addresses_is_bounded_and_forgotten() {
+        let limits = limits(10, 10, 640);
+        for address in 0..100_000u64 {
+            limits.check(ClientKey(0x2001_0db8_0000_0000 + address)).ok();
+        }
+        assert!(limits.tracked() <= 640 + SHARDS, "{}", limits.tracked());
+        assert!(
+            limits.check(ClientKey(0x2001_0db8_ffff_ffff)).is_err(),
+            "the attacker's network shares one bucket"
+        );
+        assert!(limits.check(ClientKey(0x2a00_0000_0000_0001)).is_ok(), "a bystander elsewhere is served");
+        sleep(Duration::from_secs(30)).await;
+        limits.forget_idle();
+        assert_eq!(limits.tracked(), 0);
+    }
+}

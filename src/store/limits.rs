@@ -1,0 +1,86 @@
+//! Budgets: what may still be sent to the API.
+//!
+//! Every upstream request draws on the environment's budget and the egress budget in one step: if one refuses, neither is
+//! charged.
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::domain::quota::RingPlan;
+use crate::domain::ratelimit::Observation;
+use crate::domain::window::Snapshot;
+use crate::time::Timestamp;
+
+mod memory;
+
+pub use memory::MemoryLimits;
+
+/// A budget's place in its store; cheap to pass around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BudgetId(pub usize);
+
+/// What was drawn: to be kept until the request surely was written, or given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Charge {
+    /// From which budgets.
+    pub budgets: [BudgetId; 2],
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Nothing was drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// The budget that refuses longest.
+    pub budget: BudgetId,
+    /// The first moment at which the draw would succeed, were nothing else drawn.
+    pub until: Timestamp,
+    /// It is shut because upstream said 429, not because it is spent.
+    pub gate: bool,
+}
+
+/// How a budget stands, for `/status` and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BudgetView {
+    /// Its identity.
+    pub name: String,
+    /// What it was made from.
+    pub plan: RingPlan,
+    /// What is left and when it grows.
+    pub snapshot: Snapshot,
+    /// Until upstream's 429 allows requests again; zero when it does.
+    pub gate: Duration,
+}
+
+/// A store of budgets.
+pub trait LimitStore: Send + Sync + 'static {
+    /// Finds or makes the budget `name`. What it has spent survives; a changed plan takes it over.
+    fn budget(&self, name: &str, plan: RingPlan) -> BudgetId;
+
+    /// Draws one request from both budgets, or from neither.
+    ///
+    /// `ahead`: so many others wait for the same budgets; a refusal says when this one's turn would come.
+    fn acquire(
+        &self,
+        budgets: [BudgetId; 2],
+        ahead: u32,
+    ) -> impl Future<Output = Result<Charge, Refused>> + Send;
+
+    /// Gives back a charge whose request surely was never written.
+    fn refund(&self, charge: Charge) -> impl Future<Output = ()> + Send;
+
+    /// Shuts a budget for `wait`: upstream said 429.
+    fn penalise(&self, budget: BudgetId, wait: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Takes note of upstream's own count.
+    fn observe(&self, budget: BudgetId, observation: Observation) -> impl Future<Output = ()> + Send;
+
+    /// How a budget stands, as far as this process knows without asking.
+    fn snapshot(&self, budget: BudgetId) -> Snapshot;
+
+    /// Every budget.
+    fn views(&self) -> Vec<BudgetView>;
+}
+
+#[cfg(test)]
+pub mod contract;

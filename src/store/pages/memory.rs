@@ -1,0 +1,90 @@
+//! Pages in this process, in moka: bounded by their true size, evicted by frequency and recency (TinyLFU).
+//!
+//! Freshness is ours (our entry, our clock); moka's expiry is a backstop for pages that nobody asks for again.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use moka::future::Cache;
+use moka::policy::EvictionPolicy;
+
+use super::{Page, PageStore, Usage};
+use crate::domain::page_key::PageKey;
+
+/// What moka and the allocator take for an entry beside its key and page.
+const ENTRY_OVERHEAD: usize = 200;
+
+/// Pages of a single replica.
+#[derive(Debug)]
+pub struct MemoryPages {
+    pages: Cache<PageKey, Arc<Page>>,
+    capacity: u64,
+    // Only collections that were written to are here, so callers cannot make it grow by asking.
+    generations: RwLock<HashMap<String, HashMap<String, AtomicU64>>>,
+}
+
+impl MemoryPages {
+    /// Keeps at most `capacity` bytes, each page for at most `backstop`.
+    pub fn new(capacity: u64, backstop: Duration) -> Self {
+        let pages = Cache::builder()
+            .max_capacity(capacity)
+            .weigher(|key: &PageKey, page: &Arc<Page>| {
+                u32::try_from(key.len() + page.size() + ENTRY_OVERHEAD).unwrap_or(u32::MAX)
+            })
+            .eviction_policy(EvictionPolicy::tiny_lfu())
+            .time_to_live(backstop)
+            .build();
+        Self { pages, capacity, generations: RwLock::default() }
+    }
+}
+
+impl PageStore for MemoryPages {
+    async fn get(&self, key: &PageKey) -> Option<Arc<Page>> {
+        self.pages.get(key).await
+    }
+
+    async fn put(&self, key: PageKey, page: Arc<Page>) {
+        self.pages.insert(key, page).await;
+    }
+
+    async fn generation(&self, environment: &str, collection: &str) -> u64 {
+        let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
+        let found = generations.get(environment).and_then(|collections| collections.get(collection));
+        found.map_or(0, |generation| generation.load(Ordering::Acquire))
+    }
+
+    async fn invalidate(&self, environment: &str, collection: &str) {
+        let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
+        let collections = generations.entry(environment.to_owned()).or_default();
+        collections.entry(collection.to_owned()).or_default().fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            entries: self.pages.entry_count(),
+            bytes: self.pages.weighted_size(),
+            capacity: self.capacity,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    super::super::contract::suite!(MemoryPages::new(1 << 20, Duration::from_secs(600)));
+
+    #[tokio::test]
+    async fn capacity_is_respected_by_true_size() {
+        let store = MemoryPages::new(100_000, Duration::from_secs(600));
+        for at in 0..100 {
+            let (key, page) = super::super::contract::page(&format!("/things/{at}"), &"x".repeat(10_000));
+            store.put(key, page).await;
+        }
+        store.pages.run_pending_tasks().await;
+        let usage = store.usage();
+        assert!(usage.bytes <= 100_000 && usage.entries >= 1 && usage.entries <= 9, "{usage:?}");
+    }
+}
