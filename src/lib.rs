@@ -6,4 +6,5 @@ pub mod domain;
 pub mod exchange;
 pub mod rejection;
 pub mod store;
+pub mod telemetry;
 pub mod time;

@@ -1,0 +1,172 @@
+//! How long requests took: histograms that are found without building a label.
+//!
+//! A family of the metrics crate is looked up by an owned label set: three strings to allocate and hash for each
+//! request. So each handle is kept in a table of our own, by route template (or environment) and then by method and
+//! status, of which a route sees a handful. The table is replaced whole when a new combination turns up, which stops
+//! soon: reading it takes no lock.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::Method;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::telemetry::labels::{Label, Labels, UpstreamFailure, Verb};
+
+/// The route of a request that matched none.
+pub const UNMATCHED: &str = "unmatched";
+
+/// Upper bounds in seconds: OpenTelemetry's advice for HTTP durations, and three finer ones, because a cached page
+/// leaves in less than 5 ms.
+const BUCKETS: [f64; 17] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+/// `http_server_request_duration_seconds`: from a request's head to the end of its response's head.
+#[derive(Debug)]
+pub struct ServerDurations(Durations);
+
+impl ServerDurations {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        Self(Durations::register(
+            registry,
+            "http_server_request_duration",
+            "Time from a request's head to the head of its answer, by route template",
+            "http_route",
+        ))
+    }
+
+    /// Counts a request that was answered with `status` after `elapsed`. `route` is a template or [`UNMATCHED`], never
+    /// what the caller sent.
+    pub fn record(&self, method: &Method, status: u16, route: &str, elapsed: Duration) {
+        self.0.record(Verb::of(method), End::Status(status), route, elapsed);
+    }
+}
+
+/// `http_client_request_duration_seconds`: one attempt towards upstream.
+#[derive(Debug)]
+pub struct ClientDurations(Durations);
+
+impl ClientDurations {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        Self(Durations::register(
+            registry,
+            "http_client_request_duration",
+            "Time from sending a request upstream to the head of its answer, each attempt by itself",
+            "environment",
+        ))
+    }
+
+    /// Counts an attempt for `environment` that ended after `elapsed` with a status, or without one.
+    pub fn record(
+        &self,
+        method: &Method,
+        end: Result<u16, UpstreamFailure>,
+        environment: &str,
+        elapsed: Duration,
+    ) {
+        let end = end.map_or_else(End::Failure, End::Status);
+        self.0.record(Verb::of(method), end, environment, elapsed);
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Status(u16),
+    Failure(UpstreamFailure),
+}
+
+/// Histograms by subject (the name the table is searched by), method and end.
+#[derive(Debug)]
+struct Durations {
+    subject: &'static str,
+    family: Family<Labels, Histogram, fn() -> Histogram>,
+    known: ArcSwap<Known>,
+}
+
+type Known = HashMap<Box<str>, Vec<(Verb, End, Histogram)>, foldhash::fast::RandomState>;
+
+impl Durations {
+    fn register(registry: &mut Registry, name: &str, help: &str, subject: &'static str) -> Self {
+        let family = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
+        registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+        Self { subject, family, known: ArcSwap::default() }
+    }
+
+    fn record(&self, verb: Verb, end: End, subject: &str, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        let known = self.known.load();
+        let series = known.get(subject).map(Vec::as_slice).unwrap_or_default();
+        match series.iter().find(|(v, e, _)| (*v, *e) == (verb, end)) {
+            Some((_, _, histogram)) => histogram.observe(seconds),
+            None => self.learn(verb, end, subject).observe(seconds),
+        }
+    }
+
+    #[cold]
+    fn learn(&self, verb: Verb, end: End, subject: &str) -> Histogram {
+        let end_label = match end {
+            End::Status(status) => ("http_response_status_code", Cow::Owned(status.to_string())),
+            End::Failure(failure) => failure.pair(),
+        };
+        let labels = vec![verb.pair(), end_label, (self.subject, Cow::Owned(subject.to_owned()))];
+        // Two threads that meet here get the same handle; the second entry is never read.
+        let histogram = self.family.get_or_create_owned(&labels);
+        self.known.rcu(|known| {
+            let mut known = Known::clone(known);
+            known.entry(subject.into()).or_default().push((verb, end, histogram.clone()));
+            known
+        });
+        histogram
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::encoding::text::encode;
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        encode(&mut text, registry).expect("a String takes everything");
+        text
+    }
+
+    #[test]
+    fn each_combination_is_one_series() {
+        let mut registry = Registry::default();
+        let durations = ServerDurations::register(&mut registry);
+        for _ in 0..3 {
+            durations.record(&Method::GET, 200, "/providers", Duration::from_micros(700));
+        }
+        durations.record(&Method::GET, 404, "/providers", Duration::from_millis(7));
+        durations.record(&Method::GET, 200, UNMATCHED, Duration::from_secs(20));
+
+        let text = text(&registry);
+        let labels = r#"http_request_method="GET",http_response_status_code="200",http_route="/providers""#;
+        let sample = |name: &str| format!("http_server_request_duration_seconds_{name}");
+        assert!(text.contains(&format!("{}{{{labels}}} 3\n", sample("count"))), "{text}");
+        assert!(text.contains(&format!("{}{{le=\"0.0005\",{labels}}} 0\n", sample("bucket"))), "{text}");
+        assert!(text.contains(&format!("{}{{le=\"0.001\",{labels}}} 3\n", sample("bucket"))), "{text}");
+        assert_eq!(text.matches(&sample("count")).count(), 3);
+    }
+
+    #[test]
+    fn an_attempt_has_a_status_or_an_error_type() {
+        let mut registry = Registry::default();
+        let durations = ClientDurations::register(&mut registry);
+        durations.record(&Method::GET, Ok(200), "live", Duration::from_millis(20));
+        durations.record(&Method::GET, Err(UpstreamFailure::Timeout), "live", Duration::from_secs(10));
+
+        let text = text(&registry);
+        let ends = [r#"http_response_status_code="200""#, r#"error_type="timeout""#];
+        for end in ends {
+            let labels = format!(r#"http_request_method="GET",{end},environment="live""#);
+            assert!(text.contains(&format!("_count{{{labels}}} 1\n")), "{text}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Figures that are asked for when somebody looks, from those who know them.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::{family, named};
+use crate::telemetry::labels::Labels;
+
+/// What is known at the moment of a scrape. Names that a reload removed are simply no longer in it.
+#[derive(Debug, Clone, Default)]
+pub struct Scrape {
+    /// Each budget once, `egress` too.
+    pub budgets: Vec<BudgetView>,
+    /// Each environment's secret.
+    pub secrets: Vec<SecretView>,
+    /// Client IPs that a token bucket is held for.
+    pub tracked_clients: u64,
+    /// Log lines lost because stderr was slower than the proxy.
+    pub log_lines_dropped: u64,
+}
+
+/// A budget as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BudgetView {
+    /// Its name.
+    pub name: String,
+    /// Requests per window.
+    pub limit: u32,
+    /// Requests that are still free.
+    pub remaining: u32,
+}
+
+/// A secret as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretView {
+    /// The environment it serves.
+    pub environment: String,
+    /// Since it was put in place.
+    pub age: Duration,
+}
+
+impl Scrape {
+    /// A registry of its own for each scrape: two at once don't see each other's half.
+    pub(super) fn registry(&self) -> Registry {
+        let mut registry = Registry::default();
+        let r = &mut registry;
+        let limit: Family<Labels, Gauge> =
+            family(r, "metorial_proxy_budget_limit", "Requests that a budget grants per window");
+        let remaining: Family<Labels, Gauge> =
+            family(r, "metorial_proxy_budget_remaining", "Requests that a budget grants at this moment");
+        for budget in &self.budgets {
+            let labels = named("budget", &budget.name);
+            limit.get_or_create(&labels).set(i64::from(budget.limit));
+            remaining.get_or_create(&labels).set(i64::from(budget.remaining));
+        }
+
+        let age = Family::<Labels, Gauge>::default();
+        for secret in &self.secrets {
+            let seconds = i64::try_from(secret.age.as_secs()).unwrap_or(i64::MAX);
+            age.get_or_create(&named("environment", &secret.environment)).set(seconds);
+        }
+        let help = "Time since an environment's secret key was put in place";
+        r.register_with_unit("metorial_proxy_secret_age", help, Unit::Seconds, age);
+
+        let clients = ConstGauge::new(self.tracked_clients);
+        r.register("metorial_proxy_tracked_clients", "Client IPs that a token bucket is held for", clients);
+        let dropped = ConstCounter::new(self.log_lines_dropped);
+        let help = "Log lines lost because stderr was slower than the proxy";
+        r.register("metorial_proxy_log_lines_dropped", help, dropped);
+        registry
+    }
+}
