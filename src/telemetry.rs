@@ -7,4 +7,5 @@ pub mod durations;
 pub mod exposition;
 pub mod gauge;
 pub mod labels;
+pub mod logging;
 pub mod metrics;
