@@ -3,6 +3,7 @@
 pub mod body;
 pub mod config;
 pub mod domain;
+pub mod edge;
 pub mod exchange;
 pub mod rejection;
 pub mod store;

@@ -1,0 +1,3 @@
+//! Everything with a socket, a file or a signal.
+
+pub mod admin;
