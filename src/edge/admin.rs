@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::telemetry::exposition::Format;
 
 pub mod guard;
+pub mod health;
 pub mod serve;
 pub mod status;
 

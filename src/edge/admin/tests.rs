@@ -113,10 +113,13 @@ async fn probes_tell_life_from_readiness() {
     let port = Port::open().await;
     expect(&port.ask("GET /livez", "").await, 200, "ok\n");
     expect(&port.ask("GET /readyz", "").await, 200, "ready\n");
+    assert_eq!(health::check(port.addr).await, Ok(()));
 
     port.view.draining.store(true, Ordering::Relaxed);
     expect(&port.ask("GET /livez", "").await, 200, "ok\n");
     expect(&port.ask("GET /readyz", "").await, 503, "draining\n");
+    let error = health::check(port.addr).await.expect_err("draining");
+    assert_eq!(error, format!("{} answered 503: draining", port.addr));
 }
 
 #[tokio::test]
