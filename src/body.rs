@@ -245,9 +245,42 @@ impl Body for ResponseBody {
     }
 }
 
+/// A body on its way from upstream.
+#[derive(Debug)]
+pub enum Arriving {
+    /// Over a connection.
+    Wire(Incoming),
+    /// All there: what upstreams that live in this process answer with.
+    Held(RequestBody),
+}
+
+impl Arriving {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Wire(body) => body.is_end_stream(),
+            Self::Held(body) => body.is_end_stream(),
+        }
+    }
+
+    /// Bytes still to come, where that is known.
+    pub fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Wire(body) => body.size_hint(),
+            Self::Held(body) => body.size_hint(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Wire(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Broken),
+            Self::Held(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+}
+
 /// Upstream's body as it comes: searched for the secret, bounded in silence; its connection goes back when it is whole.
 pub struct Outbound {
-    body: Incoming,
+    body: Arriving,
     scan: Option<Scan>,
     silence: Silence,
     lease: Option<Box<dyn Lease>>,
@@ -256,7 +289,7 @@ pub struct Outbound {
 
 impl Outbound {
     /// `scan`: what to search for, `None` where nothing can be found (a body that is not text is searched all the same).
-    pub fn new(body: Incoming, scan: Option<Scan>, idle: Duration, lease: Option<Box<dyn Lease>>) -> Self {
+    pub fn new(body: Arriving, scan: Option<Scan>, idle: Duration, lease: Option<Box<dyn Lease>>) -> Self {
         let mut outbound = Self { body, scan, silence: Silence::new(idle), lease, ended: false };
         if outbound.body.is_end_stream() {
             outbound.end();
@@ -277,7 +310,7 @@ impl Outbound {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         while !self.ended {
-            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            let frame = match self.body.poll(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => return self.silence.poll(cx).map(|()| Some(Err(BodyError::Silent))),
             };
@@ -287,7 +320,7 @@ impl Outbound {
                 Some(Err(error)) => {
                     self.lease = None;
                     self.ended = true;
-                    return Poll::Ready(Some(Err(BodyError::Broken(error))));
+                    return Poll::Ready(Some(Err(error)));
                 }
                 None => {
                     self.end();

@@ -99,6 +99,8 @@ pub struct EnvironmentHandle {
     pub environment: Arc<Environment>,
     /// Its budget in the limit store.
     pub budget: BudgetId,
+    /// Its place in the configuration, from 0.
+    pub index: usize,
 }
 
 /// Proof that a method on a target is allowed. There is no other way to one than the decision itself.
@@ -152,6 +154,35 @@ impl Permit {
         }
         self
     }
+}
+
+/// What an attempt to have a request answered upstream came to.
+#[derive(Debug)]
+pub struct Failure {
+    /// What the caller is told.
+    pub rejection: Rejection,
+    /// Whether upstream may have seen the request.
+    pub delivery: Delivery,
+    /// The request's body, where it was not used up.
+    pub body: Option<RequestBody>,
+}
+
+impl Failure {
+    /// Refused by ourselves, before anything was sent.
+    pub fn refused(rejection: Rejection, body: RequestBody) -> Self {
+        Self { rejection, delivery: Delivery::Refused, body: Some(body) }
+    }
+}
+
+/// Whether upstream may have seen a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// We refused it ourselves: trying again changes nothing.
+    Refused,
+    /// Surely not a byte of it was written.
+    Never,
+    /// Some of it may have been: only what is safe may be sent again.
+    Possible,
 }
 
 /// How a list page was come by: `Cache-Status` (RFC 9211).

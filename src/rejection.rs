@@ -5,6 +5,9 @@
 //! `detail`) alike.
 
 use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -350,6 +353,44 @@ impl Rejection {
             _ => {}
         }
         response
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// What a layer that decides at once answers with: its refusal, or what the layer inside says. No box.
+    #[project = GateProjection]
+    pub enum Gate<F> {
+        /// Not served.
+        Refused { rejection: Option<Rejection> },
+        /// Passed on.
+        Passed { #[pin] future: F },
+    }
+}
+
+impl<F> Gate<F> {
+    /// Not served.
+    pub fn refused(rejection: Rejection) -> Self {
+        Self::Refused { rejection: Some(rejection) }
+    }
+
+    /// Passed on.
+    pub fn passed(future: F) -> Self {
+        Self::Passed { future }
+    }
+}
+
+impl<F, T> Future for Gate<F>
+where
+    F: Future<Output = Result<T, Rejection>>,
+{
+    type Output = Result<T, Rejection>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            // Polled again after it was ready, which no caller does, it would say that we failed.
+            GateProjection::Refused { rejection } => Poll::Ready(Err(rejection.take().unwrap_or(Rejection::Internal))),
+            GateProjection::Passed { future } => future.poll(cx),
+        }
     }
 }
 

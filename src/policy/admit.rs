@@ -1,0 +1,69 @@
+//! Admit: so many requests in flight and no more, before memory is spent on one.
+//!
+//! A place is held until the response has been sent, because a slow reader takes up memory as long as it reads.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::sync::Semaphore;
+use tower::{Layer, Service};
+
+use crate::exchange::Exchange;
+use crate::rejection::{Gate, Rejection};
+use crate::telemetry::labels::{Outcome, Policy};
+use crate::telemetry::metrics::Metrics;
+
+/// Bounds what is in flight.
+#[derive(Clone)]
+pub struct AdmitLayer(Arc<Shared>);
+
+struct Shared {
+    places: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+impl AdmitLayer {
+    /// `places` outlives the pipeline: a reload does not double it.
+    pub fn new(places: Arc<Semaphore>, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Shared { places, metrics }))
+    }
+}
+
+impl<S> Layer<S> for AdmitLayer {
+    type Service = Admit<S>;
+
+    fn layer(&self, inner: S) -> Admit<S> {
+        Admit { inner, shared: self.0.clone() }
+    }
+}
+
+/// See [`AdmitLayer`].
+#[derive(Clone)]
+pub struct Admit<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S, T> Service<Exchange<T>> for Admit<S>
+where
+    S: Service<Exchange<T>, Error = Rejection>,
+{
+    type Response = S::Response;
+    type Error = Rejection;
+    type Future = Gate<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, exchange: Exchange<T>) -> Self::Future {
+        let Ok(place) = self.shared.places.clone().try_acquire_owned() else {
+            self.shared.metrics.decision(Policy::Admit, Outcome::Refused);
+            return Gate::refused(Rejection::Overloaded);
+        };
+        self.shared.metrics.decision(Policy::Admit, Outcome::Allowed);
+        // The journal lives until the response has been sent. It is fresh: nothing is there yet.
+        exchange.journal.in_flight.set(place).ok();
+        Gate::passed(self.inner.call(exchange))
+    }
+}

@@ -1,0 +1,159 @@
+//! Authorize: method, route, version and origin → [`Permit`], the type that everything below requires.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::{HeaderMap, HeaderName, ORIGIN};
+use tower::{Layer, Service};
+
+use crate::domain::environment::Environment;
+use crate::domain::target::Extracted;
+use crate::exchange::{Authenticated, Exchange, Permit, Permitted};
+use crate::rejection::{Gate, Rejection};
+use crate::telemetry::labels::{Outcome, Policy};
+use crate::telemetry::metrics::Metrics;
+
+const VERSION: HeaderName = HeaderName::from_static("metorial-version");
+const CONSUMER_SECRET: HeaderName = HeaderName::from_static("metorial-consumer-session-client-secret");
+
+/// Asks the environment's rules.
+#[derive(Clone)]
+pub struct AuthorizeLayer {
+    metrics: Arc<Metrics>,
+}
+
+impl AuthorizeLayer {
+    /// Counts in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics }
+    }
+}
+
+impl<S> Layer<S> for AuthorizeLayer {
+    type Service = Authorize<S>;
+
+    fn layer(&self, inner: S) -> Authorize<S> {
+        Authorize { inner, metrics: self.metrics.clone() }
+    }
+}
+
+/// See [`AuthorizeLayer`].
+#[derive(Clone)]
+pub struct Authorize<S> {
+    inner: S,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Service<Exchange<Authenticated>> for Authorize<S>
+where
+    S: Service<Exchange<Permitted>, Error = Rejection>,
+{
+    type Response = S::Response;
+    type Error = Rejection;
+    type Future = Gate<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, exchange: Exchange<Authenticated>) -> Self::Future {
+        let Exchange { request, stage, deadline, journal } = exchange;
+        let Authenticated { target, extracted, client, environment } = stage;
+        let decision = decide(&environment.environment, request.headers(), &extracted).and_then(|()| {
+            Permit::decide(environment, request.method(), target)
+                .map_err(|denied| Rejection::Forbidden { message: denied.message, hint: denied.hint })
+        });
+        match decision {
+            Ok(permit) => {
+                self.metrics.decision(Policy::Authorize, Outcome::Allowed);
+                journal.route.set(permit.route().clone()).ok();
+                let stage = Permitted { client, permit };
+                Gate::passed(self.inner.call(Exchange { request, stage, deadline, journal }))
+            }
+            Err(rejection) => {
+                self.metrics.decision(Policy::Authorize, Outcome::Refused);
+                Gate::refused(rejection)
+            }
+        }
+    }
+}
+
+/// What has to hold whatever the route.
+fn decide(environment: &Environment, headers: &HeaderMap, extracted: &Extracted) -> Result<(), Rejection> {
+    let forbidden = |message: &str, hint: Option<&str>| {
+        Err(Rejection::Forbidden { message: message.to_owned(), hint: hint.map(str::to_owned) })
+    };
+    if extracted.consumer_secret || headers.contains_key(&CONSUMER_SECRET) {
+        return forbidden("Requests with a consumer's secret are not served by this proxy.", None);
+    }
+    // An Origin authenticates browsers only, so its absence means nothing.
+    let mut origins = headers.get_all(ORIGIN).iter();
+    if let Some(origin) = origins.next() {
+        if origins.next().is_some() {
+            return Err(Rejection::BadRequest("there is more than one Origin field".into()));
+        }
+        if !environment.origins.allows(origin.as_bytes()) {
+            let hint = "The operator can list it in this environment's origins.";
+            return forbidden("This origin may not use this proxy from a browser.", Some(hint));
+        }
+    }
+    // Another version answers differently. The API reads the field first, but both have to be among the accepted ones.
+    let mut versions = headers.get_all(&VERSION).iter();
+    let header = versions.next().map(|version| version.as_bytes());
+    if versions.next().is_some() {
+        return Err(Rejection::BadRequest("there is more than one metorial-version field".into()));
+    }
+    let parameter = extracted.api_version.as_deref();
+    let accepted = match (header, parameter) {
+        (None, None) => environment.versions.allows(None),
+        (header, parameter) => {
+            [header, parameter].into_iter().flatten().all(|version| environment.versions.allows(Some(version)))
+        }
+    };
+    if accepted {
+        Ok(())
+    } else {
+        let hint = "The operator can list it in this environment's versions.";
+        forbidden("This proxy does not serve this API version.", Some(hint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::origin::Origins;
+
+    fn ask(fields: &[(&'static str, &'static str)], extracted: &Extracted) -> Result<(), u16> {
+        let mut environment = Environment::example("a");
+        environment.origins = Origins::new(vec!["https://app.example".into()]);
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, value.parse().expect("a value"));
+        }
+        decide(&environment, &headers, extracted).map_err(|rejection| rejection.status().as_u16())
+    }
+
+    #[test]
+    fn origin_version_and_consumer_secret_are_judged() {
+        let none = Extracted::default();
+        assert_eq!(ask(&[], &none), Ok(()));
+        for (fields, expected) in [
+            (&[("origin", "https://app.example")] as &[_], Ok(())),
+            (&[("origin", "https://evil.example")], Err(403)),
+            (&[("origin", "null")], Err(403)),
+            (&[("origin", "https://app.example"), ("origin", "https://app.example")], Err(400)),
+            (&[("metorial-version", "2026-01-01-magnetar")], Ok(())),
+            (&[("metorial-version", "2025-01-01-pulsar")], Ok(())),
+            (&[("metorial-version", "mt_2025_01_01_dashboard")], Err(403)),
+            (&[("metorial-version", "magnetar"), ("metorial-version", "magnetar")], Err(400)),
+            (&[("metorial-consumer-session-client-secret", "x")], Err(403)),
+        ] {
+            assert_eq!(ask(fields, &none), expected, "{fields:?}");
+        }
+        let version = |version: &str| Extracted { api_version: Some(version.as_bytes().to_vec()), ..Extracted::default() };
+        assert_eq!(ask(&[], &version("magnetar")), Ok(()));
+        assert_eq!(ask(&[], &version("dashboard")), Err(403));
+        assert_eq!(ask(&[("metorial-version", "magnetar")], &version("dashboard")), Err(403));
+        assert_eq!(ask(&[], &Extracted { consumer_secret: true, ..Extracted::default() }), Err(403));
+    }
+}

@@ -1,0 +1,265 @@
+//! Budget: reserves environment and egress in one step for each attempt, and listens to what upstream says of its count.
+//!
+//! Inside retry, because every attempt pays. A request that finds the budget spent waits its turn, first come first
+//! served, as long as that can end within its deadline and `max_queue_wait`; otherwise it is refused at once, with the
+//! true time of its slot. One 429 from upstream shuts the whole budget, not just this request.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderMap, Response, StatusCode};
+use tokio::sync::Semaphore;
+use tower::{Layer, Service};
+
+use crate::body::ResponseBody;
+use crate::config::Retry;
+use crate::domain::client_ip::ClientKey;
+use crate::domain::ratelimit::{self, RATELIMIT_LIMIT};
+use crate::exchange::{Delivery, Exchange, Failure, Permitted};
+use crate::rejection::{Limit, Rejection};
+use crate::store::limits::{BudgetId, Charge, LimitStore, Refused};
+use crate::telemetry::labels::{Outcome, Policy};
+use crate::telemetry::metrics::Metrics;
+use crate::time::{Instant, Timestamp, sleep_until, timeout_at, unix_now};
+
+/// Who waits for which budget. Outlives the pipeline.
+#[derive(Debug, Default)]
+pub struct Queues(Mutex<HashMap<BudgetId, Arc<Queue>>>);
+
+impl Queues {
+    /// The queue before a budget.
+    pub fn of(&self, budget: BudgetId) -> Arc<Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(budget).or_default().clone()
+    }
+
+    /// How many wait for a budget.
+    pub fn waiting(&self, budget: BudgetId) -> usize {
+        self.of(budget).waiting.load(Ordering::Relaxed) as usize
+    }
+}
+
+/// Those who wait for one budget, first come first served.
+#[derive(Debug)]
+pub struct Queue {
+    waiting: AtomicU32,
+    per_client: Mutex<HashMap<ClientKey, u32>>,
+    /// tokio's semaphore serves in order of arrival, and forgets who leaves.
+    turn: Semaphore,
+    /// 429s in a row, for the backoff where upstream gives no hint.
+    refusals: AtomicU32,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            waiting: AtomicU32::new(0),
+            per_client: Mutex::default(),
+            turn: Semaphore::new(1),
+            refusals: AtomicU32::new(0),
+        }
+    }
+}
+
+/// A place in a queue; leaving it, however that happens, frees it at once.
+struct Place {
+    queue: Arc<Queue>,
+    client: ClientKey,
+}
+
+impl Place {
+    fn take(queue: &Arc<Queue>, client: ClientKey, retry: &Retry) -> Option<Self> {
+        let mut clients = queue.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = clients.entry(client).or_default();
+        let full = queue.waiting.load(Ordering::Relaxed) as usize >= retry.max_queue;
+        if full || *mine as usize >= retry.max_queue_per_client {
+            if *mine == 0 {
+                clients.remove(&client);
+            }
+            return None;
+        }
+        *mine += 1;
+        queue.waiting.fetch_add(1, Ordering::Relaxed);
+        drop(clients);
+        Some(Self { queue: queue.clone(), client })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut clients = self.queue.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mine) = clients.get_mut(&self.client) {
+            *mine -= 1;
+            if *mine == 0 {
+                clients.remove(&self.client);
+            }
+        }
+        self.queue.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Charges every attempt.
+pub struct BudgetLayer<L>(Arc<Shared<L>>);
+
+struct Shared<L> {
+    limits: Arc<L>,
+    egress: BudgetId,
+    queues: Arc<Queues>,
+    retry: Retry,
+    metrics: Arc<Metrics>,
+}
+
+impl<L> BudgetLayer<L> {
+    /// `egress`: the budget of our own address, which every request draws on too.
+    pub fn new(limits: Arc<L>, egress: BudgetId, queues: Arc<Queues>, retry: Retry, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Shared { limits, egress, queues, retry, metrics }))
+    }
+}
+
+impl<L, S> Layer<S> for BudgetLayer<L> {
+    type Service = Budget<L, S>;
+
+    fn layer(&self, inner: S) -> Budget<L, S> {
+        Budget { inner, shared: self.0.clone() }
+    }
+}
+
+/// See [`BudgetLayer`].
+pub struct Budget<L, S> {
+    inner: S,
+    shared: Arc<Shared<L>>,
+}
+
+impl<L, S: Clone> Clone for Budget<L, S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<L, S> Service<Exchange<Permitted>> for Budget<L, S>
+where
+    L: LimitStore,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
+        let shared = self.shared.clone();
+        // The one that is ready is the one that is called.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        Box::pin(async move {
+            let environment = exchange.stage.permit.environment().clone();
+            let budgets = [environment.budget, shared.egress];
+            let charge = match shared.reserve(budgets, exchange.stage.client, exchange.deadline).await {
+                Ok(charge) => charge,
+                Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
+            };
+            exchange.journal.attempt();
+            let outcome = inner.call(exchange).await;
+            match &outcome {
+                Ok(response) => shared.listen(budgets, environment.environment.limit.window, response).await,
+                Err(failure) if failure.delivery == Delivery::Never => shared.limits.refund(charge).await,
+                Err(_) => {}
+            }
+            outcome
+        })
+    }
+}
+
+impl<L: LimitStore> Shared<L> {
+    /// Draws from both budgets, waiting where that can end in time.
+    async fn reserve(
+        &self,
+        budgets: [BudgetId; 2],
+        client: ClientKey,
+        deadline: Instant,
+    ) -> Result<Charge, Rejection> {
+        let queue = self.queues.of(budgets[0]);
+        // Whoever comes now stands behind those who wait: it takes a slot at once only if theirs are there too.
+        let ahead = queue.waiting.load(Ordering::Relaxed);
+        let refused = match self.limits.acquire(budgets, ahead).await {
+            Ok(charge) => return Ok(self.allowed(charge)),
+            Err(refused) => refused,
+        };
+        let patience = deadline.min(Instant::now() + self.retry.max_queue_wait);
+        if refused.until.to_instant() > patience {
+            return Err(self.refused(budgets, &refused));
+        }
+        let Some(_place) = Place::take(&queue, client, &self.retry) else {
+            return Err(self.refused(budgets, &refused));
+        };
+        let Ok(_turn) = timeout_at(patience, queue.turn.acquire()).await else {
+            return Err(self.refused(budgets, &refused));
+        };
+        loop {
+            match self.limits.acquire(budgets, 0).await {
+                Ok(charge) => return Ok(self.allowed(charge)),
+                Err(refused) if refused.until.to_instant() > patience => return Err(self.refused(budgets, &refused)),
+                Err(refused) => sleep_until(refused.until.to_instant()).await,
+            }
+        }
+    }
+
+    fn allowed(&self, charge: Charge) -> Charge {
+        self.metrics.decision(Policy::Environment, Outcome::Allowed);
+        self.metrics.decision(Policy::Egress, Outcome::Allowed);
+        charge
+    }
+
+    fn refused(&self, budgets: [BudgetId; 2], refused: &Refused) -> Rejection {
+        let (limit, policy) = match (refused.gate, refused.budget == budgets[0]) {
+            (true, _) => (Limit::Upstream, Policy::Upstream),
+            (false, true) => (Limit::Environment, Policy::Environment),
+            (false, false) => (Limit::Egress, Policy::Egress),
+        };
+        self.metrics.decision(policy, Outcome::Refused);
+        Rejection::RateLimited { limit, wait: refused.until.since(Timestamp::now()) }
+    }
+
+    /// Takes note of upstream's count; on 429 shuts the budget it speaks for.
+    async fn listen(&self, budgets: [BudgetId; 2], window: Duration, response: &Response<ResponseBody>) {
+        let headers = response.headers();
+        let [environment, egress] = budgets;
+        if response.status() != StatusCode::TOO_MANY_REQUESTS {
+            self.queues.of(environment).refusals.store(0, Ordering::Relaxed);
+            if let Some(observation) = ratelimit::observe(headers, unix_now()) {
+                self.limits.observe(environment, observation).await;
+            }
+            return;
+        }
+        let budget = if speaks_for_environment(headers) { environment } else { egress };
+        let refusals = self.queues.of(budget).refusals.fetch_add(1, Ordering::Relaxed);
+        let wait = match ratelimit::retry_hint(headers, unix_now()) {
+            Some(hint) => hint.clamp(Duration::from_secs(1), window),
+            None => full_jitter(&self.retry, refusals),
+        };
+        let name = self.limits.views().into_iter().nth(budget.0).map(|view| view.name);
+        let name = name.as_deref().unwrap_or("unknown");
+        self.metrics.upstream_rate_limited(name);
+        tracing::warn!(budget = name, wait_seconds = wait.as_secs_f64(), "upstream answered 429: the budget is shut");
+        self.limits.penalise(budget, wait).await;
+    }
+}
+
+/// The API's limiter sends `RateLimit-*`; its edge, which counts our address, does not.
+fn speaks_for_environment(headers: &HeaderMap) -> bool {
+    headers.contains_key(RATELIMIT_LIMIT) || headers.contains_key(ratelimit::RATELIMIT)
+}
+
+/// Exponential backoff with full jitter: anything up to `initial × 2ⁿ`, so that replicas do not come back together.
+fn full_jitter(retry: &Retry, refusals: u32) -> Duration {
+    let ceiling = retry.initial_backoff.saturating_mul(2u32.saturating_pow(refusals.min(16)));
+    ceiling.min(retry.max_backoff).mul_f64(fastrand::f64())
+}

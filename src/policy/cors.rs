@@ -1,0 +1,209 @@
+//! CORS (Fetch standard, §3.2): lets listed origins read answers, errors included, and answers preflights.
+//!
+//! Stands outside everything that refuses, so that a browser can read a 401 or 429 as well. Preflights are answered here:
+//! they carry no key and cost no budget. Before authentication the union of all environments' origins counts, afterwards
+//! the environment's own. The official browser SDK sends credentials, so the origin is echoed and never `*`.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, HeaderValue, ORIGIN, VARY,
+};
+use http::{Method, Request, Response, StatusCode};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use crate::body::ResponseBody;
+use crate::domain::origin::Origins;
+use crate::exchange::{Exchange, Journal, Received};
+use crate::rejection::Rejection;
+
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
+/// The API's own list, and what this proxy adds.
+const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
+    "content-type, authorization, cookies, metorial-version, metorial-instance-id, metorial-organization-id, \
+     baggage, sentry-trace, metorial-client, metorial-consumer-profile-id, metorial-consumer-session-client-secret, \
+     x-request-id, traceparent",
+);
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "ratelimit-policy, ratelimit, retry-after, cache-status, age, etag, proxy-status, x-request-id, metorial-req-id, \
+     metorial-version",
+);
+/// Browsers cap it at two hours anyway (Chromium).
+const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
+const TRUE: HeaderValue = HeaderValue::from_static("true");
+
+/// Adds CORS fields to every answer.
+#[derive(Clone)]
+pub struct CorsLayer {
+    union: Arc<Origins>,
+}
+
+impl CorsLayer {
+    /// `union`: the origins of all environments.
+    pub fn new(union: Origins) -> Self {
+        Self { union: Arc::new(union) }
+    }
+}
+
+impl<S> Layer<S> for CorsLayer {
+    type Service = Cors<S>;
+
+    fn layer(&self, inner: S) -> Cors<S> {
+        Cors { inner, union: self.union.clone() }
+    }
+}
+
+/// See [`CorsLayer`].
+#[derive(Clone)]
+pub struct Cors<S> {
+    inner: S,
+    union: Arc<Origins>,
+}
+
+impl<S> Service<Exchange<Received>> for Cors<S>
+where
+    S: Service<Exchange<Received>, Response = Response<ResponseBody>, Error = Infallible>,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Decorating<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, exchange: Exchange<Received>) -> Self::Future {
+        let origin = exchange.request.headers().get(ORIGIN).cloned();
+        if is_preflight(&exchange.request) {
+            let response = preflight(origin, &self.union, &exchange.journal);
+            return Decorating::Preflight { response: Some(response) };
+        }
+        let (journal, union) = (exchange.journal.clone(), self.union.clone());
+        Decorating::Answer { future: self.inner.call(exchange), origin, journal, union }
+    }
+}
+
+fn is_preflight<B>(request: &Request<B>) -> bool {
+    request.method() == Method::OPTIONS
+}
+
+/// The answer to a preflight; any OPTIONS is taken as one, as the API does.
+fn preflight(origin: Option<HeaderValue>, union: &Origins, journal: &Journal) -> Response<ResponseBody> {
+    let allowed = origin.filter(|origin| union.allows(origin.as_bytes()));
+    let mut response = match &allowed {
+        Some(_) => Response::new(ResponseBody::empty()),
+        None => {
+            let rejection = Rejection::Forbidden {
+                message: "This origin may not use this proxy from a browser.".to_owned(),
+                hint: Some("The operator can list it in this environment's origins.".to_owned()),
+            };
+            let response = rejection.to_response(&journal.request_id, Duration::ZERO);
+            journal.refused(rejection);
+            response
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(VARY, HeaderValue::from_static("Origin"));
+    if let Some(origin) = allowed {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+        headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+        *response.status_mut() = StatusCode::NO_CONTENT;
+    }
+    response
+}
+
+/// The fields of an answer that is no preflight's.
+fn decorate(headers: &mut HeaderMap, origin: Option<HeaderValue>, origins: &Origins) {
+    // Always, or a shared cache would serve one origin's answer to another.
+    headers.append(VARY, HeaderValue::from_static("Origin"));
+    if let Some(origin) = origin.filter(|origin| origins.allows(origin.as_bytes())) {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    }
+}
+
+pin_project! {
+    /// Waits for the answer and decorates it.
+    #[project = DecoratingProjection]
+    pub enum Decorating<F> {
+        /// Known at once.
+        Preflight { response: Option<Response<ResponseBody>> },
+        /// What the layer inside says.
+        Answer { #[pin] future: F, origin: Option<HeaderValue>, journal: Arc<Journal>, union: Arc<Origins> },
+    }
+}
+
+impl<F> Future for Decorating<F>
+where
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>>,
+{
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            DecoratingProjection::Preflight { response } => match response.take() {
+                Some(response) => Poll::Ready(Ok(response)),
+                None => Poll::Pending,
+            },
+            DecoratingProjection::Answer { future, origin, journal, union } => {
+                let Poll::Ready(Ok(mut response)) = future.poll(cx) else { return Poll::Pending };
+                let origins = journal.environment.get().map_or(&**union, |handle| &handle.environment.origins);
+                decorate(response.headers_mut(), origin.take(), origins);
+                Poll::Ready(Ok(response))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origins() -> Origins {
+        Origins::new(vec!["https://app.example".into()])
+    }
+
+    #[test]
+    fn a_listed_origin_may_read_and_any_other_is_told_nothing() {
+        for (origin, allowed) in [
+            (Some("https://app.example"), true),
+            (Some("https://evil.example"), false),
+            (Some("null"), false),
+            (None, false),
+        ] {
+            let mut headers = HeaderMap::new();
+            let origin = origin.map(HeaderValue::from_static);
+            decorate(&mut headers, origin.clone(), &origins());
+            assert_eq!(headers.get(ACCESS_CONTROL_ALLOW_ORIGIN), origin.as_ref().filter(|_| allowed));
+            assert_eq!(headers.contains_key(ACCESS_CONTROL_EXPOSE_HEADERS), allowed);
+            assert_eq!(headers[VARY], "Origin", "{origin:?}");
+        }
+    }
+
+    #[test]
+    fn a_preflight_of_a_listed_origin_is_answered_and_any_other_refused() {
+        let journal = Journal::new("req_1".into());
+        let answer = |origin: Option<&'static str>| preflight(origin.map(HeaderValue::from_static), &origins(), &journal);
+        let good = answer(Some("https://app.example"));
+        assert_eq!(good.status(), StatusCode::NO_CONTENT);
+        assert!(good.headers()[ACCESS_CONTROL_ALLOW_HEADERS].to_str().is_ok_and(|list| list.contains("metorial-version")));
+        assert_eq!(good.headers()[ACCESS_CONTROL_MAX_AGE], "7200");
+        for origin in [Some("https://evil.example"), Some("null"), None] {
+            let refused = answer(origin);
+            assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+            assert!(!refused.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Deadline: an answer is due, waits, retries and coalescing included.
+//!
+//! The moment is carried along, so that a layer inside does not begin a wait that cannot end in time. The timer is armed
+//! only when the answer is not there at once: a cache hit never pays for one.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+use tower::{Layer, Service};
+
+use crate::exchange::Exchange;
+use crate::rejection::Rejection;
+use crate::time::{Instant, sleep_until};
+
+/// Gives each request a deadline.
+#[derive(Debug, Clone, Copy)]
+pub struct DeadlineLayer {
+    timeout: Duration,
+}
+
+impl DeadlineLayer {
+    /// `timeout` from arrival to the head of the response.
+    pub fn new(timeout: Duration) -> Self {
+        Self { timeout }
+    }
+}
+
+impl<S> Layer<S> for DeadlineLayer {
+    type Service = Deadline<S>;
+
+    fn layer(&self, inner: S) -> Deadline<S> {
+        Deadline { inner, timeout: self.timeout }
+    }
+}
+
+/// See [`DeadlineLayer`].
+#[derive(Debug, Clone)]
+pub struct Deadline<S> {
+    inner: S,
+    timeout: Duration,
+}
+
+impl<S, T> Service<Exchange<T>> for Deadline<S>
+where
+    S: Service<Exchange<T>, Error = Rejection>,
+{
+    type Response = S::Response;
+    type Error = Rejection;
+    type Future = Due<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut exchange: Exchange<T>) -> Self::Future {
+        // Observe put the moment of arrival here.
+        let deadline = exchange.deadline + self.timeout;
+        exchange.deadline = deadline;
+        Due { future: self.inner.call(exchange), deadline, timer: None }
+    }
+}
+
+pin_project! {
+    /// Waits for the answer until the deadline.
+    pub struct Due<F> {
+        #[pin]
+        future: F,
+        deadline: Instant,
+        #[pin]
+        timer: Option<Sleep>,
+    }
+}
+
+impl<F, T> Future for Due<F>
+where
+    F: Future<Output = Result<T, Rejection>>,
+{
+    type Output = Result<T, Rejection>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let Poll::Ready(outcome) = this.future.poll(cx) {
+            return Poll::Ready(outcome);
+        }
+        if this.timer.is_none() {
+            this.timer.set(Some(sleep_until(*this.deadline)));
+        }
+        match this.timer.as_pin_mut() {
+            Some(timer) => timer.poll(cx).map(|()| Err(Rejection::DeadlineExceeded)),
+            None => Poll::Pending,
+        }
+    }
+}

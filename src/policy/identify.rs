@@ -1,0 +1,237 @@
+//! Identify: what exactly is asked for, and by whom.
+//!
+//! Everything inside decides on what this layer read, and what it read is what is forwarded. Whatever two readers could
+//! take differently (two `Host` fields, an absolute target that disagrees with `Host`, an ambiguous path) ends here.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::{CONTENT_LENGTH, HOST, HeaderName};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Request, Version};
+use ipnet::IpNet;
+use tower::{Layer, Service};
+
+use crate::body::RequestBody;
+use crate::domain::access::METHODS;
+use crate::domain::client_ip::client_ip;
+use crate::domain::target::{Extracted, Target};
+use crate::exchange::{Exchange, Identified, Received};
+use crate::rejection::{Gate, Rejection};
+
+/// What a request has to satisfy to be read at all.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Removed from every path: empty, or `/a/b`.
+    pub base_path: String,
+    /// `Host` values accepted, lower case, without a port; empty: any.
+    pub hosts: Vec<String>,
+    /// Bytes of a target.
+    pub max_uri: usize,
+    /// Bytes of the fields.
+    pub max_header_bytes: usize,
+    /// Bytes of a body.
+    pub max_request_body: u64,
+    /// Peers whose `client_ip_header` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The one header believed from them.
+    pub client_ip_header: HeaderName,
+    /// IPv6 clients are counted by this prefix.
+    pub ipv6_prefix: u8,
+}
+
+/// Reads each request one way, or refuses it.
+#[derive(Clone)]
+pub struct IdentifyLayer(Arc<Rules>);
+
+impl IdentifyLayer {
+    /// Reads by `rules`.
+    pub fn new(rules: Rules) -> Self {
+        Self(Arc::new(rules))
+    }
+}
+
+impl<S> Layer<S> for IdentifyLayer {
+    type Service = Identify<S>;
+
+    fn layer(&self, inner: S) -> Identify<S> {
+        Identify { inner, rules: self.0.clone() }
+    }
+}
+
+/// See [`IdentifyLayer`].
+#[derive(Clone)]
+pub struct Identify<S> {
+    inner: S,
+    rules: Arc<Rules>,
+}
+
+impl<S> Service<Exchange<Received>> for Identify<S>
+where
+    S: Service<Exchange<Identified>, Error = Rejection>,
+{
+    type Response = S::Response;
+    type Error = Rejection;
+    type Future = Gate<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, exchange: Exchange<Received>) -> Self::Future {
+        let rules = &*self.rules;
+        let header = &rules.client_ip_header;
+        let ip = client_ip(exchange.stage.peer, exchange.request.headers(), header, &rules.trusted_proxies);
+        exchange.journal.client_ip.set(ip).ok();
+        match decide(rules, &exchange.request) {
+            Ok((target, extracted)) => {
+                let client = ip.key(rules.ipv6_prefix);
+                Gate::passed(self.inner.call(exchange.stage(|_| Identified { target, extracted, client })))
+            }
+            Err(rejection) => Gate::refused(rejection),
+        }
+    }
+}
+
+fn decide(rules: &Rules, request: &Request<RequestBody>) -> Result<(Target, Extracted), Rejection> {
+    if !METHODS.contains(request.method()) {
+        return Err(Rejection::MethodNotAllowed);
+    }
+    let uri = request.uri();
+    if uri.path().len() + uri.query().map_or(0, |query| query.len() + 1) > rules.max_uri {
+        return Err(Rejection::UriTooLong(rules.max_uri));
+    }
+    // As on the wire: ": " and a line break for each.
+    let fields: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if fields > rules.max_header_bytes {
+        return Err(Rejection::HeadersTooLarge(rules.max_header_bytes));
+    }
+    check_host(rules, request)?;
+    check_body(rules, request)?;
+    let target = uri.path_and_query().ok_or(Rejection::BadRequest("the request target must be a path".into()))?;
+    read(target, &rules.base_path)
+}
+
+fn read(target: &PathAndQuery, base_path: &str) -> Result<(Target, Extracted), Rejection> {
+    Target::parse(target, base_path).map_err(|ambiguous| Rejection::BadRequest(ambiguous.to_string().into()))
+}
+
+fn check_host(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejection> {
+    let bad = |message: &'static str| Err(Rejection::BadRequest(message.into()));
+    let uri = request.uri();
+    if uri.scheme().is_some_and(|scheme| !matches!(scheme.as_str(), "http" | "https")) {
+        return bad("the request target must be a path");
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match hosts.next().map(|host| Authority::try_from(host.as_bytes())) {
+        None => None,
+        Some(Ok(host)) => Some(host),
+        Some(Err(_)) => return bad("the Host field is no host"),
+    };
+    if hosts.next().is_some() {
+        return bad("there is more than one Host field");
+    }
+    if let (Some(host), Some(authority)) = (&host, uri.authority())
+        && !host.as_str().eq_ignore_ascii_case(authority.as_str())
+    {
+        return bad("the request target and the Host field name different hosts");
+    }
+    let Some(authority) = uri.authority().or(host.as_ref()) else {
+        let optional = request.version() < Version::HTTP_11 && rules.hosts.is_empty();
+        return if optional { Ok(()) } else { bad("the Host field is missing") };
+    };
+    if authority.as_str().contains('@') {
+        return bad("the host holds user information");
+    }
+    let name = authority.host();
+    if rules.hosts.is_empty() || rules.hosts.iter().any(|listed| listed.eq_ignore_ascii_case(name)) {
+        return Ok(());
+    }
+    Err(Rejection::Forbidden {
+        message: "This proxy does not serve this host.".to_owned(),
+        hint: Some("The operator can list the host in server.hosts.".to_owned()),
+    })
+}
+
+fn check_body(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejection> {
+    let RequestBody::Streaming(body) = request.body() else { return Ok(()) };
+    // The API would have to guess what a body of a GET means, and a page key does not know of it.
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(Rejection::BadRequest("a GET or HEAD request has no body".into()));
+    }
+    // The parser has made sure that there is one length only.
+    let declared = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if body.exact_len().or(declared).is_some_and(|length| length > rules.max_request_body) {
+        return Err(Rejection::PayloadTooLarge(rules.max_request_body));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> Rules {
+        Rules {
+            base_path: String::new(),
+            hosts: Vec::new(),
+            max_uri: 64,
+            max_header_bytes: 256,
+            max_request_body: 16,
+            trusted_proxies: Vec::new(),
+            client_ip_header: HeaderName::from_static("x-forwarded-for"),
+            ipv6_prefix: 64,
+        }
+    }
+
+    fn ask(rules: &Rules, method: &str, target: &str, fields: &[(&str, &str)]) -> Result<String, u16> {
+        let mut request = Request::builder().method(method).uri(target).body(RequestBody::Empty).expect("a request");
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            request.headers_mut().append(name, value.parse().expect("a value"));
+        }
+        decide(rules, &request)
+            .map(|(target, _)| target.path_and_query().to_string())
+            .map_err(|rejection| rejection.status().as_u16())
+    }
+
+    #[test]
+    fn a_request_is_read_one_way_or_refused() {
+        let host = ("host", "proxy.example");
+        let long = format!("/{}", "x".repeat(64));
+        let wide = "x".repeat(256);
+        for (method, target, fields, expected) in [
+            ("GET", "/a?b=1", &[host] as &[_], Ok("/a?b=1")),
+            ("GET", "http://proxy.example/a", &[host], Ok("/a")),
+            ("GET", "http://PROXY.example/a", &[host], Ok("/a")),
+            ("GET", "http://evil.example/a", &[host], Err(400)),
+            ("GET", "http://u@proxy.example/a", &[], Err(400)),
+            ("GET", "ftp://proxy.example/a", &[host], Err(400)),
+            ("GET", "/a", &[], Err(400)),
+            ("GET", "/a", &[host, host], Err(400)),
+            ("GET", "/a", &[("host", "a b")], Err(400)),
+            ("GET", "/a//b", &[host], Err(400)),
+            ("TRACE", "/a", &[host], Err(405)),
+            ("BREW", "/a", &[host], Err(405)),
+            ("GET", &long, &[host], Err(414)),
+            ("GET", "/a", &[host, ("x-wide", &wide)], Err(431)),
+        ] {
+            let expected = expected.map(str::to_owned);
+            assert_eq!(ask(&rules(), method, target, fields), expected, "{method} {target} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn only_listed_hosts_are_served_whatever_their_port() {
+        let rules = Rules { hosts: vec!["localhost".into(), "[::1]".into()], ..rules() };
+        for (host, expected) in [
+            ("localhost", Ok("/a")),
+            ("LOCALHOST:8080", Ok("/a")),
+            ("[::1]:8080", Ok("/a")),
+            ("rebound.example", Err(403)),
+            ("localhost.evil.example", Err(403)),
+        ] {
+            assert_eq!(ask(&rules, "GET", "/a", &[("host", host)]), expected.map(str::to_owned), "{host}");
+        }
+    }
+}

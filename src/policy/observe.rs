@@ -1,0 +1,204 @@
+//! Observe: request id, duration, access log.
+//!
+//! Outermost, because a refusal is a served request too. The caller's `X-Request-Id` is kept where it is sane, so that one
+//! id runs through the caller's log, ours and upstream's. A request is over when the last byte of its response has been
+//! handed to the connection, or when the caller has left.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Response};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use crate::body::{ResponseBody, Tail};
+use crate::exchange::{Arrival, Exchange, Journal, Received};
+use crate::telemetry::durations::UNMATCHED;
+use crate::telemetry::gauge::Held;
+use crate::telemetry::metrics::Metrics;
+use crate::time::Instant;
+
+/// `X-Request-Id`
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What a response that never was is recorded as: the caller left (nginx's 499).
+const CALLER_LEFT: u16 = 499;
+
+/// Observes every request.
+#[derive(Clone)]
+pub struct ObserveLayer {
+    metrics: Arc<Metrics>,
+    access_log: bool,
+}
+
+impl ObserveLayer {
+    /// `access_log`: one line per request.
+    pub fn new(metrics: Arc<Metrics>, access_log: bool) -> Self {
+        Self { metrics, access_log }
+    }
+}
+
+impl<S> Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe { inner, metrics: self.metrics.clone(), access_log: self.access_log }
+    }
+}
+
+/// See [`ObserveLayer`].
+#[derive(Clone)]
+pub struct Observe<S> {
+    inner: S,
+    metrics: Arc<Metrics>,
+    access_log: bool,
+}
+
+impl<S> Service<Arrival> for Observe<S>
+where
+    S: Service<Exchange<Received>, Response = Response<ResponseBody>, Error = Infallible>,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Observing<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, arrival: Arrival) -> Self::Future {
+        let started = Instant::now();
+        let journal = Arc::new(Journal::new(request_id(arrival.request.headers())));
+        let record = Record {
+            metrics: self.metrics.clone(),
+            _in_flight: self.metrics.in_flight.hold(),
+            journal: journal.clone(),
+            method: arrival.request.method().clone(),
+            started,
+            status: CALLER_LEFT,
+            bytes: 0,
+            access_log: self.access_log,
+        };
+        let stage = Received { peer: arrival.peer };
+        let exchange = Exchange { request: arrival.request, stage, deadline: started, journal };
+        Observing { future: self.inner.call(exchange), record: Some(record) }
+    }
+}
+
+pin_project! {
+    /// Waits for the response and ties the record to its body.
+    pub struct Observing<F> {
+        #[pin]
+        future: F,
+        record: Option<Record>,
+    }
+}
+
+impl<F> Future for Observing<F>
+where
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>>,
+{
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Poll::Ready(Ok(mut response)) = this.future.poll(cx) else { return Poll::Pending };
+        if let Some(mut record) = this.record.take() {
+            record.status = response.status().as_u16();
+            // An id is ASCII by construction.
+            if let Ok(id) = HeaderValue::from_str(&record.journal.request_id) {
+                response.headers_mut().insert(REQUEST_ID, id);
+            }
+            response.body_mut().set_tail(Box::new(record));
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// What is said about a request when it is over.
+struct Record {
+    metrics: Arc<Metrics>,
+    _in_flight: Held,
+    journal: Arc<Journal>,
+    method: Method,
+    started: Instant,
+    status: u16,
+    bytes: u64,
+    access_log: bool,
+}
+
+impl Tail for Record {
+    fn sent(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let elapsed = self.started.elapsed();
+        let route = self.journal.route.get().map_or(UNMATCHED, |route| route.template.as_str());
+        self.metrics.server.record(&self.method, self.status, route, elapsed);
+        if !self.access_log {
+            return;
+        }
+        let rejection = self.journal.rejection();
+        tracing::info!(
+            target: "access",
+            request_id = %self.journal.request_id,
+            method = %self.method,
+            route,
+            status = self.status,
+            duration_ms = elapsed.as_secs_f64() * 1e3,
+            bytes = self.bytes,
+            environment = self.journal.environment.get().map(|handle| handle.environment.name.as_str()),
+            cache = self.journal.cache_status().map(|status| status.field()),
+            attempts = self.journal.attempts(),
+            code = rejection.as_ref().map(|rejection| rejection.code()),
+            "request"
+        );
+    }
+}
+
+/// The caller's id where it is sane, else one of ours.
+fn request_id(headers: &HeaderMap) -> Box<str> {
+    let sane = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    match headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(sane) {
+        Some(id) => id.into(),
+        None => mint(),
+    }
+}
+
+/// `req_` and 20 characters: more than 118 random bits.
+fn mint() -> Box<str> {
+    let mut id = String::with_capacity(24);
+    id.push_str("req_");
+    for _ in 0..20 {
+        id.push(fastrand::alphanumeric());
+    }
+    id.into_boxed_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sane_id_of_the_caller_is_kept_and_any_other_replaced() {
+        let id = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, value.parse().expect("a value"));
+            request_id(&headers).into_string()
+        };
+        assert_eq!(id("trace-1.2_3"), "trace-1.2_3");
+        for insane in ["", "a b", "x\ty", "a/b", "\u{e9}", &"x".repeat(129)] {
+            assert!(id(insane).starts_with("req_") && id(insane).len() == 24, "{insane:?}");
+        }
+        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
+    }
+}

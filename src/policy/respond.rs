@@ -1,0 +1,142 @@
+//! Respond: the one place where a [`Rejection`] becomes HTTP, and where limits are told.
+//!
+//! `RateLimit-Policy` and `RateLimit` stand on every answer after identification, hits and refusals alike; before
+//! authentication they tell the client limit only.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Response;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use crate::body::ResponseBody;
+use crate::domain::quota::Quota;
+use crate::domain::ratelimit::{self, RATELIMIT, RATELIMIT_POLICY, Standing};
+use crate::exchange::{EnvironmentHandle, Exchange, Journal, Received};
+use crate::rejection::Rejection;
+use crate::store::limits::LimitStore;
+use crate::time::{Timestamp, whole_seconds};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Turns refusals into answers and tells the limits.
+pub struct RespondLayer<L>(Arc<Shared<L>>);
+
+struct Shared<L> {
+    limits: Arc<L>,
+    client: Quota,
+    max_retry_after: Duration,
+}
+
+impl<L> RespondLayer<L> {
+    /// `client`: the limit per client IP; a wait beyond `max_retry_after` is not told as `Retry-After`.
+    pub fn new(limits: Arc<L>, client: Quota, max_retry_after: Duration) -> Self {
+        Self(Arc::new(Shared { limits, client, max_retry_after }))
+    }
+}
+
+impl<L, S> Layer<S> for RespondLayer<L> {
+    type Service = Respond<L, S>;
+
+    fn layer(&self, inner: S) -> Respond<L, S> {
+        Respond { inner, shared: self.0.clone() }
+    }
+}
+
+/// See [`RespondLayer`].
+pub struct Respond<L, S> {
+    inner: S,
+    shared: Arc<Shared<L>>,
+}
+
+impl<L, S: Clone> Clone for Respond<L, S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<L, S> Service<Exchange<Received>> for Respond<L, S>
+where
+    L: LimitStore,
+    S: Service<Exchange<Received>, Response = Response<ResponseBody>, Error = Rejection>,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Responding<L, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // No layer inside refuses to be ready; it refuses the request, with a reason.
+        self.inner.poll_ready(cx).map(|_| Ok(()))
+    }
+
+    fn call(&mut self, exchange: Exchange<Received>) -> Self::Future {
+        let (journal, shared) = (exchange.journal.clone(), self.shared.clone());
+        Responding { future: self.inner.call(exchange), journal, shared }
+    }
+}
+
+pin_project! {
+    /// Waits for an answer or a refusal.
+    pub struct Responding<L, F> {
+        #[pin]
+        future: F,
+        journal: Arc<Journal>,
+        shared: Arc<Shared<L>>,
+    }
+}
+
+impl<L, F> Future for Responding<L, F>
+where
+    L: LimitStore,
+    F: Future<Output = Result<Response<ResponseBody>, Rejection>>,
+{
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Poll::Ready(outcome) = this.future.poll(cx) else { return Poll::Pending };
+        let mut response = match outcome {
+            Ok(response) => response,
+            Err(rejection) => {
+                let response = rejection.to_response(&this.journal.request_id, this.shared.max_retry_after);
+                this.journal.refused(rejection);
+                response
+            }
+        };
+        this.shared.tell(response.headers_mut(), this.journal);
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<L: LimitStore> Shared<L> {
+    fn tell(&self, headers: &mut HeaderMap, journal: &Journal) {
+        let client = journal.client_standing.get().copied();
+        let environment = journal.environment.get();
+        if client.is_some() {
+            let quota = environment.map(|handle| handle.environment.limit);
+            insert(headers, RATELIMIT_POLICY, Some(ratelimit::policy(self.client, quota)));
+            let environment = environment.map(|handle| self.standing(handle));
+            insert(headers, RATELIMIT, ratelimit::standing(client, environment));
+        }
+        insert(headers, CACHE_STATUS, journal.cache_status().map(|status| status.field()));
+    }
+
+    fn standing(&self, handle: &EnvironmentHandle) -> Standing {
+        let now = Timestamp::now();
+        let snapshot = self.limits.snapshot(handle.budget);
+        let grows_in = snapshot.grows_at.map_or(0, |at| whole_seconds(Timestamp(at).since(now)));
+        Standing { quota: handle.environment.limit, remaining: snapshot.remaining, grows_in }
+    }
+}
+
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: Option<String>) {
+    if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+        headers.insert(name, value);
+    }
+}
