@@ -5,6 +5,7 @@ pub mod config;
 pub mod domain;
 pub mod edge;
 pub mod exchange;
+pub mod mock;
 pub mod rejection;
 pub mod store;
 pub mod telemetry;
