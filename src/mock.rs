@@ -8,12 +8,16 @@
 //! A request is handled in this order, the API's own: record → edge limit per IP → fault → authentication → limit per
 //! key → route → latency.
 
+pub use crate::mock::faults::{Fault, Reset};
 pub use crate::mock::limit::{Algorithm, parse_quota};
+pub use crate::mock::record::Record;
 
 mod error;
+mod faults;
 mod limit;
 mod page;
 mod query;
+mod record;
 mod routes;
 mod seed;
 mod store;
