@@ -1,13 +1,13 @@
 //! One request on its way through the layers.
 //!
-//! An [`Exchange`] changes its type as it passes: [`Received`] → [`Identified`] → [`Authenticated`] → [`Permitted`]. A layer
+//! An [`Exchange`] changes its type as it passes: [`Received`] → [`Identified`] → [`Authenticated`] → [`Permitted`] → [`Armed`]. A layer
 //! takes the stage it needs, so a dangerous order (a cache above authorization) does not compile. What is learned on the
 //! way and told on the way out (access log, metrics, limit fields) is written into the [`Journal`].
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::body::RequestBody;
@@ -15,6 +15,7 @@ use crate::domain::access::{Denied, Route};
 use crate::domain::client_ip::{ClientIp, ClientKey};
 use crate::domain::environment::Environment;
 use crate::domain::ratelimit::Standing;
+use crate::domain::secret_guard::SecretGuard;
 use crate::domain::target::{Extracted, Target};
 use crate::rejection::Rejection;
 use crate::store::limits::BudgetId;
@@ -90,6 +91,16 @@ pub struct Permitted {
     pub client: ClientKey,
     /// The proof.
     pub permit: Permit,
+}
+
+/// It goes upstream with the secret key.
+pub struct Armed {
+    /// The proof.
+    pub permit: Permit,
+    /// The injected field; sensitive.
+    pub authorization: HeaderValue,
+    /// Finds the injected secret in what comes back.
+    pub guard: SecretGuard,
 }
 
 /// An environment with the handle of its budget.

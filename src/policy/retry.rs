@@ -1,0 +1,216 @@
+//! Retry: tries again what is safe to try again, within the deadline and a budget.
+//!
+//! Inside the cache, so that coalesced waiters share one loop; outside the budgets, so that every attempt pays. A 429 or a
+//! connection that was never made may be tried again with any method, as long as the body is still held; whatever may
+//! have reached upstream only with GET, HEAD and OPTIONS. A connection that broke is no proof that nothing was done.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use tower::retry::budget::{Budget as _, TpsBudget};
+use tower::{Layer, Service};
+
+use crate::body::{BodyError, RequestBody, ResponseBody};
+use crate::config::Retry as Config;
+use crate::exchange::{Delivery, Exchange, Failure, Permitted};
+use crate::rejection::{Limit, Rejection, UpstreamFault};
+use crate::telemetry::labels::RetryReason;
+use crate::telemetry::metrics::Metrics;
+use crate::time::{Instant, sleep, timeout_at};
+
+/// Bodies up to this length are held, so that they can be sent again.
+const HELD: usize = 64 * 1024;
+
+/// Tries again.
+#[derive(Clone)]
+pub struct RetryLayer(Arc<Shared>);
+
+struct Shared {
+    config: Config,
+    budget: Arc<TpsBudget>,
+    metrics: Arc<Metrics>,
+}
+
+impl RetryLayer {
+    /// `budget` outlives the pipeline.
+    pub fn new(config: Config, budget: Arc<TpsBudget>, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Shared { config, budget, metrics }))
+    }
+}
+
+/// Retries as a share of requests over ten seconds, and one per second in any case.
+pub fn budget(config: &Config) -> TpsBudget {
+    TpsBudget::new(Duration::from_secs(10), 1, config.budget)
+}
+
+impl<S> Layer<S> for RetryLayer {
+    type Service = Retry<S>;
+
+    fn layer(&self, inner: S) -> Retry<S> {
+        Retry { inner, shared: self.0.clone() }
+    }
+}
+
+/// See [`RetryLayer`].
+#[derive(Clone)]
+pub struct Retry<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> Service<Exchange<Permitted>> for Retry<S>
+where
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Rejection;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Rejection>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx).map_err(|failure| failure.rejection)
+    }
+
+    fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
+        let shared = self.shared.clone();
+        let clone = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, clone);
+        Box::pin(attempts(inner, shared, exchange))
+    }
+}
+
+async fn attempts<S>(
+    mut inner: S,
+    shared: Arc<Shared>,
+    mut exchange: Exchange<Permitted>,
+) -> Result<Response<ResponseBody>, Rejection>
+where
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure>,
+{
+    shared.budget.deposit();
+    exchange.request = hold(exchange.request, exchange.deadline).await?;
+    let mut attempt = 1;
+    loop {
+        let spare = copy(&exchange);
+        let (deadline, journal) = (exchange.deadline, exchange.journal.clone());
+        let method = exchange.stage.permit.method().clone();
+        let outcome = inner.call(exchange).await;
+        let (rejection, reason, unused_body) = match outcome {
+            Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
+                // Its own 429 is never passed on. The budget is shut by now: its gate says how long.
+                let rejection = Rejection::RateLimited { limit: Limit::Upstream, wait: Duration::from_secs(1) };
+                (rejection, Some(RetryReason::RateLimited), None)
+            }
+            Ok(response) => return Ok(response),
+            Err(Failure { rejection, delivery, body }) => {
+                let reason = reason(&rejection, delivery, &method);
+                (rejection, reason, body)
+            }
+        };
+        let (mut again, body) = spare;
+        let again = body.or(unused_body).map(|body| {
+            *again.request.body_mut() = body;
+            again
+        });
+        let (Some(reason), Some(again)) = (reason, again) else { return Err(rejection) };
+        if attempt >= shared.config.max_attempts || !shared.budget.withdraw() {
+            return Err(rejection);
+        }
+        // After a 429 the gate of the budget is the backoff; everything else backs off here.
+        if reason != RetryReason::RateLimited {
+            let backoff = backoff(&shared.config, attempt);
+            if Instant::now() + backoff >= deadline {
+                return Err(rejection);
+            }
+            sleep(backoff).await;
+        }
+        attempt += 1;
+        shared.metrics.retry(reason);
+        tracing::debug!(request_id = %journal.request_id, attempt, reason = ?reason, "trying again");
+        exchange = again;
+    }
+}
+
+/// Whether what failed is worth another attempt, and safe.
+fn reason(rejection: &Rejection, delivery: Delivery, method: &Method) -> Option<RetryReason> {
+    let safe = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    match (delivery, rejection) {
+        (Delivery::Refused, _) => None,
+        // What a certificate or a setting breaks stays broken.
+        (_, Rejection::Upstream(UpstreamFault::TlsCertificate | UpstreamFault::UnexpectedCoding)) => None,
+        (Delivery::Never, Rejection::Upstream(_)) => Some(RetryReason::NotConnected),
+        (Delivery::Possible, Rejection::Upstream(UpstreamFault::ResponseTimeout)) if safe => Some(RetryReason::Timeout),
+        (Delivery::Possible, Rejection::Upstream(_)) if safe => Some(RetryReason::ConnectionLost),
+        (Delivery::Possible | Delivery::Never, _) => None,
+    }
+}
+
+/// Full jitter: anything up to `initial × 2ⁿ`.
+fn backoff(config: &Config, attempt: u32) -> Duration {
+    let ceiling = config.initial_backoff.saturating_mul(2u32.saturating_pow((attempt - 1).min(16)));
+    ceiling.min(config.max_backoff).mul_f64(fastrand::f64())
+}
+
+/// The same exchange once more, and its body where that can be sent again.
+fn copy(exchange: &Exchange<Permitted>) -> (Exchange<Permitted>, Option<RequestBody>) {
+    let mut request = Request::new(RequestBody::Empty);
+    *request.method_mut() = exchange.request.method().clone();
+    *request.headers_mut() = exchange.request.headers().clone();
+    let again = Exchange {
+        request,
+        stage: exchange.stage.clone(),
+        deadline: exchange.deadline,
+        journal: exchange.journal.clone(),
+    };
+    (again, exchange.request.body().replay())
+}
+
+/// Reads a short body of known length whole, so that it can be sent again; any other streams.
+async fn hold(request: Request<RequestBody>, deadline: Instant) -> Result<Request<RequestBody>, Rejection> {
+    let (head, body) = request.into_parts();
+    let short = match &body {
+        RequestBody::Streaming(inbound) => inbound.exact_len().is_some_and(|len| len <= HELD as u64),
+        RequestBody::Empty | RequestBody::Held(_) => false,
+    };
+    if !short {
+        return Ok(Request::from_parts(head, body));
+    }
+    match timeout_at(deadline, Limited::new(body, HELD).collect()).await {
+        Ok(Ok(whole)) => Ok(Request::from_parts(head, RequestBody::Held(whole.to_bytes()))),
+        Ok(Err(error)) => Err(match error.downcast_ref::<BodyError>() {
+            Some(BodyError::Silent) => Rejection::RequestTimeout,
+            _ => Rejection::BadRequest("the body ended before its length".into()),
+        }),
+        Err(_) => Err(Rejection::RequestTimeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_safe_is_tried_again() {
+        let reset = Rejection::Upstream(UpstreamFault::ConnectionTerminated);
+        let refused = Rejection::Upstream(UpstreamFault::ConnectionRefused);
+        let spent = Rejection::RateLimited { limit: Limit::Environment, wait: Duration::ZERO };
+        let certificate = Rejection::Upstream(UpstreamFault::TlsCertificate);
+        for (rejection, delivery, method, expected) in [
+            (&refused, Delivery::Never, Method::POST, Some(RetryReason::NotConnected)),
+            (&reset, Delivery::Possible, Method::GET, Some(RetryReason::ConnectionLost)),
+            (&reset, Delivery::Possible, Method::POST, None),
+            (&reset, Delivery::Possible, Method::DELETE, None),
+            (&spent, Delivery::Refused, Method::GET, None),
+            (&certificate, Delivery::Never, Method::GET, None),
+            (&Rejection::UpstreamCredentials, Delivery::Possible, Method::GET, None),
+            (&Rejection::SecretGuard, Delivery::Possible, Method::GET, None),
+        ] {
+            assert_eq!(reason(rejection, delivery, &method), expected, "{rejection:?} {delivery:?} {method}");
+        }
+    }
+}
