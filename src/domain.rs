@@ -15,3 +15,4 @@ pub mod ratelimit;
 pub mod secret_guard;
 pub mod target;
 pub mod window;
+pub mod version;

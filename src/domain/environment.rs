@@ -6,6 +6,7 @@ use crate::domain::access::AccessTable;
 use crate::domain::key::{KeyDigest, SecretKey};
 use crate::domain::origin::Origins;
 use crate::domain::quota::Quota;
+use crate::domain::version::Versions;
 
 /// One `[[environments]]` entry, compiled.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Environment {
     pub keyless: bool,
     /// Browser origins that may read answers.
     pub origins: Origins,
+    /// API versions they may ask for.
+    pub versions: Versions,
     /// What callers may do.
     pub access: AccessTable,
     /// Freshness of pages where neither upstream nor a rule says otherwise.
