@@ -16,6 +16,19 @@ use secrecy::SecretString;
 use crate::domain::environment::Environment;
 use crate::domain::quota::Quota;
 
+mod compile;
+mod env;
+mod fault;
+mod later;
+mod load;
+mod raw;
+mod reader;
+mod secret;
+mod value;
+
+pub use fault::Fault;
+pub use load::{Loaded, Sources, Variables, load};
+
 /// A whole, valid configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -202,3 +215,6 @@ pub struct Telemetry {
     /// One line per request.
     pub access_log: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! From what is written to what holds: defaults, ranges, and what must fit together.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+use super::fault::{Wrong, nearest};
+use super::raw;
+use super::reader::{MOMENT, Reader};
+use super::value::{Field, Section};
+use super::{Config, Telemetry};
+
+mod access;
+mod budget;
+mod cache;
+mod clients;
+mod environment;
+mod server;
+mod upstream;
+
+/// The configuration, where nothing that it cannot do without is missing. It holds only if no error was noted.
+pub(super) fn compile(mut file: Reader<'_, '_>, raw: Field<Section<raw::File>>) -> Option<Config> {
+    let raw = file.section("", raw);
+    let server = file.section("server", raw.server);
+    let mut server = server::compile(file.at("server"), server);
+    let clients = file.section("clients", raw.clients);
+    let clients = clients::compile(file.at("clients"), clients);
+    let upstream = file.section("upstream", raw.upstream);
+    let upstream = upstream::compile(file.at("upstream"), upstream);
+    let cache = file.section("cache", raw.cache);
+    let cache = cache::compile(file.at("cache"), cache);
+    let store = file.section("store", raw.store);
+    check_store(file.at("store"), store);
+    let telemetry = file.section("telemetry", raw.telemetry);
+    let telemetry = telemetry_of(file.at("telemetry"), telemetry);
+
+    let environments = environment::compile(&mut file, raw.environments, cache.ttl, &server.listen);
+    if server.hosts.is_empty() && environments.iter().flatten().any(|environment| environment.keyless) {
+        // Or a page in a browser here could reach us by a name of its own that resolves to 127.0.0.1.
+        server.hosts = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec();
+    }
+    let environments =
+        environments.into_iter().map(|environment| environment.map(Arc::new)).collect::<Option<_>>()?;
+    Some(Config { server, clients, upstream, environments, cache, telemetry })
+}
+
+/// These keys wait for a store that is shared; until then they are checked and change nothing.
+fn check_store(mut at: Reader<'_, '_>, raw: raw::Store) {
+    at.checked("prefix", raw.prefix, |prefix| name(&prefix));
+    at.duration("timeout", raw.timeout, Duration::from_millis(50), MOMENT..=Duration::from_secs(10));
+    at.count("min_replicas", raw.min_replicas, 1, 1..=10_000);
+}
+
+fn telemetry_of(mut at: Reader<'_, '_>, raw: raw::Telemetry) -> Telemetry {
+    let filter = |log: String| match EnvFilter::builder().parse(&log) {
+        Ok(_) if !log.trim().is_empty() => Ok(log),
+        _ => Err(Wrong::new(
+            format!("{log:?} is no log filter"),
+            "write a level (error, warn, info, debug, trace) or a filter such as \"info,metorial_proxy=debug\"",
+        )),
+    };
+    Telemetry {
+        log: at.checked("log", raw.log, filter).unwrap_or_else(|| "info".into()),
+        access_log: at.value("access_log", raw.access_log, true),
+    }
+}
+
+/// A name that is safe wherever it is shown: as a metric's label, in a log line, in a store's key.
+fn name(text: &str) -> Result<String, Wrong> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    match (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err(Wrong::new(
+            format!("{text:?} is no name"),
+            "write 1 to 64 letters, digits, dots, dashes and underscores",
+        )),
+    }
+}
+
+/// One of a few words.
+fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Wrong> {
+    let words = || choices.iter().map(|(word, _)| *word);
+    match choices.iter().find(|(word, _)| *word == text) {
+        Some((_, choice)) => Ok(*choice),
+        None => {
+            let all = words().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
+            let cure = match nearest(text, words()) {
+                Some(near) => format!("did you mean {near:?}? Write {all}"),
+                None => format!("write {all}"),
+            };
+            Err(Wrong::new(format!("{text:?} is not known here"), cure))
+        }
+    }
+}
+
+/// A path prefix: empty, or `/a/b`.
+fn base_path(path: &str) -> Result<String, Wrong> {
+    let plain = |segment: &str| {
+        let bytes = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
+        !matches!(segment, "" | "." | "..") && segment.bytes().all(bytes)
+    };
+    match path.is_empty() || path.strip_prefix('/').is_some_and(|path| path.split('/').all(plain)) {
+        true => Ok(path.to_owned()),
+        false => Err(Wrong::new(
+            format!("{path:?} is no path prefix"),
+            "write \"\" or a path such as \"/api/metorial\", without a trailing slash",
+        )),
+    }
+}
+
+/// Whether only this machine (or this pod) can reach `address`.
+fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Entries that stand in a list twice are refused at the second.
+fn unique<T: Ord + Clone>(seen: &mut BTreeSet<T>, value: T, shown: &str) -> Result<T, Wrong> {
+    match seen.insert(value.clone()) {
+        true => Ok(value),
+        false => Err(Wrong::new(format!("{shown} is listed twice"), "keep one of them")),
+    }
+}

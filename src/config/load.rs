@@ -1,0 +1,93 @@
+//! From a file and the environment to a [`Config`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use super::fault::{Fault, Wrong};
+use super::reader::{Context, Reader};
+use super::value::{Field, Value};
+use super::{Config, compile, env, later, secret};
+
+/// Environment variables: `std::env::vars_os().collect()`.
+pub type Variables = BTreeMap<OsString, OsString>;
+
+/// No configuration comes near; what is longer is the wrong file.
+const LONGEST: u64 = 4 * 1024 * 1024;
+
+/// Where configuration comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The file named on the command line; without one, `METORIAL_PROXY_CONFIG` names it, or there is none.
+    pub file: Option<&'a Path>,
+    /// The environment. Secrets may come from it, a few settings override the file's, and without a file it is all.
+    pub env: &'a Variables,
+}
+
+/// A configuration, and what is odd about it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What an operator should know, and may want just so.
+    pub warnings: Vec<Fault>,
+    /// Every file it depends on, the configuration file first: what a reload watches.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads, completes and checks a configuration.
+///
+/// # Errors
+/// Everything that is wrong with it, at once; a file that is no TOML hides the rest.
+pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Fault>> {
+    let named = sources.env.get(OsStr::new("METORIAL_PROXY_CONFIG")).filter(|name| !name.is_empty());
+    let file = sources.file.or(named.map(Path::new));
+    let mut context = Context {
+        variables: sources.env,
+        read: BTreeSet::new(),
+        files: file.map(Path::to_owned).into_iter().collect(),
+        errors: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let mut table = match file {
+        Some(path) => read_table(path)?,
+        None => toml::Table::new(),
+    };
+    let overlay = env::overlay(&mut table, sources.env, file.is_some());
+
+    let mut reader = Reader { context: &mut context, path: String::new() };
+    later::take(&mut reader, &mut table);
+    let config = match Value::read(toml::Value::Table(table)) {
+        Ok(section) => compile::compile(reader, Field::Set(section)),
+        Err(wrong) => {
+            reader.refuse("", wrong);
+            None
+        }
+    };
+
+    let Context { read, mut files, errors, warnings, .. } = context;
+    let (errors, warnings) = overlay.finish(sources.env, &read, errors, warnings);
+    match config {
+        Some(config) if errors.is_empty() => {
+            let tls = config.server.tls.iter().flat_map(|tls| [&tls.certificate, &tls.private_key]);
+            files.extend(tls.chain(&config.upstream.ca_certificate).cloned());
+            Ok(Loaded { config, warnings, files })
+        }
+        _ => Err(errors),
+    }
+}
+
+fn read_table(path: &Path) -> Result<toml::Table, Vec<Fault>> {
+    let name = path.display().to_string();
+    let text = secret::read_file(path, LONGEST).map_err(|wrong| vec![Fault::new(&name, wrong)])?;
+    text.parse().map_err(|error| vec![syntax_fault(&name, &text, &error)])
+}
+
+/// Place and message of a syntax error, without the line it is in: a secret may stand there.
+fn syntax_fault(file: &str, text: &str, error: &toml::de::Error) -> Fault {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    let message = format!("is no TOML: {}", error.message().replace('\n', ", "));
+    Fault::new(format!("{file}:{line}:{column}"), Wrong::new(message, "correct the syntax (https://toml.io)"))
+}
