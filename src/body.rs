@@ -185,6 +185,17 @@ impl ResponseBody {
         Self { source: Source::Streaming(Box::new(outbound)), tail: None }
     }
 
+    /// The same body with `bytes`, which were read from it, in front again.
+    #[must_use]
+    pub fn preceded_by(mut self, bytes: Bytes) -> Self {
+        match &mut self.source {
+            Source::Streaming(outbound) => outbound.unread = bytes,
+            Source::Full(rest) => *rest = join(bytes, std::mem::take(rest)),
+            Source::Empty => self.source = Source::Full(bytes),
+        }
+        self
+    }
+
     /// Keeps `tail` until this body is sent or dropped.
     pub fn set_tail(&mut self, tail: Box<dyn Tail>) {
         self.tail = Some(tail);
@@ -232,7 +243,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Empty => true,
             Source::Full(bytes) => bytes.is_empty(),
-            Source::Streaming(outbound) => outbound.ended,
+            Source::Streaming(outbound) => outbound.ended && outbound.unread.is_empty(),
         }
     }
 
@@ -284,13 +295,15 @@ pub struct Outbound {
     scan: Option<Scan>,
     silence: Silence,
     lease: Option<Box<dyn Lease>>,
+    /// Read before, and put back.
+    unread: Bytes,
     ended: bool,
 }
 
 impl Outbound {
     /// `scan`: what to search for, `None` where nothing can be found (a body that is not text is searched all the same).
     pub fn new(body: Arriving, scan: Option<Scan>, idle: Duration, lease: Option<Box<dyn Lease>>) -> Self {
-        let mut outbound = Self { body, scan, silence: Silence::new(idle), lease, ended: false };
+        let mut outbound = Self { body, scan, silence: Silence::new(idle), lease, unread: Bytes::new(), ended: false };
         if outbound.body.is_end_stream() {
             outbound.end();
         }
@@ -305,10 +318,18 @@ impl Outbound {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.ended { SizeHint::with_exact(0) } else { self.body.size_hint() }
+        // What was put back is no longer in the hint, so neither is the length.
+        match (self.unread.is_empty(), self.ended) {
+            (false, _) => SizeHint::default(),
+            (true, true) => SizeHint::with_exact(0),
+            (true, false) => self.body.size_hint(),
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        if !self.unread.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.unread))));
+        }
         while !self.ended {
             let frame = match self.body.poll(cx) {
                 Poll::Ready(frame) => frame,

@@ -167,6 +167,10 @@ impl Permit {
     }
 }
 
+/// Upstream set a cookie, which was taken out: the answer is one caller's own and is neither kept nor shared.
+#[derive(Debug, Clone, Copy)]
+pub struct HadCookie;
+
 /// What an attempt to have a request answered upstream came to.
 #[derive(Debug)]
 pub struct Failure {

@@ -6,6 +6,7 @@
 pub mod durations;
 pub mod exposition;
 pub mod gauge;
+pub mod health;
 pub mod labels;
 pub mod logging;
 pub mod metrics;

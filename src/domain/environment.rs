@@ -32,3 +32,37 @@ pub struct Environment {
     /// Freshness of pages where neither upstream nor a rule says otherwise.
     pub ttl: Duration,
 }
+
+#[cfg(test)]
+impl Environment {
+    /// One that opens the catalog and provider deployments, reading and writing, to `metorial_pk_test`.
+    pub(crate) fn example(name: &str) -> Self {
+        use crate::domain::access::{Profile, Rule};
+
+        let rule = |label: &str, methods: &[http::Method], path: &str| Rule {
+            label: label.into(),
+            methods: methods.to_vec(),
+            path: path.into(),
+            list: false,
+            ttl: None,
+            invalidates: Vec::new(),
+            returns_secret: false,
+        };
+        let rules = [
+            rule("rules[0]", &[http::Method::GET, http::Method::POST], "/provider-deployments"),
+            rule("rules[1]", &[http::Method::GET, http::Method::DELETE], "/provider-deployments/{id}"),
+        ];
+        Self {
+            name: name.into(),
+            budget: name.into(),
+            limit: Quota::DEVELOPMENT,
+            secret_key: SecretKey::parse("metorial_sk_0123456789abcdef").expect("a key"),
+            publishable_keys: vec![KeyDigest::parse("metorial_pk_test").expect("a key")],
+            keyless: false,
+            origins: Origins::default(),
+            versions: Versions::default(),
+            access: AccessTable::compile(&[Profile::Catalog], &rules).expect("compiles"),
+            ttl: Duration::from_secs(5),
+        }
+    }
+}

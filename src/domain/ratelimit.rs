@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{HeaderMap, HeaderName, RETRY_AFTER};
 
 use crate::domain::quota::Quota;
 
@@ -21,6 +21,10 @@ pub const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit
 pub const RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 /// `RateLimit-Reset`
 pub const RATELIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+
+/// The fields in which upstream tells its own count.
+pub const UPSTREAM_FIELDS: [HeaderName; 5] =
+    [RATELIMIT, RATELIMIT_POLICY, RATELIMIT_LIMIT, RATELIMIT_REMAINING, RATELIMIT_RESET];
 
 /// A reset above this is a moment, below it a delta (draft revisions and servers differ).
 const EPOCH_FROM: u64 = 1_000_000_000;
@@ -128,11 +132,6 @@ fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
 fn delta(reset: u64, unix_now: u64) -> Duration {
     let seconds = if reset > EPOCH_FROM { reset.saturating_sub(unix_now) } else { reset };
     Duration::from_secs(seconds)
-}
-
-/// A decimal number as a field value.
-pub fn decimal(number: u64) -> HeaderValue {
-    HeaderValue::from(number)
 }
 
 #[cfg(test)]

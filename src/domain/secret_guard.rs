@@ -58,7 +58,7 @@ impl SecretGuard {
 
     /// Whether `text` holds the secret.
     pub fn found_in(&self, text: &[u8]) -> bool {
-        self.scan().push(Bytes::copy_from_slice(text)).is_err()
+        self.scan().read(text).is_err()
     }
 
     /// Begins to read a body.
@@ -134,17 +134,7 @@ impl Scan {
     /// # Errors
     /// The secret is in there: nothing of it was returned before.
     pub fn push(&mut self, data: Bytes) -> Result<Bytes, SecretFound> {
-        let mut at = 0;
-        while at < data.len() {
-            if self.live() == 0 {
-                at = self.skip(&data, at);
-                if at == data.len() {
-                    break;
-                }
-            }
-            self.step(data[at])?;
-            at += 1;
-        }
+        self.read(&data)?;
         let live = self.live();
         if live == 0 && self.held.is_empty() {
             return Ok(data);
@@ -157,6 +147,21 @@ impl Scan {
         self.held.extend_from_slice(&data);
         let pass = self.held.len() - live.min(self.held.len());
         Ok(self.held.split_to(pass).freeze())
+    }
+
+    fn read(&mut self, data: &[u8]) -> Result<(), SecretFound> {
+        let mut at = 0;
+        while at < data.len() {
+            if self.live() == 0 {
+                at = self.skip(data, at);
+                if at == data.len() {
+                    break;
+                }
+            }
+            self.step(data[at])?;
+            at += 1;
+        }
+        Ok(())
     }
 
     /// The text has ended: what was held back is no match.

@@ -20,7 +20,7 @@ use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 
 /// What a failed authentication costs beside the request itself, in cells of the client's bucket.
-const FAILURE: NonZeroU32 = NonZeroU32::new(9).unwrap_or(NonZeroU32::MIN);
+const FAILURE: NonZeroU32 = NonZeroU32::MIN.saturating_add(8);
 
 /// Which environment a caller belongs to.
 #[derive(Debug)]

@@ -167,8 +167,8 @@ where
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
             exchange.journal.attempt();
-            let outcome = inner.call(exchange).await;
-            match &outcome {
+            let mut outcome = inner.call(exchange).await;
+            match &mut outcome {
                 Ok(response) => shared.listen(budgets, environment.environment.limit.window, response).await,
                 Err(failure) if failure.delivery == Delivery::Never => shared.limits.refund(charge).await,
                 Err(_) => {}
@@ -229,13 +229,18 @@ impl<L: LimitStore> Shared<L> {
     }
 
     /// Takes note of upstream's count; on 429 shuts the budget it speaks for.
-    async fn listen(&self, budgets: [BudgetId; 2], window: Duration, response: &Response<ResponseBody>) {
-        let headers = response.headers();
+    async fn listen(&self, budgets: [BudgetId; 2], window: Duration, response: &mut Response<ResponseBody>) {
+        let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
+        let headers = response.headers_mut();
         let [environment, egress] = budgets;
-        if response.status() != StatusCode::TOO_MANY_REQUESTS {
+        if !refused {
             self.queues.of(environment).refusals.store(0, Ordering::Relaxed);
             if let Some(observation) = ratelimit::observe(headers, unix_now()) {
                 self.limits.observe(environment, observation).await;
+            }
+            // They speak of our key, not of the caller's: what the caller sees is ours.
+            for name in ratelimit::UPSTREAM_FIELDS {
+                headers.remove(name);
             }
             return;
         }

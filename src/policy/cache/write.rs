@@ -1,0 +1,120 @@
+//! Writes: each that may have succeeded makes the pages of its collections unreachable.
+
+use std::sync::Arc;
+
+use http::Response;
+use tower::Service;
+
+use super::Shared;
+use crate::body::ResponseBody;
+use crate::domain::operation::collection;
+use crate::exchange::{Exchange, Permit, Permitted};
+use crate::rejection::{Rejection, UpstreamFault};
+use crate::store::pages::PageStore;
+
+pub(super) async fn write<P, S>(
+    shared: Arc<Shared<P>>,
+    mut inner: S,
+    exchange: Exchange<Permitted>,
+) -> Result<Response<ResponseBody>, Rejection>
+where
+    P: PageStore,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
+{
+    let mut pending = Pending::new(shared, &exchange.stage.permit);
+    let outcome = inner.call(exchange).await;
+    if may_have_happened(&outcome) {
+        pending.invalidate().await;
+    }
+    pending.done();
+    outcome
+}
+
+/// Whether upstream may have changed something: anything but its own refusal, or none of it ever reached it.
+fn may_have_happened(outcome: &Result<Response<ResponseBody>, Rejection>) -> bool {
+    match outcome {
+        Ok(response) => !response.status().is_client_error(),
+        Err(Rejection::Upstream(fault)) => !matches!(
+            fault,
+            UpstreamFault::Dns
+                | UpstreamFault::ConnectionRefused
+                | UpstreamFault::ConnectionTimeout
+                | UpstreamFault::Unavailable
+                | UpstreamFault::TlsCertificate
+                | UpstreamFault::TlsProtocol
+        ),
+        Err(Rejection::RateLimited { .. } | Rejection::UpstreamCredentials) => false,
+        Err(_) => true,
+    }
+}
+
+/// What a write has to drop. A caller that leaves before the answer has been seen leaves an unknown outcome.
+struct Pending<P: PageStore> {
+    shared: Arc<Shared<P>>,
+    environment: String,
+    collections: Vec<String>,
+}
+
+impl<P: PageStore> Pending<P> {
+    fn new(shared: Arc<Shared<P>>, permit: &Permit) -> Self {
+        let route = permit.route();
+        let own = collection(permit.target().path()).to_owned();
+        let named = route.invalidates.iter().map(|path| collection(path).to_owned());
+        let collections = std::iter::once(own).chain(named).collect();
+        Self { shared, environment: permit.environment().environment.name.clone(), collections }
+    }
+
+    async fn invalidate(&self) {
+        for collection in &self.collections {
+            self.shared.pages.invalidate(&self.environment, collection).await;
+        }
+    }
+
+    fn done(&mut self) {
+        self.collections.clear();
+    }
+}
+
+impl<P: PageStore> Drop for Pending<P> {
+    fn drop(&mut self) {
+        if self.collections.is_empty() {
+            return;
+        }
+        let (shared, environment) = (self.shared.clone(), std::mem::take(&mut self.environment));
+        let collections = std::mem::take(&mut self.collections);
+        let tasks = shared.tasks.clone();
+        tasks.spawn(async move {
+            for collection in &collections {
+                shared.pages.invalidate(&environment, collection).await;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn only_what_surely_changed_nothing_drops_nothing() {
+        let answered = |status: u16| {
+            let mut response = Response::new(ResponseBody::empty());
+            *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+            may_have_happened(&Ok(response))
+        };
+        for (status, expected) in [(200, true), (302, true), (500, true), (503, true), (400, false), (404, false)] {
+            assert_eq!(answered(status), expected, "{status}");
+        }
+        for (rejection, expected) in [
+            (Rejection::Upstream(UpstreamFault::ConnectionRefused), false),
+            (Rejection::Upstream(UpstreamFault::ConnectionTerminated), true),
+            (Rejection::Upstream(UpstreamFault::ResponseTimeout), true),
+            (Rejection::SecretGuard, true),
+            (Rejection::UpstreamCredentials, false),
+        ] {
+            assert_eq!(may_have_happened(&Err(rejection.clone())), expected, "{rejection:?}");
+        }
+    }
+}

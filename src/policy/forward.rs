@@ -1,0 +1,404 @@
+//! Forward: what goes to upstream, and what may come back.
+//!
+//! Only listed request fields go; the authority is rewritten, and the connection is chosen by configuration alone. What
+//! comes back loses the fields that belong to the connection or speak for the upstream's own host, and is searched for
+//! the secret: in the head at once, in a short body before anything is sent, in a stream as it passes.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST,
+    HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+};
+use http::uri::{Authority, PathAndQuery};
+use http::{Request, Response, StatusCode, Uri, response};
+use http_body_util::BodyExt;
+use tower::{Layer, Service};
+
+use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBody};
+use crate::domain::secret_guard::SecretGuard;
+use crate::exchange::{Armed, Delivery, Exchange, Failure, HadCookie};
+use crate::rejection::{PROXY_STATUS, Rejection, UpstreamFault};
+use crate::telemetry::health::UpstreamHealth;
+use crate::telemetry::labels::UpstreamFailure;
+use crate::telemetry::metrics::Metrics;
+use crate::time::{Instant, timeout_at};
+
+/// Request fields that are passed on, beside the operator's own.
+const ALLOWED: [HeaderName; 7] = [
+    ACCEPT,
+    CONTENT_TYPE,
+    HeaderName::from_static("metorial-version"),
+    USER_AGENT,
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("baggage"),
+];
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Response fields that never pass, beside `Access-Control-*` and what `Connection` names.
+const DROPPED: [HeaderName; 12] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    SET_COOKIE,
+    // These speak for the upstream's host, and would bind ours.
+    ALT_SVC,
+    STRICT_TRANSPORT_SECURITY,
+    PROXY_STATUS,
+];
+
+/// A body of known length up to this is read whole before the head is sent: head and body leave in one write, and a
+/// fault in it can still become a 502.
+const GATHERED: u64 = 64 * 1024;
+
+/// An answer as the transport received it.
+pub struct Answer {
+    /// Status and fields.
+    pub head: response::Parts,
+    /// The body, as it comes.
+    pub body: Arriving,
+    /// Gives the connection back once the body was read.
+    pub lease: Option<Box<dyn Lease>>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub struct TransportError {
+    /// What failed.
+    pub fault: UpstreamFault,
+    /// Whether upstream may have seen the request.
+    pub delivery: Delivery,
+    /// What the library said: for the log, never for the caller.
+    pub detail: String,
+    /// The caller's body broke, not upstream.
+    pub caller: Option<Rejection>,
+    /// The request's body, where it was not used up.
+    pub body: Option<RequestBody>,
+}
+
+/// How requests are sent on.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The secret goes to this authority and nowhere else.
+    pub authority: Authority,
+    /// Path prefix of the API: empty, or `/a/b`.
+    pub base_path: String,
+    /// Request fields passed on beside the built-in list.
+    pub forward_headers: Vec<HeaderName>,
+    /// From a request's first byte to the head of its response.
+    pub attempt_timeout: Duration,
+    /// Longest silence while a body streams.
+    pub body_idle_timeout: Duration,
+}
+
+/// Sends requests on.
+#[derive(Clone)]
+pub struct ForwardLayer(Arc<Shared>);
+
+struct Shared {
+    rules: Rules,
+    host: HeaderValue,
+    metrics: Arc<Metrics>,
+    health: Arc<UpstreamHealth>,
+}
+
+impl ForwardLayer {
+    /// Sends by `rules`.
+    pub fn new(rules: Rules, metrics: Arc<Metrics>, health: Arc<UpstreamHealth>) -> Self {
+        // An authority is ASCII without control characters.
+        let host = HeaderValue::from_str(rules.authority.as_str()).unwrap_or(HeaderValue::from_static(""));
+        Self(Arc::new(Shared { rules, host, metrics, health }))
+    }
+}
+
+impl<T> Layer<T> for ForwardLayer {
+    type Service = Forward<T>;
+
+    fn layer(&self, transport: T) -> Forward<T> {
+        Forward { transport, shared: self.0.clone() }
+    }
+}
+
+/// See [`ForwardLayer`].
+#[derive(Clone)]
+pub struct Forward<T> {
+    transport: T,
+    shared: Arc<Shared>,
+}
+
+impl<T> Service<Exchange<Armed>> for Forward<T>
+where
+    T: Service<Request<RequestBody>, Response = Answer, Error = TransportError>,
+    T::Future: Send + 'static,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.transport.poll_ready(cx).map_err(|error| Failure {
+            rejection: Rejection::Upstream(error.fault),
+            delivery: Delivery::Never,
+            body: None,
+        })
+    }
+
+    fn call(&mut self, exchange: Exchange<Armed>) -> Self::Future {
+        let shared = self.shared.clone();
+        let (request, stage) = shared.request(exchange.request, exchange.stage, &exchange.journal.request_id);
+        let stage = Sent { stage, deadline: exchange.deadline, request_id: exchange.journal.request_id.clone() };
+        let answer = self.transport.call(request);
+        Box::pin(async move { shared.receive(answer, stage).await })
+    }
+}
+
+struct Sent {
+    stage: Armed,
+    deadline: Instant,
+    request_id: Box<str>,
+}
+
+impl Shared {
+    /// The request as upstream sees it.
+    fn request(&self, request: Request<RequestBody>, stage: Armed, id: &str) -> (Request<RequestBody>, Armed) {
+        let (head, body) = request.into_parts();
+        let mut headers = HeaderMap::with_capacity(12);
+        let bodyless = matches!(body, RequestBody::Empty);
+        headers.insert(HOST, self.host.clone());
+        for name in ALLOWED.iter().chain(&self.rules.forward_headers) {
+            // The API takes a Content-Type for the promise of a body and answers 400 where none comes.
+            if bodyless && *name == CONTENT_TYPE {
+                continue;
+            }
+            for value in head.headers.get_all(name) {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.extend(HeaderValue::from_str(id).ok().map(|id| (REQUEST_ID, id)));
+        // Last, and inserted: whatever was allowed above, this is the only credential.
+        headers.insert(AUTHORIZATION, stage.authorization.clone());
+        let mut outgoing = Request::new(body);
+        *outgoing.method_mut() = stage.permit.method().clone();
+        *outgoing.uri_mut() = uri(&self.rules.base_path, stage.permit.target().path_and_query());
+        *outgoing.headers_mut() = headers;
+        (outgoing, stage)
+    }
+
+    async fn receive(
+        &self,
+        answer: impl Future<Output = Result<Answer, TransportError>>,
+        sent: Sent,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let started = Instant::now();
+        let (method, environment) = (sent.stage.permit.method(), sent.stage.permit.environment());
+        let environment = environment.environment.name.as_str();
+        let due = sent.deadline.min(started + self.rules.attempt_timeout);
+        // Boxing would cost more than the stack it saves: the transport's future is the largest part of this one.
+        let outcome = timeout_at(due, pin!(answer)).await.unwrap_or_else(|_| {
+            Err(TransportError {
+                fault: UpstreamFault::ResponseTimeout,
+                delivery: Delivery::Possible,
+                detail: "no answer in time".to_owned(),
+                caller: None,
+                body: None,
+            })
+        });
+        let answer = match outcome {
+            Ok(answer) => answer,
+            Err(error) => {
+                let failed = started.elapsed();
+                self.metrics.client.record(method, Err(failure(error.fault)), environment, failed);
+                return Err(self.failed(error, &sent.request_id));
+            }
+        };
+        let status = answer.head.status;
+        self.metrics.client.record(method, Ok(status.as_u16()), environment, started.elapsed());
+        self.health.set_healthy(!status.is_server_error());
+        if status == StatusCode::UNAUTHORIZED {
+            self.health.set_credentials_ok(false);
+            self.metrics.upstream_credentials_refused(environment);
+            tracing::error!(
+                request_id = &*sent.request_id,
+                environment,
+                "upstream refused our secret key with 401: check that it is current and not revoked"
+            );
+            return Err(possible(Rejection::UpstreamCredentials));
+        }
+        self.health.set_credentials_ok(true);
+        self.accept(answer, &sent.stage.guard, due, &sent.request_id).await
+    }
+
+    /// Cleans the head, searches head and body, and hands the answer on.
+    async fn accept(
+        &self,
+        answer: Answer,
+        guard: &SecretGuard,
+        due: Instant,
+        request_id: &str,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let Answer { mut head, body, lease } = answer;
+        if head.status.is_informational() {
+            return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
+        }
+        let coded = head.headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity");
+        if coded {
+            return Err(possible(Rejection::Upstream(UpstreamFault::UnexpectedCoding)));
+        }
+        if head.headers.contains_key(SET_COOKIE) {
+            head.extensions.insert(HadCookie);
+        }
+        clean(&mut head.headers);
+        if head.headers.iter().any(|(_, value)| guard.found_in(value.as_bytes())) {
+            return Err(self.guarded(request_id));
+        }
+        let length = body.size_hint().exact();
+        let body = Outbound::new(body, Some(guard.scan()), self.rules.body_idle_timeout, lease);
+        let body = match length {
+            Some(0) => ResponseBody::empty(),
+            Some(length) if length <= GATHERED => match timeout_at(due, gather(body, length)).await {
+                Ok(Ok(bytes)) => ResponseBody::full(bytes),
+                Ok(Err(BodyError::Secret)) => return Err(self.guarded(request_id)),
+                Ok(Err(_)) => return Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
+                Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
+            },
+            _ => ResponseBody::streaming(body),
+        };
+        Ok(Response::from_parts(head, body))
+    }
+
+    fn failed(&self, error: TransportError, request_id: &str) -> Failure {
+        if let Some(rejection) = error.caller {
+            return Failure { rejection, delivery: Delivery::Possible, body: None };
+        }
+        self.health.set_healthy(false);
+        tracing::warn!(request_id, error = error.fault.name(), detail = error.detail, "upstream failed");
+        Failure { rejection: Rejection::Upstream(error.fault), delivery: error.delivery, body: error.body }
+    }
+
+    fn guarded(&self, request_id: &str) -> Failure {
+        self.metrics.secret_guard();
+        tracing::error!(request_id, "an answer held our secret key and was withheld");
+        possible(Rejection::SecretGuard)
+    }
+}
+
+fn possible(rejection: Rejection) -> Failure {
+    Failure { rejection, delivery: Delivery::Possible, body: None }
+}
+
+/// Origin form: the authority is the connection's business.
+fn uri(base_path: &str, target: &PathAndQuery) -> Uri {
+    let target = if base_path.is_empty() {
+        Ok(target.clone())
+    } else {
+        PathAndQuery::try_from(format!("{base_path}{target}"))
+    };
+    // Both were checked; together they are a path still.
+    target.map(Uri::from).unwrap_or_default()
+}
+
+async fn gather(body: Outbound, length: u64) -> Result<Bytes, BodyError> {
+    let mut whole: Option<BytesMut> = None;
+    let mut first = Bytes::new();
+    let mut body = ResponseBody::streaming(body);
+    while let Some(frame) = body.frame().await {
+        let data = frame?.into_data().unwrap_or_default();
+        match &mut whole {
+            Some(whole) => whole.extend_from_slice(&data),
+            None if first.is_empty() => first = data,
+            None => {
+                let mut both = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0));
+                both.extend_from_slice(&first);
+                both.extend_from_slice(&data);
+                whole = Some(both);
+            }
+        }
+    }
+    Ok(whole.map_or(first, BytesMut::freeze))
+}
+
+/// Takes out what belongs to the connection, to the upstream's host, or to our key.
+fn clean(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        // Naming these would be an attack, not a hop's business (RFC 9110 §7.6.1).
+        .filter(|name| ![CONTENT_LENGTH, CONTENT_TYPE, http::header::CACHE_CONTROL].contains(name))
+        .collect();
+    for name in named.iter().chain(&DROPPED) {
+        headers.remove(name);
+    }
+    let foreign: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
+    for name in foreign {
+        headers.remove(name);
+    }
+}
+
+fn failure(fault: UpstreamFault) -> UpstreamFailure {
+    match fault {
+        UpstreamFault::Dns
+        | UpstreamFault::ConnectionRefused
+        | UpstreamFault::ConnectionTimeout
+        | UpstreamFault::Unavailable => UpstreamFailure::Connect,
+        UpstreamFault::TlsCertificate | UpstreamFault::TlsProtocol => UpstreamFailure::Tls,
+        UpstreamFault::ConnectionTerminated => UpstreamFailure::ConnectionLost,
+        UpstreamFault::ResponseTimeout => UpstreamFailure::Timeout,
+        UpstreamFault::HttpProtocol | UpstreamFault::UnexpectedCoding => UpstreamFailure::Protocol,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_the_connection_or_speaks_for_upstream_does_not_pass() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, x-hop"),
+            ("connection", "x-other-hop, content-length"),
+            ("x-hop", "1"),
+            ("x-other-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("set-cookie", "a=b"),
+            ("access-control-allow-origin", "*"),
+            ("access-control-anything", "x"),
+            ("strict-transport-security", "max-age=1"),
+            ("alt-svc", "h3=\":443\""),
+            ("content-length", "3"),
+            ("content-type", "application/json"),
+            ("metorial-req-id", "req_1"),
+            ("location", "https://metorial.com/api"),
+        ] {
+            headers.append(name, value.parse().expect("a value"));
+        }
+        clean(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "content-type", "location", "metorial-req-id"]);
+    }
+
+    #[test]
+    fn the_target_is_put_behind_the_upstreams_base_path() {
+        let target = PathAndQuery::from_static("/providers?limit=1");
+        assert_eq!(uri("", &target), "/providers?limit=1");
+        assert_eq!(uri("/v1", &target), "/v1/providers?limit=1");
+    }
+}
