@@ -1,0 +1,148 @@
+//! What the container image promises, read from `deploy/Dockerfile`: it can't be built where these tests run.
+
+use std::fs;
+use std::path::Path;
+
+struct Stage {
+    from: String,
+    instructions: Vec<(String, String)>,
+}
+
+impl Stage {
+    /// What follows `instruction`, each time it stands in the stage.
+    fn all(&self, instruction: &str) -> Vec<&str> {
+        let wanted = self.instructions.iter().filter(|(name, _)| name == instruction);
+        wanted.map(|(_, rest)| rest.as_str()).collect()
+    }
+
+    /// Files and folders that the stage copies from the build context.
+    fn copied(&self) -> Vec<&str> {
+        let from_context = self.all("COPY").into_iter().filter(|copy| !copy.contains("--from="));
+        from_context
+            .flat_map(|copy| {
+                let words: Vec<&str> =
+                    copy.split_whitespace().filter(|word| !word.starts_with("--")).collect();
+                words[..words.len() - 1].to_vec()
+            })
+            .collect()
+    }
+}
+
+/// The stages of a Dockerfile: comments dropped, continued lines joined.
+fn stages(text: &str) -> Vec<Stage> {
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
+    let mut stages: Vec<Stage> = Vec::new();
+    for line in joined.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (name, stages.last_mut()) {
+            ("FROM", _) => stages.push(Stage { from: rest.trim().to_owned(), instructions: Vec::new() }),
+            (_, Some(stage)) => stage.instructions.push((name.to_owned(), rest.trim().to_owned())),
+            (_, None) => {}
+        }
+    }
+    stages
+}
+
+fn dockerfile() -> Vec<Stage> {
+    let stages = stages(&fs::read_to_string("deploy/Dockerfile").unwrap_or_default());
+    assert_eq!(stages.len(), 2, "deploy/Dockerfile has a stage that builds and one that ships");
+    stages
+}
+
+#[test]
+fn the_builder_is_the_toolchain_that_the_tests_use() {
+    let toolchain: toml::Table = fs::read_to_string("rust-toolchain.toml").unwrap().parse().unwrap();
+    let version = toolchain["toolchain"]["channel"].as_str().unwrap();
+    let stages = dockerfile();
+    // bookworm, as in the image that ships: a newer glibc would not start there.
+    assert_eq!(stages[0].from, format!("rust:{version}-bookworm AS build"));
+    assert!(stages[1].from.contains("-debian12:"), "{}", stages[1].from);
+}
+
+#[test]
+fn it_builds_what_ships_from_the_lock_file() {
+    let stages = dockerfile();
+    let build = stages[0].all("RUN").join(" ");
+    assert!(build.contains("cargo build --profile dist --locked"), "{build}");
+    assert!(build.contains("--mount=type=cache,target=/usr/local/cargo/registry"), "{build}");
+}
+
+#[test]
+fn what_ships_runs_without_root_on_every_interface() {
+    let stages = dockerfile();
+    let ships = &stages[1];
+    assert!(ships.from.ends_with(":nonroot"), "{}", ships.from);
+    // By number: with a name Kubernetes' runAsNonRoot can't tell.
+    let user = ships.all("USER").join(" ");
+    assert!(user.split(':').all(|id| id.parse::<u32>().is_ok_and(|id| id > 0)), "USER {user}");
+    let environment = ships.all("ENV").join(" ");
+    assert_eq!(
+        environment.split_whitespace().collect::<Vec<_>>(),
+        ["METORIAL_PROXY_LISTEN=0.0.0.0:8080", "METORIAL_PROXY_ADMIN=0.0.0.0:9090"]
+    );
+    assert_eq!(ships.all("EXPOSE"), ["8080 9090"]);
+    assert_eq!(ships.all("ENTRYPOINT"), [r#"["/metorial-proxy"]"#]);
+    assert!(ships.all("LABEL").join(" ").contains("org.opencontainers.image.licenses=\"MIT OR Apache-2.0\""));
+    // Nothing that needs a shell: the image has none.
+    assert!(ships.all("RUN").is_empty());
+}
+
+#[test]
+fn its_health_is_asked_by_its_own_binary() {
+    let stages = dockerfile();
+    let health = stages[1].all("HEALTHCHECK").join(" ");
+    assert!(health.ends_with(r#"CMD ["/metorial-proxy", "health"]"#), "{health}");
+}
+
+#[test]
+fn everything_copied_is_there_and_reaches_the_build() {
+    let ignore = fs::read_to_string(".dockerignore").unwrap();
+    assert!(ignore.lines().any(|line| line == "*"), ".dockerignore lets in what it lists alone");
+    for stage in dockerfile() {
+        for source in stage.copied() {
+            assert!(Path::new(source).exists(), "COPY {source}: there is no such file");
+            assert!(
+                ignore.lines().any(|line| line == format!("!{source}")),
+                "{source} isn't in .dockerignore"
+            );
+        }
+    }
+}
+
+#[test]
+fn everything_the_build_reads_is_copied() {
+    let stages = dockerfile();
+    let copied = stages[0].copied();
+    let manifest: toml::Table = fs::read_to_string("Cargo.toml").unwrap().parse().unwrap();
+    for (section, folder) in [("bench", "benches"), ("example", "examples"), ("test", "tests")] {
+        let named = manifest.contains_key(section);
+        assert!(
+            !named || copied.contains(&folder),
+            "Cargo.toml names a [[{section}]]: COPY {folder} in the Dockerfile"
+        );
+    }
+    let mut folders = vec![Path::new("src").to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                for included in included(&text) {
+                    let target = path.parent().unwrap().join(included).canonicalize().unwrap();
+                    let reached =
+                        copied.iter().any(|source| target.starts_with(fs::canonicalize(source).unwrap()));
+                    assert!(reached, "{} includes {included}: COPY it in the Dockerfile", path.display());
+                }
+            }
+        }
+    }
+}
+
+/// The paths in `include_str!("…")` and `include_bytes!("…")`.
+fn included(text: &str) -> Vec<&str> {
+    let calls = ["include_str!(\"", "include_bytes!(\""];
+    calls.iter().flat_map(|call| text.split(call).skip(1).filter_map(|rest| rest.split('"').next())).collect()
+}
