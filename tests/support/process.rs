@@ -1,0 +1,102 @@
+//! The binary as a process of its own, ended with the test that started it.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How long a start may take before the test gives up.
+const START: Duration = Duration::from_secs(30);
+
+/// The binary under test: `METORIAL_PROXY_BIN` (tests/run: the release build), else the one built with the tests.
+pub(crate) fn binary() -> PathBuf {
+    let given = std::env::var_os("METORIAL_PROXY_BIN")
+        .unwrap_or_else(|| OsString::from(env!("CARGO_BIN_EXE_metorial-proxy")));
+    PathBuf::from(given)
+}
+
+/// A command of the binary that is running. Killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    listening: Receiver<(String, String)>,
+    addresses: HashMap<String, String>,
+}
+
+impl Process {
+    /// Starts `metorial-proxy ARGUMENTS…` with these variables and no `METORIAL_*` of the caller's.
+    pub(crate) fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self, Box<dyn Error>> {
+        let binary = binary();
+        let mut command = Command::new(&binary);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("METORIAL_") {
+                command.env_remove(name);
+            }
+        }
+        command.args(arguments).envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| format!("{}: {error}", binary.display()))?;
+        let stderr = child.stderr.take().ok_or("stderr is piped")?;
+        let log = Arc::new(Mutex::new(format!("$ metorial-proxy {}\n", arguments.first().unwrap_or(&"run"))));
+        let (announce, listening) = channel();
+        let lines = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if let Some(bound) = listener(&line) {
+                    // The test may have what it wants already.
+                    drop(announce.send(bound));
+                }
+                let mut log = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                writeln!(log, "{line}").unwrap_or_default();
+            }
+        });
+        Ok(Self { child, log, listening, addresses: HashMap::new() })
+    }
+
+    /// `http://ADDRESS` of a listener (`proxy`, `admin`, `mock`), once it is bound.
+    pub(crate) fn url(&mut self, listener: &str) -> Result<String, Box<dyn Error>> {
+        while !self.addresses.contains_key(listener) {
+            match self.listening.recv_timeout(START) {
+                Ok((name, address)) => self.addresses.insert(name, address),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(format!("no listener `{listener}` within {START:?}:\n{}", self.log()).into());
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait()?;
+                    return Err(
+                        format!("ended ({status}) without listener `{listener}`:\n{}", self.log()).into()
+                    );
+                }
+            };
+        }
+        Ok(format!("http://{}", self.addresses[listener]))
+    }
+
+    /// What it wrote to stderr so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to kill, and the wait tells at once.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Name and address in a log line `listening`.
+fn listener(line: &str) -> Option<(String, String)> {
+    let event: serde_json::Value = serde_json::from_str(line).ok()?;
+    let text = |field: &str| event[field].as_str().map(str::to_owned);
+    (event["message"] == "listening").then_some(())?;
+    Some((text("listener")?, text("addr")?))
+}
