@@ -1,3 +1,8 @@
 //! Everything with a socket, a file or a signal.
 
 pub mod admin;
+pub mod connection;
+pub mod deadlines;
+pub mod listener;
+pub mod tls;
+pub mod upstream;

@@ -6,6 +6,7 @@ pub mod domain;
 pub mod edge;
 pub mod exchange;
 pub mod mock;
+pub mod pipeline;
 pub mod policy;
 pub mod rejection;
 pub mod store;

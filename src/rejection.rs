@@ -359,11 +359,17 @@ impl Rejection {
 pin_project_lite::pin_project! {
     /// What a layer that decides at once answers with: its refusal, or what the layer inside says. No box.
     #[project = GateProjection]
+    #[expect(missing_docs, reason = "the macro takes no comment on a field of a variant")]
     pub enum Gate<F> {
         /// Not served.
-        Refused { rejection: Option<Rejection> },
+        Refused {
+            rejection: Option<Rejection>
+        },
         /// Passed on.
-        Passed { #[pin] future: F },
+        Passed {
+            #[pin]
+            future: F
+        },
     }
 }
 

@@ -123,11 +123,17 @@ type Boxed = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Rejectio
 pin_project! {
     /// A request that is none of the cache's business passes without a box.
     #[project = CachingProjection]
+    #[expect(missing_docs, reason = "the macro takes no comment on a field of a variant")]
     pub enum Caching<F> {
         /// Passed on.
-        Direct { #[pin] future: F },
+        Direct {
+            #[pin]
+            future: F
+        },
         /// A page or a write.
-        Boxed { future: Boxed },
+        Boxed {
+            future: Boxed
+        },
     }
 }
 

@@ -137,11 +137,20 @@ fn decorate(headers: &mut HeaderMap, origin: Option<HeaderValue>, origins: &Orig
 pin_project! {
     /// Waits for the answer and decorates it.
     #[project = DecoratingProjection]
+    #[expect(missing_docs, reason = "the macro takes no comment on a field of a variant")]
     pub enum Decorating<F> {
         /// Known at once.
-        Preflight { response: Option<Response<ResponseBody>> },
+        Preflight {
+            response: Option<Response<ResponseBody>>
+        },
         /// What the layer inside says.
-        Answer { #[pin] future: F, origin: Option<HeaderValue>, journal: Arc<Journal>, union: Arc<Origins> },
+        Answer {
+            #[pin]
+            future: F,
+            origin: Option<HeaderValue>,
+            journal: Arc<Journal>,
+            union: Arc<Origins>
+        },
     }
 }
 

@@ -5,7 +5,7 @@
 //! the secret: in the head at once, in a short body before anything is sent, in a stream as it passes.
 
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -88,6 +88,15 @@ pub struct TransportError {
     pub body: Option<RequestBody>,
 }
 
+/// What carries a request to upstream and its answer back.
+pub trait Transport: Clone + Send + Sync + 'static {
+    /// Sends one request, in origin form, with a `Host`.
+    fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Answer, TransportError>> + Send;
+}
+
 /// How requests are sent on.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -138,41 +147,28 @@ pub struct Forward<T> {
     shared: Arc<Shared>,
 }
 
-impl<T> Service<Exchange<Armed>> for Forward<T>
-where
-    T: Service<Request<RequestBody>, Response = Answer, Error = TransportError>,
-    T::Future: Send + 'static,
-{
+impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
     type Response = Response<ResponseBody>;
     type Error = Failure;
     type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Failure>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.transport.poll_ready(cx).map_err(|error| Failure {
-            rejection: Rejection::Upstream(error.fault),
-            delivery: Delivery::Never,
-            body: None,
-        })
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, exchange: Exchange<Armed>) -> Self::Future {
-        let shared = self.shared.clone();
-        let (request, stage) = shared.request(exchange.request, exchange.stage, &exchange.journal.request_id);
-        let stage = Sent { stage, deadline: exchange.deadline, request_id: exchange.journal.request_id.clone() };
-        let answer = self.transport.call(request);
-        Box::pin(async move { shared.receive(answer, stage).await })
+        let (shared, transport) = (self.shared.clone(), self.transport.clone());
+        Box::pin(async move {
+            let Exchange { request, stage, deadline, journal } = exchange;
+            let request = shared.request(request, &stage, &journal.request_id);
+            shared.receive(transport.send(request), &stage, deadline, &journal.request_id).await
+        })
     }
-}
-
-struct Sent {
-    stage: Armed,
-    deadline: Instant,
-    request_id: Box<str>,
 }
 
 impl Shared {
     /// The request as upstream sees it.
-    fn request(&self, request: Request<RequestBody>, stage: Armed, id: &str) -> (Request<RequestBody>, Armed) {
+    fn request(&self, request: Request<RequestBody>, stage: &Armed, id: &str) -> Request<RequestBody> {
         let (head, body) = request.into_parts();
         let mut headers = HeaderMap::with_capacity(12);
         let bodyless = matches!(body, RequestBody::Empty);
@@ -194,20 +190,21 @@ impl Shared {
         *outgoing.method_mut() = stage.permit.method().clone();
         *outgoing.uri_mut() = uri(&self.rules.base_path, stage.permit.target().path_and_query());
         *outgoing.headers_mut() = headers;
-        (outgoing, stage)
+        outgoing
     }
 
     async fn receive(
         &self,
         answer: impl Future<Output = Result<Answer, TransportError>>,
-        sent: Sent,
+        stage: &Armed,
+        deadline: Instant,
+        request_id: &str,
     ) -> Result<Response<ResponseBody>, Failure> {
         let started = Instant::now();
-        let (method, environment) = (sent.stage.permit.method(), sent.stage.permit.environment());
+        let (method, environment) = (stage.permit.method(), stage.permit.environment());
         let environment = environment.environment.name.as_str();
-        let due = sent.deadline.min(started + self.rules.attempt_timeout);
-        // Boxing would cost more than the stack it saves: the transport's future is the largest part of this one.
-        let outcome = timeout_at(due, pin!(answer)).await.unwrap_or_else(|_| {
+        let due = deadline.min(started + self.rules.attempt_timeout);
+        let outcome = timeout_at(due, answer).await.unwrap_or_else(|_| {
             Err(TransportError {
                 fault: UpstreamFault::ResponseTimeout,
                 delivery: Delivery::Possible,
@@ -221,7 +218,7 @@ impl Shared {
             Err(error) => {
                 let failed = started.elapsed();
                 self.metrics.client.record(method, Err(failure(error.fault)), environment, failed);
-                return Err(self.failed(error, &sent.request_id));
+                return Err(self.failed(error, request_id));
             }
         };
         let status = answer.head.status;
@@ -231,14 +228,14 @@ impl Shared {
             self.health.set_credentials_ok(false);
             self.metrics.upstream_credentials_refused(environment);
             tracing::error!(
-                request_id = &*sent.request_id,
+                request_id = request_id,
                 environment,
                 "upstream refused our secret key with 401: check that it is current and not revoked"
             );
             return Err(possible(Rejection::UpstreamCredentials));
         }
         self.health.set_credentials_ok(true);
-        self.accept(answer, &sent.stage.guard, due, &sent.request_id).await
+        self.accept(answer, &stage.guard, due, request_id).await
     }
 
     /// Cleans the head, searches head and body, and hands the answer on.

@@ -1,0 +1,240 @@
+//! One connection: bytes in, requests to the pipeline, bytes out.
+//!
+//! HTTP/1.1 and HTTP/2 on one port, told apart by ALPN or the connection preface. The parsers' own limits lie above ours,
+//! so that a request that is too large is refused with a reason; what the parser itself cannot read gets a bare status.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tower::util::Oneshot;
+
+use super::deadlines::{Serving, Watch};
+use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
+use crate::exchange::Arrival;
+use crate::pipeline::{CurrentPipeline, Pipeline};
+use crate::telemetry::labels::RefusedConnection;
+use crate::telemetry::metrics::Metrics;
+
+/// Streams of one HTTP/2 connection at once.
+const MAX_STREAMS: u32 = 128;
+
+/// How connections are served.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Bytes of a target.
+    pub max_uri: usize,
+    /// Bytes of the fields.
+    pub max_header_bytes: usize,
+    /// Bytes of a body.
+    pub max_request_body: u64,
+    /// Longest silence while a body streams.
+    pub body_idle_timeout: Duration,
+}
+
+/// Serves the connections of one worker.
+pub struct Server {
+    rules: Rules,
+    builder: auto::Builder<TokioExecutor>,
+    pipeline: Arc<CurrentPipeline>,
+    metrics: Arc<Metrics>,
+}
+
+impl Server {
+    /// Serves by `rules`, with the pipeline that is current when a request arrives.
+    pub fn new(rules: Rules, pipeline: Arc<CurrentPipeline>, metrics: Arc<Metrics>) -> Self {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        // No header_read_timeout: `deadlines` sees to it, at no cost per request.
+        builder
+            .http1()
+            .header_read_timeout(None)
+            .half_close(false)
+            .max_buf_size((rules.max_header_bytes + rules.max_uri + 16 * 1024).max(64 * 1024));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(u32::try_from(rules.max_header_bytes + rules.max_uri + 16 * 1024).unwrap_or(u32::MAX))
+            .max_pending_accept_reset_streams(100)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10));
+        Self { rules, builder, pipeline, metrics }
+    }
+
+    /// Serves one connection to its end; `drain` asks it to finish what is in flight and close.
+    pub async fn serve<I>(&self, io: I, peer: IpAddr, watch: Arc<Watch>, drain: CancellationToken)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = Requests {
+            pipeline: self.pipeline.clone(),
+            peer,
+            watch: watch.clone(),
+            max_request_body: self.rules.max_request_body,
+            body_idle_timeout: self.rules.body_idle_timeout,
+        };
+        let io = TokioIo::new(Watched { io, watch: watch.clone() });
+        let mut connection = pin!(self.builder.serve_connection(io, service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = watch.overdue() => {
+                self.metrics.connection_refused(RefusedConnection::HeaderTimeout);
+                return;
+            }
+            () = drain.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = watch.overdue() => return,
+                }
+            }
+        };
+        if let Err(error) = ended
+            && error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
+        {
+            self.metrics.connection_refused(RefusedConnection::Parse);
+            tracing::debug!(error, "a request could not be parsed");
+        }
+    }
+}
+
+/// The requests of one connection, handed to the pipeline.
+struct Requests {
+    pipeline: Arc<CurrentPipeline>,
+    peer: IpAddr,
+    watch: Arc<Watch>,
+    max_request_body: u64,
+    body_idle_timeout: Duration,
+}
+
+impl Service<Request<Incoming>> for Requests {
+    type Response = Response<Served>;
+    type Error = Infallible;
+    type Future = Serve;
+
+    fn call(&self, request: Request<Incoming>) -> Serve {
+        let serving = self.watch.serve();
+        let request = request.map(|body| {
+            if body.is_end_stream() {
+                RequestBody::Empty
+            } else {
+                RequestBody::Streaming(Inbound::new(body, self.max_request_body, self.body_idle_timeout))
+            }
+        });
+        let arrival = Arrival { request, peer: self.peer };
+        Serve { future: self.pipeline.load().oneshot(arrival), serving: Some(serving) }
+    }
+}
+
+pin_project! {
+    /// A request on its way.
+    struct Serve {
+        #[pin]
+        future: Oneshot<Pipeline, Arrival>,
+        serving: Option<Serving>,
+    }
+}
+
+impl Future for Serve {
+    type Output = Result<Response<Served>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Poll::Ready(Ok(response)) = this.future.poll(cx) else { return Poll::Pending };
+        let serving = this.serving.take();
+        Poll::Ready(Ok(response.map(|body| Served { body, _serving: serving })))
+    }
+}
+
+/// A response's body; the request counts as served until it is dropped.
+struct Served {
+    body: ResponseBody,
+    _serving: Option<Serving>,
+}
+
+impl Body for Served {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A socket that tells its watch of every byte.
+struct Watched<I> {
+    io: I,
+    watch: Arc<Watch>,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let poll = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.watch.read();
+        }
+        poll
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.io).poll_write(cx, bytes);
+        if poll.is_ready() {
+            self.watch.wrote();
+        }
+        poll
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        if poll.is_ready() {
+            self.watch.wrote();
+        }
+        poll
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,189 @@
+//! Deadlines of connections, without a timer per request.
+//!
+//! A timer armed for each request head costs more than a tenth of a cache hit. So a connection only writes down what it is
+//! doing and since when, in coarse ticks, and one sweep per worker ends those that have been at it for too long. The head
+//! has a deadline, not an idle timer: a client that trickles bytes does not push it back.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::time::Timestamp;
+
+/// How often the sweep looks, and so how late a deadline may be.
+pub const TICK: Duration = Duration::from_millis(250);
+
+/// How long each phase may last.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// From the first byte (or the accept) to the end of a request's head.
+    pub head: Duration,
+    /// Between two requests.
+    pub idle: Duration,
+    /// Without a byte either way while a request is served.
+    pub silence: Duration,
+}
+
+/// The connections of one worker.
+#[derive(Debug)]
+pub struct Deadlines {
+    limits: Limits,
+    clock: Arc<AtomicU64>,
+    watched: Mutex<Vec<Arc<Watch>>>,
+}
+
+impl Deadlines {
+    /// Connections have to keep to `limits`.
+    pub fn new(limits: Limits) -> Self {
+        let clock = Arc::new(AtomicU64::new(Timestamp::now().0));
+        Self { limits, clock, watched: Mutex::default() }
+    }
+
+    /// Watches a connection that was just accepted, until the returned value is dropped.
+    pub fn watch(&self) -> Arc<Watch> {
+        let watch = Arc::new(Watch {
+            clock: self.clock.clone(),
+            waiting_for_head: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
+            last_byte: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
+            served: AtomicU32::new(0),
+            end: Notify::new(),
+        });
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watch.clone());
+        watch
+    }
+
+    /// Looks at every connection once; to be called every [`TICK`].
+    pub fn sweep(&self) {
+        let now = Timestamp::now();
+        self.clock.store(now.0, Ordering::Relaxed);
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|watch| Arc::strong_count(watch) > 1);
+        for watch in watched.iter().filter(|watch| watch.is_overdue(now, &self.limits)) {
+            watch.end.notify_one();
+        }
+        if watched.capacity() > 64 && watched.capacity() > watched.len() * 4 {
+            watched.shrink_to_fit();
+        }
+    }
+}
+
+/// What one connection is doing, and since when.
+#[derive(Debug)]
+pub struct Watch {
+    clock: Arc<AtomicU64>,
+    /// Since when a head is under way; 0: none is.
+    waiting_for_head: AtomicU64,
+    last_byte: AtomicU64,
+    /// Requests being served.
+    served: AtomicU32,
+    end: Notify,
+}
+
+impl Watch {
+    /// Bytes came in.
+    pub fn read(&self) {
+        let now = self.clock.load(Ordering::Relaxed);
+        self.last_byte.store(now, Ordering::Relaxed);
+        if self.served.load(Ordering::Relaxed) == 0 && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
+            self.waiting_for_head.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes went out.
+    pub fn wrote(&self) {
+        self.last_byte.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// A head is complete; the request is served until the returned value is dropped.
+    pub fn serve(self: &Arc<Self>) -> Serving {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        self.waiting_for_head.store(0, Ordering::Relaxed);
+        self.wrote();
+        Serving(self.clone())
+    }
+
+    /// Waits until the connection is overdue.
+    pub async fn overdue(&self) {
+        self.end.notified().await;
+    }
+
+    fn is_overdue(&self, now: Timestamp, limits: &Limits) -> bool {
+        let since = |at: &AtomicU64| now.since(Timestamp(at.load(Ordering::Relaxed)));
+        if self.served.load(Ordering::Relaxed) > 0 {
+            return since(&self.last_byte) > limits.silence;
+        }
+        if self.waiting_for_head.load(Ordering::Relaxed) > 0 {
+            return since(&self.waiting_for_head) > limits.head;
+        }
+        since(&self.last_byte) > limits.idle
+    }
+}
+
+/// A request that is being served.
+#[derive(Debug)]
+pub struct Serving(Arc<Watch>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.served.fetch_sub(1, Ordering::Relaxed);
+        self.0.wrote();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::sleep;
+
+    const LIMITS: Limits = Limits {
+        head: Duration::from_secs(10),
+        idle: Duration::from_secs(75),
+        silence: Duration::from_secs(60),
+    };
+
+    async fn ends_after(deadlines: &Deadlines, watch: &Watch, each_second: impl Fn(&Watch)) -> u64 {
+        for second in 0..200 {
+            sleep(Duration::from_secs(1)).await;
+            each_second(watch);
+            deadlines.sweep();
+            if crate::time::timeout(Duration::ZERO, watch.overdue()).await.is_ok() {
+                return second;
+            }
+        }
+        u64::MAX
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trickled_bytes_do_not_push_the_deadline_of_a_head_back() {
+        let deadlines = Deadlines::new(LIMITS);
+        let watch = deadlines.watch();
+        assert!((10..=11).contains(&ends_after(&deadlines, &watch, Watch::read).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_ends_later_than_a_slow_head() {
+        let deadlines = Deadlines::new(LIMITS);
+        let watch = deadlines.watch();
+        drop(watch.serve());
+        assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_being_served_may_take_its_time_as_long_as_bytes_flow() {
+        let deadlines = Deadlines::new(LIMITS);
+        let watch = deadlines.watch();
+        let _serving = watch.serve();
+        assert_eq!(ends_after(&deadlines, &watch, Watch::wrote).await, u64::MAX);
+        assert!((59..=61).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_dropped_is_no_longer_watched() {
+        let deadlines = Deadlines::new(LIMITS);
+        drop(deadlines.watch());
+        deadlines.sweep();
+        assert!(deadlines.watched.lock().expect("unpoisoned").is_empty());
+    }
+}

@@ -1,0 +1,64 @@
+//! Listening: one address, one socket per worker (`SO_REUSEPORT`), and yet never two instances.
+//!
+//! With `SO_REUSEPORT` the kernel gives each connection to one worker for its life. But it would also let a second
+//! instance of the same user bind the same address and take half of the connections. So the first socket is bound
+//! *without* the option, which fails where anybody else listens; only then is it switched on, and the others join.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+const BACKLOG: i32 = 4096;
+
+/// Binds `address` for `workers` workers; port 0 lets the kernel choose one port for all.
+///
+/// # Errors
+/// The kernel's: in use, not ours, not allowed.
+pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+    let first = socket(address)?;
+    first.bind(&address.into())?;
+    // Between two sockets that do not listen yet, SO_REUSEADDR alone finds no conflict; this one decides it.
+    first.set_reuse_port(true)?;
+    first.listen(BACKLOG)?;
+    let first = TcpListener::from(first);
+    let bound = first.local_addr()?;
+    let mut listeners = vec![first];
+    for _ in 1..workers {
+        let socket = socket(bound)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&bound.into())?;
+        socket.listen(BACKLOG)?;
+        listeners.push(socket.into());
+    }
+    Ok(listeners)
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Restarting must not wait for the connections of the former instance to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_an_address_and_a_second_instance_is_refused() {
+        let listeners = bind("127.0.0.1:0".parse().expect("an address"), 4).expect("binds");
+        let address = listeners[0].local_addr().expect("an address");
+        assert!(listeners.iter().all(|listener| listener.local_addr().is_ok_and(|other| other == address)));
+        let second = bind(address, 4).expect_err("in use");
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+        let everywhere = SocketAddr::new("0.0.0.0".parse().expect("an address"), address.port());
+        assert!(bind(everywhere, 1).is_err(), "nor by way of the wildcard");
+        drop(listeners);
+        assert!(bind(address, 2).is_ok(), "and it is free once the first has gone");
+    }
+}

@@ -1,0 +1,72 @@
+//! TLS on both sides: rustls with aws-lc-rs, TLS 1.2 and 1.3, AEAD suites only.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::{Http2, TlsFiles};
+
+const H2: &[u8] = b"h2";
+const HTTP_11: &[u8] = b"http/1.1";
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// What callers are served with.
+///
+/// # Errors
+/// A sentence that names the file: unreadable, no certificate in it, or a key that does not belong to it.
+pub fn server(files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
+    let chain = certificates(&files.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&files.private_key)
+        .map_err(|error| format!("{}: no private key in PEM form ({error})", files.private_key.display()))?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|error| {
+            format!("{} and {} do not fit: {error}", files.certificate.display(), files.private_key.display())
+        })?;
+    config.alpn_protocols = vec![H2.to_vec(), HTTP_11.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// How the API is called: the built-in roots, and those of `extra`; the certificate is always checked.
+///
+/// # Errors
+/// A sentence that names the file.
+pub fn client(http2: Http2, extra: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = extra {
+        for certificate in certificates(path)? {
+            roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+    }
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = match http2 {
+        Http2::Auto => vec![H2.to_vec(), HTTP_11.to_vec()],
+        Http2::Never => vec![HTTP_11.to_vec()],
+        Http2::Always => vec![H2.to_vec()],
+    };
+    Ok(Arc::new(config))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(path).and_then(|certificates| certificates.collect::<Result<_, _>>());
+    match read {
+        Ok(certificates) if certificates.is_empty() => Err(format!("{}: no certificate in PEM form", path.display())),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}

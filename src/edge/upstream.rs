@@ -1,0 +1,185 @@
+//! The transport to the API: one pool per worker, over hyper's connections.
+//!
+//! Connection, pipeline and pool live on one thread, so a request never crosses cores on its way. HTTP/1.1 connections are
+//! kept while idle; HTTP/2 shares one per worker, where TLS negotiated it or configuration asks for it. The address is
+//! chosen by configuration alone: nothing a caller sends decides where a connection goes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::header::HOST;
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+
+use crate::body::{Arriving, Lease, RequestBody};
+use crate::exchange::Delivery;
+use crate::policy::forward::{Answer, Transport, TransportError};
+use crate::rejection::UpstreamFault;
+use crate::time::Instant;
+
+mod connect;
+mod fault;
+
+pub use connect::Connector;
+use connect::Connection;
+
+/// The pool of one worker. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstream(Arc<Pool>);
+
+struct Pool {
+    connector: Connector,
+    scheme: Scheme,
+    authority: Authority,
+    max_idle: usize,
+    idle_timeout: Duration,
+    // Of one worker, so it is never contended; the lock is for the compiler.
+    idle: Mutex<Vec<Idle>>,
+    shared: Mutex<Option<http2::SendRequest<RequestBody>>>,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+impl Upstream {
+    /// A pool that keeps at most `max_idle` connections, each for at most `idle_timeout`.
+    pub fn new(connector: Connector, scheme: Scheme, authority: Authority, max_idle: usize, idle_timeout: Duration) -> Self {
+        let (idle, shared) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Pool { connector, scheme, authority, max_idle, idle_timeout, idle, shared }))
+    }
+
+    /// Closes what has been idle for too long; to be called every second or so.
+    pub fn close_idle(&self) {
+        let timeout = self.0.idle_timeout;
+        lock(&self.0.idle).retain(|idle| idle.since.elapsed() < timeout && !idle.sender.is_closed());
+    }
+
+    /// Connections kept idle.
+    pub fn idle(&self) -> usize {
+        lock(&self.0.idle).len()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Transport for Upstream {
+    async fn send(&self, mut request: Request<RequestBody>) -> Result<Answer, TransportError> {
+        // A connection that was idle may have been closed just now; then nothing was written, and the next one is tried.
+        while let Some(connection) = self.0.checkout() {
+            match self.0.send_over(connection, request).await {
+                Ok(answer) => return Ok(answer),
+                Err((error, unsent)) => match unsent {
+                    Some(unsent) => request = unsent,
+                    None => return Err(error),
+                },
+            }
+        }
+        let connection = match self.0.connector.connect().await {
+            Ok(connection) => connection,
+            Err((fault, detail)) => {
+                let body = Some(request.into_body());
+                return Err(TransportError { fault, delivery: Delivery::Never, detail, caller: None, body });
+            }
+        };
+        if let Connection::Http2(sender) = &connection {
+            *lock(&self.0.shared) = Some(sender.clone());
+        }
+        self.0.send_over(connection, request).await.map_err(|(error, unsent)| {
+            let body = unsent.map(Request::into_body);
+            TransportError { body, ..error }
+        })
+    }
+}
+
+impl Pool {
+    /// A connection that is ready, the one used last first: the rest can grow old.
+    fn checkout(&self) -> Option<Connection> {
+        if let Some(sender) = lock(&self.shared).as_ref().filter(|sender| !sender.is_closed()) {
+            return Some(Connection::Http2(sender.clone()));
+        }
+        let mut idle = lock(&self.idle);
+        while let Some(candidate) = idle.pop() {
+            if candidate.sender.is_ready() && candidate.since.elapsed() < self.idle_timeout {
+                return Some(Connection::Http1(candidate.sender));
+            }
+        }
+        None
+    }
+
+    fn give_back(&self, sender: http1::SendRequest<RequestBody>) {
+        if sender.is_closed() {
+            return;
+        }
+        let mut idle = lock(&self.idle);
+        if idle.len() < self.max_idle {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+
+    /// Sends over one connection; where surely nothing was written, the request comes back.
+    async fn send_over(
+        self: &Arc<Self>,
+        connection: Connection,
+        request: Request<RequestBody>,
+    ) -> Result<Answer, (TransportError, Option<Request<RequestBody>>)> {
+        match connection {
+            Connection::Http1(mut sender) => {
+                let response = sender.try_send_request(request).await.map_err(unsent)?;
+                let lease = Returning { pool: self.clone(), sender };
+                Ok(answer(response, Some(Box::new(lease))))
+            }
+            Connection::Http2(mut sender) => {
+                let request = self.absolute(request);
+                let response = sender.try_send_request(request).await.map_err(unsent)?;
+                Ok(answer(response, None))
+            }
+        }
+    }
+
+    /// HTTP/2 wants the authority in the target and no `Host`.
+    fn absolute(&self, mut request: Request<RequestBody>) -> Request<RequestBody> {
+        request.headers_mut().remove(HOST);
+        let mut parts = request.uri().clone().into_parts();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        // Scheme, authority and path are all there, so this is a URI.
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        request
+    }
+}
+
+fn answer(response: Response<Incoming>, lease: Option<Box<dyn Lease>>) -> Answer {
+    let (head, body) = response.into_parts();
+    Answer { head, body: Arriving::Wire(body), lease }
+}
+
+fn unsent(mut error: TrySendError<Request<RequestBody>>) -> (TransportError, Option<Request<RequestBody>>) {
+    let request = error.take_message();
+    let delivery = if request.is_some() { Delivery::Never } else { Delivery::Possible };
+    let error = error.into_error();
+    let caller = fault::of_caller(&error);
+    let (fault, detail) = (fault::of_hyper(&error), fault::chain(&error));
+    (TransportError { fault, delivery, detail, caller, body: None }, request)
+}
+
+/// Puts a connection back once its response was read to the end; dropped before, the connection closes.
+struct Returning {
+    pool: Arc<Pool>,
+    sender: http1::SendRequest<RequestBody>,
+}
+
+impl Lease for Returning {
+    fn finish(self: Box<Self>) {
+        self.pool.give_back(self.sender);
+    }
+}
+
+/// What upstream did when there is no more precise word for it.
+const BROKE: UpstreamFault = UpstreamFault::ConnectionTerminated;
+
