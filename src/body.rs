@@ -303,7 +303,8 @@ pub struct Outbound {
 impl Outbound {
     /// `scan`: what to search for, `None` where nothing can be found (a body that is not text is searched all the same).
     pub fn new(body: Arriving, scan: Option<Scan>, idle: Duration, lease: Option<Box<dyn Lease>>) -> Self {
-        let mut outbound = Self { body, scan, silence: Silence::new(idle), lease, unread: Bytes::new(), ended: false };
+        let mut outbound =
+            Self { body, scan, silence: Silence::new(idle), lease, unread: Bytes::new(), ended: false };
         if outbound.body.is_end_stream() {
             outbound.end();
         }

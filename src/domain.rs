@@ -14,5 +14,5 @@ pub mod quota;
 pub mod ratelimit;
 pub mod secret_guard;
 pub mod target;
-pub mod window;
 pub mod version;
+pub mod window;

@@ -1,8 +1,10 @@
 //! Everything with a socket, a file or a signal.
 
 pub mod admin;
+pub mod admission;
 pub mod connection;
 pub mod deadlines;
 pub mod listener;
 pub mod tls;
 pub mod upstream;
+pub mod worker;

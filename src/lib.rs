@@ -9,6 +9,7 @@ pub mod mock;
 pub mod pipeline;
 pub mod policy;
 pub mod rejection;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod time;

@@ -112,7 +112,11 @@ where
 
 fn named<S>(stack: S) -> Pipeline
 where
-    S: Service<Arrival, Response = Response<ResponseBody>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S: Service<Arrival, Response = Response<ResponseBody>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     S::Future: Send + 'static,
 {
     BoxCloneSyncService::new(stack)

@@ -394,7 +394,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             // Polled again after it was ready, which no caller does, it would say that we failed.
-            GateProjection::Refused { rejection } => Poll::Ready(Err(rejection.take().unwrap_or(Rejection::Internal))),
+            GateProjection::Refused { rejection } => {
+                Poll::Ready(Err(rejection.take().unwrap_or(Rejection::Internal)))
+            }
             GateProjection::Passed { future } => future.poll(cx),
         }
     }

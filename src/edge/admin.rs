@@ -4,6 +4,8 @@
 //! passes [`guard`] first.
 
 use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -50,8 +52,11 @@ pub trait View: Send + Sync + 'static {
     ///
     /// # Errors
     /// Which of the two is not known.
-    fn invalidate(&self, environment: &str, collection: &str) -> Result<(), Unknown>;
+    fn invalidate<'a>(&'a self, environment: &'a str, collection: &'a str) -> Invalidating<'a>;
 }
+
+/// The pages are forgotten once it is ready, in a shared store too.
+pub type Invalidating<'a> = Pin<Box<dyn Future<Output = Result<(), Unknown>> + Send + 'a>>;
 
 /// What [`View::invalidate`] was asked about and doesn't know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -125,7 +130,7 @@ async fn invalidate(State(view): State<Arc<dyn View>>, body: Result<Bytes, Bytes
             return problem(StatusCode::BAD_REQUEST, format!("the body is not as expected: {error}"));
         }
     };
-    match view.invalidate(&environment, &collection) {
+    match view.invalidate(&environment, &collection).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(unknown) => problem(StatusCode::NOT_FOUND, unknown.to_string()),
     }

@@ -65,7 +65,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let read: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(path).and_then(|certificates| certificates.collect::<Result<_, _>>());
     match read {
-        Ok(certificates) if certificates.is_empty() => Err(format!("{}: no certificate in PEM form", path.display())),
+        Ok(certificates) if certificates.is_empty() => {
+            Err(format!("{}: no certificate in PEM form", path.display()))
+        }
         Ok(certificates) => Ok(certificates),
         Err(error) => Err(format!("{}: {error}", path.display())),
     }

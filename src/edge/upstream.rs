@@ -22,8 +22,8 @@ use crate::time::Instant;
 mod connect;
 mod fault;
 
-pub use connect::Connector;
 use connect::Connection;
+pub use connect::Connector;
 
 /// The pool of one worker. Cheap to clone.
 #[derive(Clone)]
@@ -47,7 +47,13 @@ struct Idle {
 
 impl Upstream {
     /// A pool that keeps at most `max_idle` connections, each for at most `idle_timeout`.
-    pub fn new(connector: Connector, scheme: Scheme, authority: Authority, max_idle: usize, idle_timeout: Duration) -> Self {
+    pub fn new(
+        connector: Connector,
+        scheme: Scheme,
+        authority: Authority,
+        max_idle: usize,
+        idle_timeout: Duration,
+    ) -> Self {
         let (idle, shared) = (Mutex::default(), Mutex::default());
         Self(Arc::new(Pool { connector, scheme, authority, max_idle, idle_timeout, idle, shared }))
     }
@@ -182,4 +188,3 @@ impl Lease for Returning {
 
 /// What upstream did when there is no more precise word for it.
 const BROKE: UpstreamFault = UpstreamFault::ConnectionTerminated;
-

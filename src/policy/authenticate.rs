@@ -40,9 +40,14 @@ impl Callers {
     }
 
     /// Decides on what a caller showed: `Authorization`, else `?token=`, else `?key=` (the API's order).
-    fn decide(&self, headers: &HeaderMap, extracted: &Extracted) -> Result<Arc<EnvironmentHandle>, Rejection> {
+    fn decide(
+        &self,
+        headers: &HeaderMap,
+        extracted: &Extracted,
+    ) -> Result<Arc<EnvironmentHandle>, Rejection> {
         let header = bearer(headers)?;
-        let shown = [header.as_ref().ok().and_then(|key| *key), extracted.token.as_deref(), extracted.key.as_deref()];
+        let shown =
+            [header.as_ref().ok().and_then(|key| *key), extracted.token.as_deref(), extracted.key.as_deref()];
         if shown.iter().flatten().any(|key| KeyKind::of(key) == KeyKind::Secret) {
             return Err(Rejection::Unauthorized(
                 "This is a secret key: it must never leave a server. Revoke it in the Metorial dashboard and use a \
@@ -57,7 +62,9 @@ impl Callers {
         };
         let known = key.and_then(|key| self.by_key.get(&KeyDigest::of(key)).cloned());
         known.or_else(|| self.keyless.clone()).ok_or(Rejection::Unauthorized(match key {
-            Some(key) if KeyKind::of(key) == KeyKind::Publishable => "This publishable key is not known to this proxy.",
+            Some(key) if KeyKind::of(key) == KeyKind::Publishable => {
+                "This publishable key is not known to this proxy."
+            }
             Some(_) => "This is no publishable key (metorial_pk_…).",
             None => "No publishable key was sent.",
         }))
@@ -75,7 +82,9 @@ fn bearer(headers: &HeaderMap) -> Result<Result<Option<&[u8]>, Rejection>, Rejec
     let key = line.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
     match key.map(|(_, key)| key) {
         Some(key) if !key.is_empty() && key.iter().all(u8::is_ascii_graphic) => Ok(Ok(Some(key))),
-        _ => Ok(Err(Rejection::Unauthorized("The Authorization field is not of the form: Bearer metorial_pk_…"))),
+        _ => Ok(Err(Rejection::Unauthorized(
+            "The Authorization field is not of the form: Bearer metorial_pk_…",
+        ))),
     }
 }
 
@@ -157,10 +166,18 @@ mod tests {
             let environment = Environment { publishable_keys, keyless, ..Environment::example(name) };
             Arc::new(EnvironmentHandle { environment: Arc::new(environment), budget: BudgetId(0), index: 0 })
         };
-        Callers::new(&[environment("a", &["metorial_pk_a"], false), environment("b", &["metorial_pk_b"], keyless)])
+        Callers::new(&[
+            environment("a", &["metorial_pk_a"], false),
+            environment("b", &["metorial_pk_b"], keyless),
+        ])
     }
 
-    fn ask(callers: &Callers, authorization: &[&str], token: Option<&str>, key: Option<&str>) -> Result<String, u16> {
+    fn ask(
+        callers: &Callers,
+        authorization: &[&str],
+        token: Option<&str>,
+        key: Option<&str>,
+    ) -> Result<String, u16> {
         let mut headers = HeaderMap::new();
         for line in authorization {
             headers.append(AUTHORIZATION, line.parse().expect("a value"));
@@ -168,7 +185,9 @@ mod tests {
         let bytes = |text: &str| text.as_bytes().to_vec();
         let extracted = Extracted { token: token.map(bytes), key: key.map(bytes), ..Extracted::default() };
         let decision = callers.decide(&headers, &extracted);
-        decision.map(|handle| handle.environment.name.clone()).map_err(|rejection| rejection.status().as_u16())
+        decision
+            .map(|handle| handle.environment.name.clone())
+            .map_err(|rejection| rejection.status().as_u16())
     }
 
     #[test]
@@ -189,7 +208,11 @@ mod tests {
             (&["Bearer metorial_pk_a", "Bearer metorial_pk_a"], None, None, Err(400)),
         ] {
             let expected = expected.map(str::to_owned);
-            assert_eq!(ask(&callers, authorization, token, key), expected, "{authorization:?} {token:?} {key:?}");
+            assert_eq!(
+                ask(&callers, authorization, token, key),
+                expected,
+                "{authorization:?} {token:?} {key:?}"
+            );
         }
     }
 

@@ -106,9 +106,10 @@ fn decide(environment: &Environment, headers: &HeaderMap, extracted: &Extracted)
     let parameter = extracted.api_version.as_deref();
     let accepted = match (header, parameter) {
         (None, None) => environment.versions.allows(None),
-        (header, parameter) => {
-            [header, parameter].into_iter().flatten().all(|version| environment.versions.allows(Some(version)))
-        }
+        (header, parameter) => [header, parameter]
+            .into_iter()
+            .flatten()
+            .all(|version| environment.versions.allows(Some(version))),
     };
     if accepted {
         Ok(())
@@ -150,7 +151,10 @@ mod tests {
         ] {
             assert_eq!(ask(fields, &none), expected, "{fields:?}");
         }
-        let version = |version: &str| Extracted { api_version: Some(version.as_bytes().to_vec()), ..Extracted::default() };
+        let version = |version: &str| Extracted {
+            api_version: Some(version.as_bytes().to_vec()),
+            ..Extracted::default()
+        };
         assert_eq!(ask(&[], &version("magnetar")), Ok(()));
         assert_eq!(ask(&[], &version("dashboard")), Err(403));
         assert_eq!(ask(&[("metorial-version", "magnetar")], &version("dashboard")), Err(403));

@@ -19,10 +19,11 @@ use tower::{Layer, Service};
 use crate::body::ResponseBody;
 use crate::config::Retry;
 use crate::domain::client_ip::ClientKey;
+use crate::domain::environment::Environment;
 use crate::domain::ratelimit::{self, RATELIMIT_LIMIT};
 use crate::exchange::{Delivery, Exchange, Failure, Permitted};
 use crate::rejection::{Limit, Rejection};
-use crate::store::limits::{BudgetId, Charge, LimitStore, Refused};
+use crate::store::limits::{BudgetId, Charge, EGRESS, LimitStore, Refused};
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, Timestamp, sleep_until, timeout_at, unix_now};
@@ -115,7 +116,13 @@ struct Shared<L> {
 
 impl<L> BudgetLayer<L> {
     /// `egress`: the budget of our own address, which every request draws on too.
-    pub fn new(limits: Arc<L>, egress: BudgetId, queues: Arc<Queues>, retry: Retry, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        limits: Arc<L>,
+        egress: BudgetId,
+        queues: Arc<Queues>,
+        retry: Retry,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self(Arc::new(Shared { limits, egress, queues, retry, metrics }))
     }
 }
@@ -143,7 +150,10 @@ impl<L, S: Clone> Clone for Budget<L, S> {
 impl<L, S> Service<Exchange<Permitted>> for Budget<L, S>
 where
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + Clone + Send + 'static,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     type Response = Response<ResponseBody>;
@@ -169,7 +179,7 @@ where
             exchange.journal.attempt();
             let mut outcome = inner.call(exchange).await;
             match &mut outcome {
-                Ok(response) => shared.listen(budgets, environment.environment.limit.window, response).await,
+                Ok(response) => shared.listen(budgets, &environment.environment, response).await,
                 Err(failure) if failure.delivery == Delivery::Never => shared.limits.refund(charge).await,
                 Err(_) => {}
             }
@@ -206,7 +216,9 @@ impl<L: LimitStore> Shared<L> {
         loop {
             match self.limits.acquire(budgets, 0).await {
                 Ok(charge) => return Ok(self.allowed(charge)),
-                Err(refused) if refused.until.to_instant() > patience => return Err(self.refused(budgets, &refused)),
+                Err(refused) if refused.until.to_instant() > patience => {
+                    return Err(self.refused(budgets, &refused));
+                }
                 Err(refused) => sleep_until(refused.until.to_instant()).await,
             }
         }
@@ -229,7 +241,7 @@ impl<L: LimitStore> Shared<L> {
     }
 
     /// Takes note of upstream's count; on 429 shuts the budget it speaks for.
-    async fn listen(&self, budgets: [BudgetId; 2], window: Duration, response: &mut Response<ResponseBody>) {
+    async fn listen(&self, budgets: [BudgetId; 2], of: &Environment, response: &mut Response<ResponseBody>) {
         let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
         let headers = response.headers_mut();
         let [environment, egress] = budgets;
@@ -244,16 +256,19 @@ impl<L: LimitStore> Shared<L> {
             }
             return;
         }
-        let budget = if speaks_for_environment(headers) { environment } else { egress };
+        let (budget, name) =
+            if speaks_for_environment(headers) { (environment, of.name.as_str()) } else { (egress, EGRESS) };
         let refusals = self.queues.of(budget).refusals.fetch_add(1, Ordering::Relaxed);
         let wait = match ratelimit::retry_hint(headers, unix_now()) {
-            Some(hint) => hint.clamp(Duration::from_secs(1), window),
+            Some(hint) => hint.clamp(Duration::from_secs(1), of.limit.window),
             None => full_jitter(&self.retry, refusals),
         };
-        let name = self.limits.views().into_iter().nth(budget.0).map(|view| view.name);
-        let name = name.as_deref().unwrap_or("unknown");
         self.metrics.upstream_rate_limited(name);
-        tracing::warn!(budget = name, wait_seconds = wait.as_secs_f64(), "upstream answered 429: the budget is shut");
+        tracing::warn!(
+            budget = name,
+            wait_seconds = wait.as_secs_f64(),
+            "upstream answered 429: the budget is shut"
+        );
         self.limits.penalise(budget, wait).await;
     }
 }

@@ -89,7 +89,10 @@ impl<P, S: Clone> Clone for Cache<P, S> {
 impl<P, S> Service<Exchange<Permitted>> for Cache<P, S>
 where
     P: PageStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Clone + Send + 'static,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     type Response = Response<ResponseBody>;
@@ -200,7 +203,8 @@ where
     match outcome {
         Outcome::Page { page, .. } => Ok(asked.answer(&page, None)),
         Outcome::Other(answer) => {
-            let body = if asked.head { ResponseBody::empty() } else { ResponseBody::full(answer.body.clone()) };
+            let body =
+                if asked.head { ResponseBody::empty() } else { ResponseBody::full(answer.body.clone()) };
             let mut response = Response::new(body);
             *response.status_mut() = answer.status;
             *response.headers_mut() = answer.headers.clone();
@@ -228,7 +232,13 @@ impl<P: PageStore> Shared<P> {
         fields.extend(self.forward_headers.iter().map(value));
         let environment = environment.environment.name.as_str();
         let generation = self.pages.generation(environment, collection(target.path())).await;
-        PageKey::of(&Parts { environment, generation, path: target.path(), query: target.query(), fields: &fields })
+        PageKey::of(&Parts {
+            environment,
+            generation,
+            path: target.path(),
+            query: target.query(),
+            fields: &fields,
+        })
     }
 
     /// Whether a page we have is better than what came instead of a new one.
@@ -295,9 +305,9 @@ impl Asked {
 
 /// Whether an `If-None-Match` line names `etag` (weak comparison, RFC 9110 §13.1.2).
 fn names(line: &[u8], etag: &[u8]) -> bool {
-    line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| {
-        tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag
-    })
+    line.split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag)
 }
 
 #[cfg(test)]

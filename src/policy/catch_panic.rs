@@ -98,6 +98,7 @@ where
 
 fn report(metrics: &Metrics, journal: &Journal, panic: &(dyn Any + Send)) {
     metrics.panic();
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(request_id = %journal.request_id, panic = text.unwrap_or("unknown"), "a request panicked");
 }

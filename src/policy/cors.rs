@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
-    HeaderMap, HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, HeaderMap,
+    HeaderValue, ORIGIN, VARY,
 };
 use http::{Method, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
@@ -168,7 +168,8 @@ where
             },
             DecoratingProjection::Answer { future, origin, journal, union } => {
                 let Poll::Ready(Ok(mut response)) = future.poll(cx) else { return Poll::Pending };
-                let origins = journal.environment.get().map_or(&**union, |handle| &handle.environment.origins);
+                let origins =
+                    journal.environment.get().map_or(&**union, |handle| &handle.environment.origins);
                 decorate(response.headers_mut(), origin.take(), origins);
                 Poll::Ready(Ok(response))
             }
@@ -204,10 +205,16 @@ mod tests {
     #[test]
     fn a_preflight_of_a_listed_origin_is_answered_and_any_other_refused() {
         let journal = Journal::new("req_1".into());
-        let answer = |origin: Option<&'static str>| preflight(origin.map(HeaderValue::from_static), &origins(), &journal);
+        let answer = |origin: Option<&'static str>| {
+            preflight(origin.map(HeaderValue::from_static), &origins(), &journal)
+        };
         let good = answer(Some("https://app.example"));
         assert_eq!(good.status(), StatusCode::NO_CONTENT);
-        assert!(good.headers()[ACCESS_CONTROL_ALLOW_HEADERS].to_str().is_ok_and(|list| list.contains("metorial-version")));
+        assert!(
+            good.headers()[ACCESS_CONTROL_ALLOW_HEADERS]
+                .to_str()
+                .is_ok_and(|list| list.contains("metorial-version"))
+        );
         assert_eq!(good.headers()[ACCESS_CONTROL_MAX_AGE], "7200");
         for origin in [Some("https://evil.example"), Some("null"), None] {
             let refused = answer(origin);

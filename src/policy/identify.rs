@@ -102,13 +102,15 @@ fn decide(rules: &Rules, request: &Request<RequestBody>) -> Result<(Target, Extr
         return Err(Rejection::UriTooLong(rules.max_uri));
     }
     // As on the wire: ": " and a line break for each.
-    let fields: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let fields: usize =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if fields > rules.max_header_bytes {
         return Err(Rejection::HeadersTooLarge(rules.max_header_bytes));
     }
     check_host(rules, request)?;
     check_body(rules, request)?;
-    let target = uri.path_and_query().ok_or(Rejection::BadRequest("the request target must be a path".into()))?;
+    let target =
+        uri.path_and_query().ok_or(Rejection::BadRequest("the request target must be a path".into()))?;
     read(target, &rules.base_path)
 }
 
@@ -160,7 +162,8 @@ fn check_body(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejec
         return Err(Rejection::BadRequest("a GET or HEAD request has no body".into()));
     }
     // The parser has made sure that there is one length only.
-    let declared = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let declared =
+        request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if body.exact_len().or(declared).is_some_and(|length| length > rules.max_request_body) {
         return Err(Rejection::PayloadTooLarge(rules.max_request_body));
     }
@@ -185,7 +188,8 @@ mod tests {
     }
 
     fn ask(rules: &Rules, method: &str, target: &str, fields: &[(&str, &str)]) -> Result<String, u16> {
-        let mut request = Request::builder().method(method).uri(target).body(RequestBody::Empty).expect("a request");
+        let mut request =
+            Request::builder().method(method).uri(target).body(RequestBody::Empty).expect("a request");
         for (name, value) in fields {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             request.headers_mut().append(name, value.parse().expect("a value"));

@@ -166,7 +166,8 @@ impl Drop for Record {
 /// The caller's id where it is sane, else one of ours.
 fn request_id(headers: &HeaderMap) -> Box<str> {
     let sane = |id: &&str| {
-        (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        (1..=128).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
     match headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(sane) {
         Some(id) => id.into(),

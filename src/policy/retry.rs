@@ -65,7 +65,10 @@ pub struct Retry<S> {
 
 impl<S> Service<Exchange<Permitted>> for Retry<S>
 where
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + Clone + Send + 'static,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     type Response = Response<ResponseBody>;
@@ -103,7 +106,8 @@ where
         let (rejection, reason, unused_body) = match outcome {
             Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                 // Its own 429 is never passed on. The budget is shut by now: its gate says how long.
-                let rejection = Rejection::RateLimited { limit: Limit::Upstream, wait: Duration::from_secs(1) };
+                let rejection =
+                    Rejection::RateLimited { limit: Limit::Upstream, wait: Duration::from_secs(1) };
                 (rejection, Some(RetryReason::RateLimited), None)
             }
             Ok(response) => return Ok(response),
@@ -144,7 +148,9 @@ fn reason(rejection: &Rejection, delivery: Delivery, method: &Method) -> Option<
         // What a certificate or a setting breaks stays broken.
         (_, Rejection::Upstream(UpstreamFault::TlsCertificate | UpstreamFault::UnexpectedCoding)) => None,
         (Delivery::Never, Rejection::Upstream(_)) => Some(RetryReason::NotConnected),
-        (Delivery::Possible, Rejection::Upstream(UpstreamFault::ResponseTimeout)) if safe => Some(RetryReason::Timeout),
+        (Delivery::Possible, Rejection::Upstream(UpstreamFault::ResponseTimeout)) if safe => {
+            Some(RetryReason::Timeout)
+        }
         (Delivery::Possible, Rejection::Upstream(_)) if safe => Some(RetryReason::ConnectionLost),
         (Delivery::Possible | Delivery::Never, _) => None,
     }

@@ -15,6 +15,9 @@ mod memory;
 
 pub use memory::MemoryLimits;
 
+/// The budget of our own address: what every request draws on.
+pub const EGRESS: &str = "egress";
+
 /// A budget's place in its store; cheap to pass around.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BudgetId(pub usize);

@@ -128,6 +128,22 @@ impl Metrics {
         self.cache[result.index()].inc();
     }
 
+    /// Share of list requests answered without a request of their own to upstream; `None` before the first.
+    pub fn hit_ratio(&self) -> Option<f64> {
+        let count = |results: &[CacheResult]| {
+            results.iter().map(|result| self.cache[result.index()].get()).sum::<u64>()
+        };
+        let spared = count(&[CacheResult::Hit, CacheResult::Stale, CacheResult::Coalesced]);
+        let all = spared + count(&[CacheResult::Miss, CacheResult::Bypass]);
+        // Counts beyond 2⁵³ may lose their last digit.
+        (all > 0).then(|| spared as f64 / all as f64)
+    }
+
+    /// List requests answered so far in this way.
+    pub fn cache_count(&self, result: CacheResult) -> u64 {
+        self.cache[result.index()].get()
+    }
+
     /// A request goes upstream once more.
     pub fn retry(&self, reason: RetryReason) {
         self.retries[reason.index()].inc();

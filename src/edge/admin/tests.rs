@@ -34,8 +34,8 @@ impl View for Stub {
         status::example()
     }
 
-    fn invalidate(&self, environment: &str, collection: &str) -> Result<(), Unknown> {
-        match (environment, collection) {
+    fn invalidate<'a>(&'a self, environment: &'a str, collection: &'a str) -> Invalidating<'a> {
+        let outcome = match (environment, collection) {
             ("live", "/providers") => {
                 let mut invalidated = self.invalidated.lock().expect("not poisoned");
                 invalidated.push((environment.to_owned(), collection.to_owned()));
@@ -43,7 +43,8 @@ impl View for Stub {
             }
             ("live", _) => Err(Unknown::Collection),
             _ => Err(Unknown::Environment),
-        }
+        };
+        Box::pin(std::future::ready(outcome))
     }
 }
 

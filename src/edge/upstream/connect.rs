@@ -125,8 +125,12 @@ impl Connector {
             self.tasks.spawn(ended(connection));
             return Ok(Connection::Http2(sender));
         }
-        let (mut sender, connection) =
-            http1::Builder::new().max_headers(128).max_buf_size(512 * 1024).handshake(io).await.map_err(fault)?;
+        let (mut sender, connection) = http1::Builder::new()
+            .max_headers(128)
+            .max_buf_size(512 * 1024)
+            .handshake(io)
+            .await
+            .map_err(fault)?;
         self.tasks.spawn(ended(connection));
         sender.ready().await.map_err(fault)?;
         Ok(Connection::Http1(sender))

@@ -12,9 +12,9 @@ pub(super) fn of_io(error: &io::Error) -> UpstreamFault {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => UpstreamFault::ConnectionRefused,
         io::ErrorKind::TimedOut => UpstreamFault::ConnectionTimeout,
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable => {
-            UpstreamFault::Unavailable
-        }
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::AddrNotAvailable => UpstreamFault::Unavailable,
         _ => BROKE,
     }
 }

@@ -78,7 +78,10 @@ pub(super) struct Other {
 /// What a fill came to, as everybody sees it.
 #[derive(Debug, Clone)]
 enum Common {
-    Page { page: Arc<Page>, stored: bool },
+    Page {
+        page: Arc<Page>,
+        stored: bool,
+    },
     Other(Arc<Other>),
     /// The leader has the answer, and nobody else may.
     Unshared,
@@ -87,7 +90,10 @@ enum Common {
 
 /// What a fill came to for one caller.
 pub(super) enum Outcome {
-    Page { page: Arc<Page>, stored: bool },
+    Page {
+        page: Arc<Page>,
+        stored: bool,
+    },
     Other(Arc<Other>),
     /// An answer of its own, as it streams.
     Own(Response<ResponseBody>),
@@ -188,7 +194,11 @@ async fn run<P, S>(
         Err(_) => return lead.publish(Common::Failed(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
     };
     let Some(fresh_for) = lifetime else {
-        return lead.publish(Common::Other(Arc::new(Other { status: head.status, headers: head.headers, body })));
+        return lead.publish(Common::Other(Arc::new(Other {
+            status: head.status,
+            headers: head.headers,
+            body,
+        })));
     };
     let page = Arc::new(page(head.headers, body, at, fresh_for));
     shared.pages.put(lead.key.clone(), page.clone()).await;

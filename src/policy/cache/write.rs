@@ -104,7 +104,9 @@ mod tests {
             *response.status_mut() = StatusCode::from_u16(status).expect("a status");
             may_have_happened(&Ok(response))
         };
-        for (status, expected) in [(200, true), (302, true), (500, true), (503, true), (400, false), (404, false)] {
+        for (status, expected) in
+            [(200, true), (302, true), (500, true), (503, true), (400, false), (404, false)]
+        {
             assert_eq!(answered(status), expected, "{status}");
         }
         for (rejection, expected) in [

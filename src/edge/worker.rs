@@ -1,0 +1,173 @@
+//! A worker: one thread, one runtime, its own sockets, pipeline and upstream pool.
+//!
+//! A connection stays on the thread that accepted it, so nothing on a request's way crosses cores but the shared counts
+//! and pages.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Builder;
+use tokio::time::MissedTickBehavior;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::admission::{Admission, Admitted};
+use super::connection::Server;
+use super::deadlines::{Deadlines, Limits, TICK};
+use super::upstream::Upstream;
+use crate::telemetry::gauge::Level;
+use crate::telemetry::labels::RefusedConnection;
+use crate::telemetry::metrics::Metrics;
+use crate::time::{sleep, timeout};
+
+/// What a worker is made of.
+pub struct Worker {
+    /// Its sockets.
+    pub listeners: Vec<StdListener>,
+    /// Where callers come by TLS.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Serves its connections.
+    pub server: Server,
+    /// Its pool, which is swept.
+    pub upstream: Upstream,
+    /// How long connections may take.
+    pub limits: Limits,
+    /// How many connections there may be, over all workers.
+    pub admission: Arc<Admission>,
+    /// Connections open.
+    pub open: Level,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Fills and other work that outlives its request.
+    pub tasks: TaskTracker,
+    /// Stop accepting; finish what is in flight.
+    pub drain: CancellationToken,
+    /// Stop at once.
+    pub cut: CancellationToken,
+}
+
+impl Worker {
+    /// Runs it on a thread of its own; the thread ends with how many connections were cut.
+    ///
+    /// # Errors
+    /// The kernel gave no thread.
+    pub fn spawn(self, index: usize) -> io::Result<JoinHandle<usize>> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || runtime.block_on(self.run()))
+    }
+
+    async fn run(self) -> usize {
+        let connections = TaskTracker::new();
+        let accepting = TaskTracker::new();
+        let deadlines = Arc::new(Deadlines::new(self.limits));
+        let shared = Arc::new(Shared {
+            tls: self.tls.map(TlsAcceptor::from),
+            server: self.server,
+            deadlines: deadlines.clone(),
+            handshake: self.limits.head,
+            admission: self.admission,
+            open: self.open,
+            metrics: self.metrics,
+            connections: connections.clone(),
+            drain: self.drain.clone(),
+        });
+        for listener in self.listeners {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => drop(accepting.spawn(accept(shared.clone(), listener))),
+                Err(error) => tracing::error!(%error, "a listener was lost"),
+            }
+        }
+        drop(shared);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        accepting.close();
+        let finished = async {
+            accepting.wait().await;
+            connections.close();
+            connections.wait().await;
+            self.tasks.close();
+            self.tasks.wait().await;
+        };
+        tokio::pin!(finished);
+        loop {
+            tokio::select! {
+                () = &mut finished => return 0,
+                () = self.cut.cancelled() => return connections.len(),
+                _ = tick.tick() => {
+                    deadlines.sweep();
+                    self.upstream.close_idle();
+                }
+            }
+        }
+    }
+}
+
+struct Shared {
+    tls: Option<TlsAcceptor>,
+    server: Server,
+    deadlines: Arc<Deadlines>,
+    handshake: Duration,
+    admission: Arc<Admission>,
+    open: Level,
+    metrics: Arc<Metrics>,
+    connections: TaskTracker,
+    drain: CancellationToken,
+}
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            () = shared.drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => match shared.admission.admit(peer.ip()) {
+                Ok(admitted) => {
+                    shared.connections.spawn(connection(shared.clone(), stream, peer, admitted));
+                }
+                Err(reason) => shared.metrics.connection_refused(reason),
+            },
+            // Of the connection, not of the listener: the next one may be fine.
+            Err(error) if is_of_connection(&error) => {}
+            Err(error) => {
+                // Out of file descriptors or memory: trying at once would only burn the core.
+                tracing::warn!(%error, "accepting paused");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn is_of_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, _admitted: Admitted) {
+    let _open = shared.open.hold();
+    stream.set_nodelay(true).ok();
+    let ip = peer.ip();
+    let Some(tls) = &shared.tls else {
+        let watch = shared.deadlines.watch();
+        return shared.server.serve(stream, ip, watch, shared.drain.clone()).await;
+    };
+    match timeout(shared.handshake, tls.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let watch = shared.deadlines.watch();
+            shared.server.serve(stream, ip, watch, shared.drain.clone()).await;
+        }
+        Ok(Err(error)) => {
+            shared.metrics.connection_refused(RefusedConnection::Tls);
+            tracing::debug!(%error, "a TLS handshake failed");
+        }
+        Err(_) => shared.metrics.connection_refused(RefusedConnection::HeaderTimeout),
+    }
+}

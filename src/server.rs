@@ -1,0 +1,280 @@
+//! Assembly and lifecycle: configuration → stores → pipelines → listeners, and back down again.
+//!
+//! What must not forget (budgets, client limits, pages, queues) is made once and lives as long as the process; pipelines
+//! are made from it and a configuration, one per worker.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::edge::admin::{self, Access};
+use crate::edge::admission::Admission;
+use crate::edge::connection::{self, Server as Connections};
+use crate::edge::deadlines::Limits;
+use crate::edge::upstream::{Connector, Upstream};
+use crate::edge::worker::Worker;
+use crate::edge::{listener, tls};
+use crate::pipeline::{self, CurrentPipeline};
+use crate::telemetry::metrics::Metrics;
+use crate::time::{Instant, sleep, timeout_at};
+
+mod assembly;
+mod view;
+
+use assembly::Lasting;
+use view::ServerView;
+
+/// The proxy does not start, and why: one sentence with the place and the cure.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {message}")]
+pub struct StartError {
+    /// The key of the configuration.
+    pub place: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl StartError {
+    fn new(place: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { place: place.into(), message: message.into() }
+    }
+
+    fn bind(place: &str, address: SocketAddr, error: &io::Error) -> Self {
+        let message = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!(
+                    "{address} is in use, perhaps by another instance: stop it, or choose another address"
+                )
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("{address} may not be bound: choose a port above 1023, or grant CAP_NET_BIND_SERVICE")
+            }
+            io::ErrorKind::AddrNotAvailable => format!("{address} is not an address of this machine"),
+            _ => format!("{address} cannot be bound: {error}"),
+        };
+        Self::new(place, message)
+    }
+}
+
+/// A running proxy.
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    admin: SocketAddr,
+    view: Arc<ServerView>,
+    ready: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<usize>>,
+    background: TaskTracker,
+    drain: CancellationToken,
+    cut: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl Server {
+    /// Binds every address and serves. To be called within a tokio runtime, which serves the admin port.
+    ///
+    /// # Errors
+    /// What keeps it from starting.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let server_tls = match &config.server.tls {
+            Some(files) => Some(tls::server(files).map_err(|error| StartError::new("server.tls", error))?),
+            None => None,
+        };
+        let connector = connector(config)?;
+        let metrics = Arc::new(Metrics::new());
+        let lasting = Arc::new(Lasting::new(config, metrics.clone()));
+        let workers = config.server.workers.max(1);
+        // Everything is bound before anything is served: a half-started proxy would be worse than none.
+        let admin = StdListener::bind(config.server.admin)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|error| StartError::bind("server.admin", config.server.admin, &error))?;
+        let mut sockets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut addresses = Vec::new();
+        for (at, address) in config.server.listen.iter().enumerate() {
+            let place = format!("server.listen[{at}]");
+            let bound = listener::bind(*address, workers);
+            let bound = bound.map_err(|error| StartError::bind(&place, *address, &error))?;
+            addresses.extend(bound.first().and_then(|listener| listener.local_addr().ok()));
+            for (worker, listener) in sockets.iter_mut().zip(bound) {
+                worker.push(listener);
+            }
+        }
+        let (drain, cut, stop) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let admission = Arc::new(Admission::new(
+            config.server.max_connections,
+            config.server.max_connections_per_ip,
+            config.server.trusted_proxies.clone(),
+        ));
+        let mut threads = Vec::new();
+        for (index, listeners) in sockets.into_iter().enumerate() {
+            let upstream = Upstream::new(
+                connector.clone(),
+                config.upstream.scheme.clone(),
+                config.upstream.authority.clone(),
+                config.upstream.idle_connections.div_ceil(workers),
+                config.upstream.idle_timeout,
+            );
+            let tasks = TaskTracker::new();
+            let layers = assembly::layers(config, &lasting, &tasks)?;
+            let current = Arc::new(CurrentPipeline::new(pipeline::build(layers, upstream.clone())));
+            let worker = Worker {
+                listeners,
+                tls: server_tls.clone(),
+                server: Connections::new(rules(config), current, metrics.clone()),
+                upstream,
+                limits: limits(config),
+                admission: admission.clone(),
+                open: metrics.connections("proxy"),
+                metrics: metrics.clone(),
+                tasks,
+                drain: drain.clone(),
+                cut: cut.clone(),
+            };
+            let thread = worker.spawn(index);
+            threads.push(thread.map_err(|error| StartError::new("server.workers", error.to_string()))?);
+        }
+        let ready = Arc::new(AtomicBool::new(true));
+        let view = Arc::new(ServerView::new(config, lasting.clone(), ready.clone()));
+        let admin = TcpListener::from_std(admin)
+            .map_err(|error| StartError::new("server.admin", error.to_string()))?;
+        let admin_addr = admin.local_addr().unwrap_or(config.server.admin);
+        let access = Access { token: config.server.admin_token.clone(), hosts: config.server.hosts.clone() };
+        let background = TaskTracker::new();
+        background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
+        background.spawn(housekeeping(lasting, stop.clone()));
+        let server = Self {
+            addresses,
+            admin: admin_addr,
+            view,
+            ready,
+            workers: threads,
+            background,
+            drain,
+            cut,
+            stop,
+        };
+        server.announce();
+        Ok(server)
+    }
+
+    fn announce(&self) {
+        for address in &self.addresses {
+            tracing::info!(listener = "proxy", addr = %address, "listening");
+        }
+        tracing::info!(listener = "admin", addr = %self.admin, "listening");
+    }
+
+    /// Where callers are served.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Where the admin port is.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The proxy's state.
+    pub fn status(&self) -> admin::Status {
+        admin::View::status(&*self.view)
+    }
+
+    /// Figures of the process.
+    pub fn metrics(&self) -> &Metrics {
+        self.view.metrics()
+    }
+
+    /// Stops: readiness fails at once, new connections are accepted for `settle`, then what is in flight finishes.
+    /// What is still open at `deadline`, counted from now, is cut; so many were. `hurry` cuts at once.
+    pub async fn drain(self, settle: Duration, deadline: Duration, hurry: impl Future<Output = ()>) -> usize {
+        let deadline = Instant::now() + deadline;
+        self.ready.store(false, Ordering::Relaxed);
+        tokio::pin!(hurry);
+        let workers = self.workers;
+        let gone = async {
+            sleep(settle).await;
+            tracing::info!("draining");
+            self.drain.cancel();
+            joined(workers).await
+        };
+        tokio::pin!(gone);
+        let cut = tokio::select! {
+            finished = timeout_at(deadline, &mut gone) => finished.ok(),
+            () = &mut hurry => None,
+        };
+        let cut = match cut {
+            Some(cut) => cut,
+            None => {
+                self.drain.cancel();
+                self.cut.cancel();
+                gone.await
+            }
+        };
+        // The admin port answers probes to the end.
+        self.stop.cancel();
+        self.background.close();
+        self.background.wait().await;
+        cut
+    }
+}
+
+/// Waits for the worker threads off the runtime's thread.
+async fn joined(workers: Vec<JoinHandle<usize>>) -> usize {
+    let join = || workers.into_iter().map(|worker| worker.join().unwrap_or(0)).sum();
+    tokio::task::spawn_blocking(join).await.unwrap_or(0)
+}
+
+/// Forgets clients that have been idle, every ten seconds.
+async fn housekeeping(lasting: Arc<Lasting>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(10));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => lasting.clients.forget_idle(),
+        }
+    }
+}
+
+fn connector(config: &Config) -> Result<Connector, StartError> {
+    let upstream = &config.upstream;
+    let secure = upstream.scheme == http::uri::Scheme::HTTPS;
+    let tls = match secure {
+        true => Some(
+            tls::client(upstream.http2, upstream.ca_certificate.as_deref())
+                .map_err(|error| StartError::new("upstream.ca_certificate", error))?,
+        ),
+        false => None,
+    };
+    let port = upstream.authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let host = upstream.authority.host();
+    Connector::new(host, port, tls, upstream.http2, upstream.connect_timeout)
+        .map_err(|error| StartError::new("upstream.url", error))
+}
+
+fn rules(config: &Config) -> connection::Rules {
+    connection::Rules {
+        max_uri: config.server.max_uri,
+        max_header_bytes: config.server.max_header_bytes,
+        max_request_body: config.server.max_request_body,
+        body_idle_timeout: config.server.body_idle_timeout,
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        head: config.server.header_read_timeout,
+        idle: config.server.idle_timeout,
+        // A request may wait for its answer without a byte for as long as its deadline allows.
+        silence: config.server.body_idle_timeout.max(config.server.request_timeout + Duration::from_secs(1)),
+    }
+}

@@ -1,0 +1,148 @@
+//! Layers from a configuration and the parts that outlive it.
+
+use std::sync::Arc;
+
+use http::header::FORWARDED;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tower::retry::budget::TpsBudget;
+
+use super::StartError;
+use crate::config::{ClientIpHeader, Config};
+use crate::domain::client_ip::X_FORWARDED_FOR;
+use crate::domain::origin::Origins;
+use crate::domain::quota::RingPlan;
+use crate::exchange::EnvironmentHandle;
+use crate::pipeline::Layers;
+use crate::policy::admit::AdmitLayer;
+use crate::policy::authenticate::{AuthenticateLayer, Callers};
+use crate::policy::authorize::AuthorizeLayer;
+use crate::policy::budget::{BudgetLayer, Queues};
+use crate::policy::cache::{CacheLayer, CacheParts, Fills};
+use crate::policy::catch_panic::CatchPanicLayer;
+use crate::policy::client_limit::ClientLimitLayer;
+use crate::policy::cors::CorsLayer;
+use crate::policy::deadline::DeadlineLayer;
+use crate::policy::forward::{self, ForwardLayer};
+use crate::policy::identify::{self, IdentifyLayer};
+use crate::policy::inject::InjectLayer;
+use crate::policy::observe::ObserveLayer;
+use crate::policy::respond::RespondLayer;
+use crate::policy::retry::{self, RetryLayer};
+use crate::store::clients::ClientLimits;
+use crate::store::limits::{BudgetId, EGRESS, LimitStore, MemoryLimits};
+use crate::store::pages::MemoryPages;
+use crate::telemetry::health::UpstreamHealth;
+use crate::telemetry::metrics::Metrics;
+
+/// What must not forget: made once, shared by every pipeline.
+pub(super) struct Lasting {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) limits: Arc<MemoryLimits>,
+    pub(super) pages: Arc<MemoryPages>,
+    pub(super) clients: Arc<ClientLimits>,
+    pub(super) queues: Arc<Queues>,
+    pub(super) health: Arc<UpstreamHealth>,
+    pub(super) environments: Vec<Arc<EnvironmentHandle>>,
+    pub(super) egress: BudgetId,
+    fills: Arc<Fills>,
+    places: Arc<Semaphore>,
+    retries: Arc<TpsBudget>,
+}
+
+impl Lasting {
+    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
+        let limits = Arc::new(MemoryLimits::default());
+        let egress = limits.budget(EGRESS, RingPlan::of(config.upstream.egress_limit));
+        let environments = config.environments.iter().enumerate().map(|(index, environment)| {
+            let budget = limits.budget(&environment.budget, RingPlan::of(environment.limit));
+            Arc::new(EnvironmentHandle { environment: environment.clone(), budget, index })
+        });
+        let environments = environments.collect();
+        let backstop = longest_ttl(config) + config.cache.stale_if_error;
+        Self {
+            metrics,
+            limits,
+            pages: Arc::new(MemoryPages::new(config.cache.capacity, backstop)),
+            clients: Arc::new(ClientLimits::new(config.clients.limit, config.clients.max_tracked)),
+            queues: Arc::default(),
+            health: Arc::default(),
+            environments,
+            egress,
+            fills: Arc::default(),
+            places: Arc::new(Semaphore::new(config.server.max_in_flight.min(Semaphore::MAX_PERMITS))),
+            retries: Arc::new(retry::budget(&config.upstream.retry)),
+        }
+    }
+}
+
+/// Upstream may ask for more, by `max-age`; an hour is where the backstop ends.
+fn longest_ttl(config: &Config) -> std::time::Duration {
+    config.cache.ttl.max(std::time::Duration::from_secs(3600))
+}
+
+pub(super) fn layers(
+    config: &Config,
+    lasting: &Lasting,
+    tasks: &TaskTracker,
+) -> Result<Layers<MemoryLimits, MemoryPages>, StartError> {
+    let Lasting { metrics, limits, clients, environments, .. } = lasting;
+    let (server, upstream) = (&config.server, &config.upstream);
+    let union = environments.iter().flat_map(|handle| handle.environment.origins.iter().map(str::to_owned));
+    let injected = environments.iter().map(|handle| &*handle.environment);
+    let client_ip_header = match server.client_ip_header {
+        ClientIpHeader::XForwardedFor => X_FORWARDED_FOR,
+        ClientIpHeader::Forwarded => FORWARDED,
+    };
+    Ok(Layers {
+        observe: ObserveLayer::new(metrics.clone(), config.telemetry.access_log),
+        cors: CorsLayer::new(Origins::new(union.collect())),
+        respond: RespondLayer::new(limits.clone(), clients.quota(), config.clients.max_retry_after),
+        catch_panic: CatchPanicLayer::new(metrics.clone()),
+        admit: AdmitLayer::new(lasting.places.clone(), metrics.clone()),
+        deadline: DeadlineLayer::new(server.request_timeout),
+        identify: IdentifyLayer::new(identify::Rules {
+            base_path: server.base_path.clone(),
+            hosts: server.hosts.clone(),
+            max_uri: server.max_uri,
+            max_header_bytes: server.max_header_bytes,
+            max_request_body: server.max_request_body,
+            trusted_proxies: server.trusted_proxies.clone(),
+            client_ip_header,
+            ipv6_prefix: config.clients.ipv6_prefix,
+        }),
+        client_limit: ClientLimitLayer::new(clients.clone(), metrics.clone()),
+        authenticate: AuthenticateLayer::new(Callers::new(environments), clients.clone(), metrics.clone()),
+        authorize: AuthorizeLayer::new(metrics.clone()),
+        cache: CacheLayer::new(CacheParts {
+            pages: lasting.pages.clone(),
+            fills: lasting.fills.clone(),
+            config: config.cache,
+            forward_headers: upstream.forward_headers.clone(),
+            request_timeout: server.request_timeout,
+            tasks: tasks.clone(),
+            metrics: metrics.clone(),
+        }),
+        retry: RetryLayer::new(upstream.retry, lasting.retries.clone(), metrics.clone()),
+        budget: BudgetLayer::new(
+            limits.clone(),
+            lasting.egress,
+            lasting.queues.clone(),
+            upstream.retry,
+            metrics.clone(),
+        ),
+        inject: InjectLayer::new(injected)
+            .map_err(|message| StartError { place: "environments".to_owned(), message })?,
+        forward: ForwardLayer::new(
+            forward::Rules {
+                authority: upstream.authority.clone(),
+                base_path: upstream.base_path.clone(),
+                forward_headers: upstream.forward_headers.clone(),
+                attempt_timeout: upstream.attempt_timeout,
+                body_idle_timeout: server.body_idle_timeout,
+            },
+            metrics.clone(),
+            lasting.health.clone(),
+        ),
+    })
+}

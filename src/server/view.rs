@@ -1,0 +1,126 @@
+//! What the admin port shows of a running server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::assembly::Lasting;
+use crate::config::Config;
+use crate::domain::operation;
+use crate::edge::admin::status::{
+    BudgetStatus, BuildStatus, CacheStatus, ReloadStatus, StoreKind, StoreStatus, UpstreamStatus,
+};
+use crate::edge::admin::{Invalidating, Status, Unknown, View};
+use crate::store::limits::{BudgetId, LimitStore};
+use crate::store::pages::PageStore;
+use crate::telemetry::exposition::Format;
+use crate::telemetry::metrics::{BudgetView, Metrics, Scrape, SecretView};
+use crate::time::{Instant, Timestamp, unix_now};
+
+/// Looks at the lasting parts.
+pub(super) struct ServerView {
+    lasting: Arc<Lasting>,
+    ready: Arc<AtomicBool>,
+    egress: crate::domain::quota::Quota,
+    loaded: Instant,
+    loaded_at: u64,
+}
+
+impl ServerView {
+    pub(super) fn new(config: &Config, lasting: Arc<Lasting>, ready: Arc<AtomicBool>) -> Self {
+        let egress = config.upstream.egress_limit;
+        Self { lasting, ready, egress, loaded: Instant::now(), loaded_at: unix_now() }
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.lasting.metrics
+    }
+
+    /// Every budget under the name operators know it by.
+    fn budgets(&self) -> Vec<BudgetStatus> {
+        let views = self.lasting.limits.views();
+        let now = Timestamp::now();
+        let status = |name: &str, budget: BudgetId, quota: crate::domain::quota::Quota| {
+            let view = &views[budget.0];
+            let grows_in = view.snapshot.grows_at.map_or(Duration::ZERO, |at| Timestamp(at).since(now));
+            BudgetStatus {
+                name: name.to_owned(),
+                limit: quota.requests,
+                window: quota.window,
+                remaining: view.snapshot.remaining,
+                next_slot: if view.snapshot.remaining > 0 { Duration::ZERO } else { grows_in },
+                gate: view.gate,
+                queued: self.lasting.queues.waiting(budget),
+            }
+        };
+        let environments = self
+            .lasting
+            .environments
+            .iter()
+            .map(|handle| status(&handle.environment.name, handle.budget, handle.environment.limit));
+        let mut all: Vec<BudgetStatus> = environments.collect();
+        all.push(status("egress", self.lasting.egress, self.egress));
+        all
+    }
+}
+
+impl View for ServerView {
+    fn ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    fn metrics(&self, format: Format) -> String {
+        let budgets = self.budgets().into_iter().map(|budget| BudgetView {
+            name: budget.name,
+            limit: budget.limit,
+            remaining: budget.remaining,
+        });
+        let secrets = self.lasting.environments.iter().map(|handle| SecretView {
+            environment: handle.environment.name.clone(),
+            age: self.loaded.elapsed(),
+        });
+        let scrape = Scrape {
+            budgets: budgets.collect(),
+            secrets: secrets.collect(),
+            tracked_clients: self.lasting.clients.tracked() as u64,
+            ..Scrape::default()
+        };
+        self.lasting.metrics.render(format, &scrape)
+    }
+
+    fn status(&self) -> Status {
+        let mut environments = self.budgets();
+        let egress = environments.remove(environments.len() - 1);
+        let usage = self.lasting.pages.usage();
+        Status {
+            environments,
+            egress,
+            cache: CacheStatus {
+                entries: usage.entries,
+                bytes: usage.bytes,
+                capacity_bytes: usage.capacity,
+                hit_ratio: self.lasting.metrics.hit_ratio(),
+            },
+            store: StoreStatus { kind: StoreKind::Memory, partitioned: false },
+            upstream: UpstreamStatus {
+                healthy: self.lasting.health.healthy(),
+                credentials_ok: self.lasting.health.credentials_ok(),
+            },
+            reload: ReloadStatus { ok: true, at: self.loaded_at, errors: Vec::new() },
+            build: BuildStatus { version: env!("CARGO_PKG_VERSION") },
+        }
+    }
+
+    fn invalidate<'a>(&'a self, environment: &'a str, collection: &'a str) -> Invalidating<'a> {
+        Box::pin(async move {
+            if !self.lasting.environments.iter().any(|handle| handle.environment.name == environment) {
+                return Err(Unknown::Environment);
+            }
+            if !collection.starts_with('/') || collection.len() < 2 {
+                return Err(Unknown::Collection);
+            }
+            self.lasting.pages.invalidate(environment, operation::collection(collection)).await;
+            Ok(())
+        })
+    }
+}
