@@ -204,15 +204,16 @@ impl Shared {
         let (method, environment) = (stage.permit.method(), stage.permit.environment());
         let environment = environment.environment.name.as_str();
         let due = deadline.min(started + self.rules.attempt_timeout);
-        let outcome = timeout_at(due, answer).await.unwrap_or_else(|_| {
-            Err(TransportError {
+        let outcome = match timeout_at(due, answer).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(TransportError {
                 fault: UpstreamFault::ResponseTimeout,
                 delivery: Delivery::Possible,
                 detail: "no answer in time".to_owned(),
                 caller: None,
                 body: None,
-            })
-        });
+            }),
+        };
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {

@@ -1,0 +1,51 @@
+//! `run`: the proxy until a signal.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use metorial_proxy::config::{Config, Loaded};
+use metorial_proxy::server::Server;
+
+use super::signals::Signals;
+use super::{ended, load, log, refuse_one, runtime};
+
+pub(super) fn run(file: Option<&Path>) -> ExitCode {
+    match start(file) {
+        Ok(code) | Err(code) => code,
+    }
+}
+
+fn start(file: Option<&Path>) -> Result<ExitCode, ExitCode> {
+    let Loaded { config, warnings, .. } = load(file)?;
+    let _log = log(&config.telemetry.log)?;
+    for warning in warnings {
+        tracing::warn!(key = warning.path, cure = warning.cure, "{}", warning.message);
+    }
+    runtime()?.block_on(serve(&config))
+}
+
+async fn serve(config: &Config) -> Result<ExitCode, ExitCode> {
+    let mut signals = Signals::new().map_err(|error| refuse_one(&error))?;
+    let server = Server::start(config).map_err(|error| refuse_one(&error))?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        workers = config.server.workers,
+        upstream = %config.upstream.authority,
+        environments = config.environments.len(),
+        "started"
+    );
+    let signal = signals.next().await;
+    tracing::info!(signal, "stopping");
+    let drain = config.server.drain;
+    let mut hurried = false;
+    let hurry = async {
+        signals.next().await;
+        hurried = true;
+    };
+    let cut = server.drain(drain.settle, drain.deadline, hurry).await;
+    if hurried {
+        tracing::warn!(connections = cut, "a second signal: stopped at once");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ended(cut, drain.deadline))
+}
