@@ -233,14 +233,17 @@ async fn joined(workers: Vec<JoinHandle<usize>>) -> usize {
     tokio::task::spawn_blocking(join).await.unwrap_or(0)
 }
 
-/// Forgets clients that have been idle, every ten seconds.
+/// Forgets clients that have been idle and pages that have expired, every few seconds.
 async fn housekeeping(lasting: Arc<Lasting>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(Duration::from_secs(10));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut clients = tokio::time::interval(Duration::from_secs(10));
+    let mut pages = tokio::time::interval(Duration::from_secs(1));
+    clients.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pages.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = tick.tick() => lasting.clients.forget_idle(),
+            _ = clients.tick() => lasting.clients.forget_idle(),
+            _ = pages.tick() => lasting.pages.tidy().await,
         }
     }
 }

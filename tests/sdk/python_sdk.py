@@ -105,9 +105,9 @@ class Watch:
         self.really = really
 
     def waits(self):
-        """The Retry-After of each 429, which must be whole seconds within the window."""
+        """The Retry-After of each 429: whole seconds, at most the window and its guard against jitter, rounded up."""
         waits = [int(retry_after) for status, retry_after in self.answers if status == 429]
-        assert all(1 <= wait <= 5 for wait in waits), waits
+        assert all(1 <= wait <= 6 for wait in waits), waits
         return waits
 
 

@@ -38,6 +38,11 @@ impl MemoryPages {
             .build();
         Self { pages, capacity, generations: RwLock::default() }
     }
+
+    /// Does what moka puts off while nobody asks: expiry, eviction, counting.
+    pub async fn tidy(&self) {
+        self.pages.run_pending_tasks().await;
+    }
 }
 
 impl PageStore for MemoryPages {
@@ -83,7 +88,7 @@ mod tests {
             let (key, page) = super::super::contract::page(&format!("/things/{at}"), &"x".repeat(10_000));
             store.put(key, page).await;
         }
-        store.pages.run_pending_tasks().await;
+        store.tidy().await;
         let usage = store.usage();
         assert!(usage.bytes <= 100_000 && usage.entries >= 1 && usage.entries <= 9, "{usage:?}");
     }
