@@ -47,7 +47,7 @@ pub enum RequestBody {
     /// Held whole, so that it can be sent again.
     Held(Bytes),
     /// As it comes.
-    Streaming(Inbound),
+    Streaming(Box<Inbound>),
 }
 
 impl RequestBody {

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request};
 use tokio::sync::OwnedSemaphorePermit;
@@ -171,6 +172,10 @@ impl Permit {
 #[derive(Debug, Clone, Copy)]
 pub struct HadCookie;
 
+/// Upstream answered 429, and the budget it speaks for is shut for so long.
+#[derive(Debug, Clone, Copy)]
+pub struct ShutFor(pub Duration);
+
 /// What an attempt to have a request answered upstream came to.
 #[derive(Debug)]
 pub struct Failure {
@@ -319,5 +324,28 @@ impl Journal {
 
     fn notes<T>(&self, with: impl FnOnce(&mut Notes) -> T) -> T {
         with(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Requests for the tests of single layers.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// `method` on `target`, permitted to client `client` in an example environment with budget 0, due in 20 s.
+    pub(crate) fn permitted(method: Method, target: &'static str, client: u64) -> Exchange<Permitted> {
+        let handle = EnvironmentHandle {
+            environment: Arc::new(Environment::example("test")),
+            budget: BudgetId(0),
+            index: 0,
+        };
+        let target = http::uri::PathAndQuery::from_static(target);
+        let (target, _) = Target::parse(&target, "").expect("a target");
+        let permit = Permit::decide(Arc::new(handle), &method, target).expect("permitted");
+        let mut request = Request::new(RequestBody::Empty);
+        *request.method_mut() = method;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let stage = Permitted { client: ClientKey(client), permit };
+        Exchange { request, stage, deadline, journal: Arc::new(Journal::new("req_test".into())) }
     }
 }

@@ -136,7 +136,8 @@ impl Service<Request<Incoming>> for Requests {
             if body.is_end_stream() {
                 RequestBody::Empty
             } else {
-                RequestBody::Streaming(Inbound::new(body, self.max_request_body, self.body_idle_timeout))
+                let inbound = Inbound::new(body, self.max_request_body, self.body_idle_timeout);
+                RequestBody::Streaming(Box::new(inbound))
             }
         });
         let arrival = Arrival { request, peer: self.peer };

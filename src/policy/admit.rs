@@ -67,3 +67,26 @@ where
         Gate::passed(self.inner.call(exchange))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::exchange::Permitted;
+    use crate::exchange::testing::permitted;
+
+    #[tokio::test]
+    async fn a_place_is_held_as_long_as_anybody_knows_of_the_request() {
+        let layer = AdmitLayer::new(Arc::new(Semaphore::new(1)), Arc::new(Metrics::new()));
+        let inner =
+            service_fn(|exchange: Exchange<Permitted>| async move { Ok::<_, Rejection>(exchange.journal) });
+        let service = layer.layer(inner);
+        let ask = || service.clone().oneshot(permitted(Method::GET, "/providers", 1));
+        let journal = ask().await.expect("admitted");
+        assert_eq!(ask().await.map(|_| ()), Err(Rejection::Overloaded));
+        drop(journal);
+        assert!(ask().await.is_ok());
+    }
+}

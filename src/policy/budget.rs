@@ -21,7 +21,7 @@ use crate::config::Retry;
 use crate::domain::client_ip::ClientKey;
 use crate::domain::environment::Environment;
 use crate::domain::ratelimit::{self, RATELIMIT_LIMIT};
-use crate::exchange::{Delivery, Exchange, Failure, Permitted};
+use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection};
 use crate::store::limits::{BudgetId, Charge, EGRESS, LimitStore, Refused};
 use crate::telemetry::labels::{Outcome, Policy};
@@ -269,6 +269,7 @@ impl<L: LimitStore> Shared<L> {
             wait_seconds = wait.as_secs_f64(),
             "upstream answered 429: the budget is shut"
         );
+        response.extensions_mut().insert(ShutFor(wait));
         self.limits.penalise(budget, wait).await;
     }
 }
@@ -283,3 +284,6 @@ fn full_jitter(retry: &Retry, refusals: u32) -> Duration {
     let ceiling = retry.initial_backoff.saturating_mul(2u32.saturating_pow(refusals.min(16)));
     ceiling.min(retry.max_backoff).mul_f64(fastrand::f64())
 }
+
+#[cfg(test)]
+mod tests;

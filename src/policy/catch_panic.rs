@@ -102,3 +102,35 @@ fn report(metrics: &Metrics, journal: &Journal, panic: &(dyn Any + Send)) {
         panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(request_id = %journal.request_id, panic = text.unwrap_or("unknown"), "a request panicked");
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::exchange::Permitted;
+    use crate::exchange::testing::permitted;
+    use crate::telemetry::exposition::Format;
+    use crate::telemetry::metrics::Scrape;
+
+    #[tokio::test]
+    async fn a_panic_costs_one_request_and_is_counted() {
+        let metrics = Arc::new(Metrics::new());
+        let inner = service_fn(|exchange: Exchange<Permitted>| {
+            assert!(exchange.stage.client.0 != 1, "in the call");
+            async move {
+                assert!(exchange.stage.client.0 != 2, "while answering");
+                Ok::<_, Rejection>(())
+            }
+        });
+        let service = CatchPanicLayer::new(metrics.clone()).layer(inner);
+        for (client, expected) in [(1, Err(Rejection::Internal)), (2, Err(Rejection::Internal)), (3, Ok(()))]
+        {
+            let exchange = permitted(Method::GET, "/providers", client);
+            assert_eq!(service.clone().oneshot(exchange).await, expected);
+        }
+        let text = metrics.render(Format::OpenMetrics, &Scrape::default());
+        assert!(text.contains("metorial_proxy_panics_total 2"));
+    }
+}

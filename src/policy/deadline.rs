@@ -95,3 +95,34 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::exchange::Permitted;
+    use crate::exchange::testing::permitted;
+    use crate::time::sleep;
+
+    /// The answer of a layer that takes `takes`, under a deadline of 20 s.
+    async fn ask(takes: Duration) -> Result<Instant, Rejection> {
+        let inner = service_fn(move |exchange: Exchange<Permitted>| async move {
+            sleep(takes).await;
+            Ok(exchange.deadline)
+        });
+        let mut exchange = permitted(Method::GET, "/providers", 1);
+        exchange.deadline = Instant::now();
+        DeadlineLayer::new(Duration::from_secs(20)).layer(inner).oneshot(exchange).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_comes_in_time_or_is_given_up_and_the_moment_is_carried_along() {
+        let start = Instant::now();
+        assert_eq!(ask(Duration::from_secs(19)).await, Ok(start + Duration::from_secs(20)));
+        let late = Instant::now();
+        assert_eq!(ask(Duration::from_secs(21)).await, Err(Rejection::DeadlineExceeded));
+        assert_eq!(late.elapsed(), Duration::from_secs(20));
+    }
+}

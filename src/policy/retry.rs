@@ -17,7 +17,7 @@ use tower::{Layer, Service};
 
 use crate::body::{BodyError, RequestBody, ResponseBody};
 use crate::config::Retry as Config;
-use crate::exchange::{Delivery, Exchange, Failure, Permitted};
+use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection, UpstreamFault};
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::metrics::Metrics;
@@ -105,9 +105,10 @@ where
         let outcome = inner.call(exchange).await;
         let (rejection, reason, unused_body) = match outcome {
             Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
-                // Its own 429 is never passed on. The budget is shut by now: its gate says how long.
-                let rejection =
-                    Rejection::RateLimited { limit: Limit::Upstream, wait: Duration::from_secs(1) };
+                // Its own 429 is never passed on.
+                let wait =
+                    response.extensions().get::<ShutFor>().map_or(shared.config.max_backoff, |shut| shut.0);
+                let rejection = Rejection::RateLimited { limit: Limit::Upstream, wait };
                 (rejection, Some(RetryReason::RateLimited), None)
             }
             Ok(response) => return Ok(response),
@@ -197,26 +198,4 @@ async fn hold(request: Request<RequestBody>, deadline: Instant) -> Result<Reques
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_is_safe_is_tried_again() {
-        let reset = Rejection::Upstream(UpstreamFault::ConnectionTerminated);
-        let refused = Rejection::Upstream(UpstreamFault::ConnectionRefused);
-        let spent = Rejection::RateLimited { limit: Limit::Environment, wait: Duration::ZERO };
-        let certificate = Rejection::Upstream(UpstreamFault::TlsCertificate);
-        for (rejection, delivery, method, expected) in [
-            (&refused, Delivery::Never, Method::POST, Some(RetryReason::NotConnected)),
-            (&reset, Delivery::Possible, Method::GET, Some(RetryReason::ConnectionLost)),
-            (&reset, Delivery::Possible, Method::POST, None),
-            (&reset, Delivery::Possible, Method::DELETE, None),
-            (&spent, Delivery::Refused, Method::GET, None),
-            (&certificate, Delivery::Never, Method::GET, None),
-            (&Rejection::UpstreamCredentials, Delivery::Possible, Method::GET, None),
-            (&Rejection::SecretGuard, Delivery::Possible, Method::GET, None),
-        ] {
-            assert_eq!(reason(rejection, delivery, &method), expected, "{rejection:?} {delivery:?} {method}");
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,217 @@
+use std::sync::Mutex;
+
+use tokio_util::task::TaskTracker;
+use tower::{ServiceExt, service_fn};
+
+use super::*;
+use crate::domain::quota::{Quota, RingPlan};
+use crate::exchange::testing::permitted;
+use crate::rejection::UpstreamFault;
+use crate::store::limits::MemoryLimits;
+use crate::time::sleep;
+
+/// A budget layer over an upstream that does as it is told.
+struct Bench {
+    limits: Arc<MemoryLimits>,
+    queues: Arc<Queues>,
+    sent: Arc<Mutex<Vec<u64>>>,
+    answer: fn() -> Result<Response<ResponseBody>, Failure>,
+}
+
+fn ok() -> Result<Response<ResponseBody>, Failure> {
+    Ok(Response::new(ResponseBody::empty()))
+}
+
+const RETRY: Retry = Retry {
+    max_attempts: 4,
+    initial_backoff: Duration::from_millis(250),
+    max_backoff: Duration::from_secs(10),
+    max_queue_wait: Duration::from_secs(5),
+    max_queue: 3,
+    max_queue_per_client: 2,
+    budget: 0.1,
+};
+
+impl Bench {
+    /// `requests` per ten minutes; the egress budget is out of the way.
+    fn new(requests: u32) -> Self {
+        let limits = Arc::new(MemoryLimits::default());
+        let plan = |requests, seconds| RingPlan::of(Quota { requests, window: Duration::from_secs(seconds) });
+        limits.budget("test", plan(requests, 600));
+        limits.budget(EGRESS, plan(1000, 10));
+        Self { limits, queues: Arc::default(), sent: Arc::default(), answer: ok }
+    }
+
+    /// The answer to one request of `client`.
+    fn ask(
+        &self,
+        client: u64,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Rejection>> + Send + 'static {
+        let metrics = Arc::new(Metrics::new());
+        let layer = BudgetLayer::new(self.limits.clone(), BudgetId(1), self.queues.clone(), RETRY, metrics);
+        let (sent, answer) = (self.sent.clone(), self.answer);
+        let inner = service_fn(move |exchange: Exchange<Permitted>| {
+            sent.lock().expect("unpoisoned").push(exchange.stage.client.0);
+            async move { answer() }
+        });
+        let exchange = permitted(http::Method::GET, "/provider-deployments", client);
+        async move { layer.layer(inner).oneshot(exchange).await.map_err(|failure| failure.rejection) }
+    }
+
+    /// Its status only.
+    fn send(&self, client: u64) -> impl Future<Output = Result<u16, Rejection>> + Send + 'static {
+        let answer = self.ask(client);
+        async move { answer.await.map(|response| response.status().as_u16()) }
+    }
+
+    fn sent(&self) -> Vec<u64> {
+        self.sent.lock().expect("unpoisoned").clone()
+    }
+
+    fn waiting(&self) -> usize {
+        self.queues.waiting(BudgetId(0))
+    }
+
+    fn left(&self) -> u32 {
+        self.limits.snapshot(BudgetId(0)).remaining
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_served_in_time_is_refused_at_once_with_the_true_wait() {
+    let bench = Bench::new(1);
+    sleep(Duration::from_secs(10)).await;
+    let spent_at = Timestamp::now();
+    assert_eq!(bench.send(1).await, Ok(200));
+    let Err(Rejection::RateLimited { limit: Limit::Environment, wait }) = bench.send(1).await else {
+        panic!("not refused");
+    };
+    assert_eq!(Timestamp::now(), spent_at, "nobody waited");
+    sleep(wait).await;
+    assert_eq!(bench.send(2).await, Ok(200), "and the wait was exact");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_are_served_in_order_of_arrival() {
+    let tasks = TaskTracker::new();
+    let bench = Bench::new(2);
+    for client in 1..=2 {
+        assert_eq!(bench.send(client).await, Ok(200));
+        sleep(Duration::from_secs(1)).await;
+    }
+    sleep(Duration::from_secs(598)).await;
+    let first = tasks.spawn(bench.send(4));
+    tokio::task::yield_now().await;
+    let second = tasks.spawn(bench.send(5));
+    tokio::task::yield_now().await;
+    assert_eq!(bench.waiting(), 2);
+    assert_eq!(first.await.expect("ends"), Ok(200));
+    assert_eq!(second.await.expect("ends"), Ok(200));
+    assert_eq!(bench.sent(), [1, 2, 4, 5]);
+    assert_eq!(bench.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_frees_its_place_and_spends_nothing() {
+    let tasks = TaskTracker::new();
+    let bench = Bench::new(1);
+    assert_eq!(bench.send(1).await, Ok(200));
+    sleep(Duration::from_secs(599)).await;
+    let waiting = tasks.spawn(bench.send(2));
+    tokio::task::yield_now().await;
+    assert_eq!(bench.waiting(), 1);
+    waiting.abort();
+    assert!(waiting.await.is_err());
+    assert_eq!(bench.waiting(), 0);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(bench.left(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded_in_all_and_per_client() {
+    let tasks = TaskTracker::new();
+    let bench = Bench::new(5);
+    for client in 0..5 {
+        assert_eq!(bench.send(client).await, Ok(200));
+    }
+    sleep(Duration::from_secs(598)).await;
+    let mut waiting = Vec::new();
+    for client in [1, 1] {
+        waiting.push(tasks.spawn(bench.send(client)));
+        tokio::task::yield_now().await;
+    }
+    assert!(bench.send(1).await.is_err(), "one client's share is taken");
+    waiting.push(tasks.spawn(bench.send(2)));
+    tokio::task::yield_now().await;
+    assert_eq!(bench.waiting(), 3);
+    assert!(bench.send(3).await.is_err(), "and so is the queue");
+    for waiting in waiting {
+        assert_eq!(waiting.await.expect("ends"), Ok(200));
+    }
+}
+
+fn failed(delivery: Delivery) -> Result<Response<ResponseBody>, Failure> {
+    Err(Failure { rejection: Rejection::Upstream(UpstreamFault::ConnectionTerminated), delivery, body: None })
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_surely_was_not_sent_is_given_back() {
+    let mut bench = Bench::new(2);
+    bench.answer = || failed(Delivery::Never);
+    assert!(bench.send(1).await.is_err());
+    assert_eq!(bench.left(), 2);
+    bench.answer = || failed(Delivery::Possible);
+    assert!(bench.send(1).await.is_err());
+    assert_eq!(bench.left(), 1);
+}
+
+fn answered(status: u16, fields: &[(&'static str, &'static str)]) -> Result<Response<ResponseBody>, Failure> {
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+    for (name, value) in fields {
+        response.headers_mut().append(*name, value.parse().expect("a value"));
+    }
+    Ok(response)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_429_stops_everyone_for_as_long_as_it_says() {
+    let mut bench = Bench::new(100);
+    bench.answer = || answered(429, &[("retry-after", "30"), ("ratelimit-limit", "100")]);
+    assert_eq!(bench.send(1).await, Ok(429));
+    bench.answer = ok;
+    let shut = Rejection::RateLimited { limit: Limit::Upstream, wait: Duration::from_secs(30) };
+    assert_eq!(bench.send(2).await, Err(shut));
+    assert_eq!(bench.sent(), [1], "nothing goes upstream meanwhile");
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(bench.send(2).await, Ok(200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_of_the_edge_shuts_our_address_and_absurd_hints_are_clamped() {
+    let mut bench = Bench::new(100);
+    bench.answer = || answered(429, &[("retry-after", "999999999")]);
+    assert_eq!(bench.send(1).await, Ok(429));
+    let views = bench.limits.views();
+    assert_eq!(views[0].gate, Duration::ZERO, "the environment's own budget is not to blame");
+    assert_eq!(views[1].gate, Duration::from_secs(600), "no longer than a window");
+}
+
+#[tokio::test(start_paused = true)]
+async fn upstreams_count_is_heard_and_not_passed_on() {
+    let mut bench = Bench::new(100);
+    bench.answer = || {
+        answered(
+            200,
+            &[
+                ("ratelimit-limit", "100"),
+                ("ratelimit-remaining", "40"),
+                ("ratelimit-reset", "60"),
+                ("x", "y"),
+            ],
+        )
+    };
+    let response = bench.ask(1).await.expect("answered");
+    assert_eq!(response.headers().keys().collect::<Vec<_>>(), ["x"]);
+    assert_eq!(bench.left(), 40);
+}
