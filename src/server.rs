@@ -270,6 +270,7 @@ fn rules(config: &Config) -> connection::Rules {
         max_header_bytes: config.server.max_header_bytes,
         max_request_body: config.server.max_request_body,
         body_idle_timeout: config.server.body_idle_timeout,
+        deadlines: limits(config),
     }
 }
 

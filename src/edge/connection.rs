@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -25,12 +25,16 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tower::util::Oneshot;
 
-use super::deadlines::{Serving, Watch};
+use super::deadlines::{Limits, Overdue, Serving, Watch};
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
 use crate::exchange::Arrival;
 use crate::pipeline::{CurrentPipeline, Pipeline};
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
+use crate::time::timeout;
+
+/// How long an idle connection may take to close.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Streams of one HTTP/2 connection at once.
 const MAX_STREAMS: u32 = 128;
@@ -46,6 +50,8 @@ pub struct Rules {
     pub max_request_body: u64,
     /// Longest silence while a body streams.
     pub body_idle_timeout: Duration,
+    /// How long each phase of a connection may last.
+    pub deadlines: Limits,
 }
 
 /// Serves the connections of one worker.
@@ -93,17 +99,25 @@ impl Server {
         };
         let io = TokioIo::new(Watched { io, watch: watch.clone() });
         let mut connection = pin!(self.builder.serve_connection(io, service));
+        let mut overdue = pin!(watch.overdue(&self.rules.deadlines));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = watch.overdue() => {
-                self.metrics.connection_refused(RefusedConnection::HeaderTimeout);
+            overdue = overdue.as_mut() => {
+                if overdue == Overdue::Head {
+                    self.metrics.connection_refused(RefusedConnection::HeaderTimeout);
+                }
+                if overdue == Overdue::Idle {
+                    // HTTP/2 is told by GOAWAY, so that a request just on its way is sent elsewhere.
+                    connection.as_mut().graceful_shutdown();
+                    timeout(GOODBYE, connection).await.ok();
+                }
                 return;
             }
             () = drain.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = connection.as_mut() => ended,
-                    () = watch.overdue() => return,
+                    _ = overdue.as_mut() => return,
                 }
             }
         };
@@ -131,7 +145,7 @@ impl Service<Request<Incoming>> for Requests {
     type Future = Serve;
 
     fn call(&self, request: Request<Incoming>) -> Serve {
-        let serving = self.watch.serve();
+        let serving = self.watch.serve(request.version() == Version::HTTP_2);
         let request = request.map(|body| {
             if body.is_end_stream() {
                 RequestBody::Empty

@@ -4,7 +4,7 @@
 //! doing and since when, in coarse ticks, and one sweep per worker ends those that have been at it for too long. The head
 //! has a deadline, not an idle timer: a client that trickles bytes does not push it back.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,8 +46,10 @@ impl Deadlines {
         let watch = Arc::new(Watch {
             clock: self.clock.clone(),
             waiting_for_head: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
+            idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             last_byte: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             served: AtomicU32::new(0),
+            multiplexed: AtomicBool::new(false),
             end: Notify::new(),
         });
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watch.clone());
@@ -60,7 +62,7 @@ impl Deadlines {
         self.clock.store(now.0, Ordering::Relaxed);
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|watch| Arc::strong_count(watch) > 1);
-        for watch in watched.iter().filter(|watch| watch.is_overdue(now, &self.limits)) {
+        for watch in watched.iter().filter(|watch| watch.passed(now, &self.limits).is_some()) {
             watch.end.notify_one();
         }
         if watched.capacity() > 64 && watched.capacity() > watched.len() * 4 {
@@ -75,9 +77,12 @@ pub struct Watch {
     clock: Arc<AtomicU64>,
     /// Since when a head is under way; 0: none is.
     waiting_for_head: AtomicU64,
+    idle_since: AtomicU64,
     last_byte: AtomicU64,
     /// Requests being served.
     served: AtomicU32,
+    /// HTTP/2: a byte between two requests may be a ping, and begins no head.
+    multiplexed: AtomicBool,
     end: Notify,
 }
 
@@ -86,7 +91,8 @@ impl Watch {
     pub fn read(&self) {
         let now = self.clock.load(Ordering::Relaxed);
         self.last_byte.store(now, Ordering::Relaxed);
-        if self.served.load(Ordering::Relaxed) == 0 && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
+        let idle = self.served.load(Ordering::Relaxed) == 0 && !self.multiplexed.load(Ordering::Relaxed);
+        if idle && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
             self.waiting_for_head.store(now, Ordering::Relaxed);
         }
     }
@@ -97,28 +103,50 @@ impl Watch {
     }
 
     /// A head is complete; the request is served until the returned value is dropped.
-    pub fn serve(self: &Arc<Self>) -> Serving {
+    pub fn serve(self: &Arc<Self>, multiplexed: bool) -> Serving {
+        if multiplexed {
+            self.multiplexed.store(true, Ordering::Relaxed);
+        }
         self.served.fetch_add(1, Ordering::Relaxed);
         self.waiting_for_head.store(0, Ordering::Relaxed);
         self.wrote();
         Serving(self.clone())
     }
 
-    /// Waits until the connection is overdue.
-    pub async fn overdue(&self) {
-        self.end.notified().await;
+    /// Waits until the connection is overdue; with what.
+    pub async fn overdue(&self, limits: &Limits) -> Overdue {
+        loop {
+            self.end.notified().await;
+            // Between the sweep and here a request may have come.
+            if let Some(overdue) = self.passed(Timestamp(self.clock.load(Ordering::Relaxed)), limits) {
+                return overdue;
+            }
+        }
     }
 
-    fn is_overdue(&self, now: Timestamp, limits: &Limits) -> bool {
+    /// Which deadline has passed.
+    fn passed(&self, now: Timestamp, limits: &Limits) -> Option<Overdue> {
         let since = |at: &AtomicU64| now.since(Timestamp(at.load(Ordering::Relaxed)));
-        if self.served.load(Ordering::Relaxed) > 0 {
-            return since(&self.last_byte) > limits.silence;
-        }
-        if self.waiting_for_head.load(Ordering::Relaxed) > 0 {
-            return since(&self.waiting_for_head) > limits.head;
-        }
-        since(&self.last_byte) > limits.idle
+        let (overdue, phase) = if self.served.load(Ordering::Relaxed) > 0 {
+            (since(&self.last_byte) > limits.silence, Overdue::Silent)
+        } else if self.waiting_for_head.load(Ordering::Relaxed) > 0 {
+            (since(&self.waiting_for_head) > limits.head, Overdue::Head)
+        } else {
+            (since(&self.idle_since) > limits.idle, Overdue::Idle)
+        };
+        overdue.then_some(phase)
     }
+}
+
+/// What a connection has been at for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    /// Sending the head of a request.
+    Head,
+    /// Nothing, between two requests.
+    Idle,
+    /// Not taking or sending a byte while a request is served.
+    Silent,
 }
 
 /// A request that is being served.
@@ -129,6 +157,7 @@ impl Drop for Serving {
     fn drop(&mut self) {
         self.0.served.fetch_sub(1, Ordering::Relaxed);
         self.0.wrote();
+        self.0.idle_since.store(self.0.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -148,7 +177,7 @@ mod tests {
             sleep(Duration::from_secs(1)).await;
             each_second(watch);
             deadlines.sweep();
-            if crate::time::timeout(Duration::ZERO, watch.overdue()).await.is_ok() {
+            if crate::time::timeout(Duration::ZERO, watch.overdue(&LIMITS)).await.is_ok() {
                 return second;
             }
         }
@@ -166,7 +195,7 @@ mod tests {
     async fn an_idle_connection_ends_later_than_a_slow_head() {
         let deadlines = Deadlines::new(LIMITS);
         let watch = deadlines.watch();
-        drop(watch.serve());
+        drop(watch.serve(false));
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
     }
 
@@ -174,9 +203,17 @@ mod tests {
     async fn a_request_being_served_may_take_its_time_as_long_as_bytes_flow() {
         let deadlines = Deadlines::new(LIMITS);
         let watch = deadlines.watch();
-        let _serving = watch.serve();
+        let _serving = watch.serve(false);
         assert_eq!(ends_after(&deadlines, &watch, Watch::wrote).await, u64::MAX);
         assert!((59..=61).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_neither_begin_a_head_nor_keep_an_idle_connection() {
+        let deadlines = Deadlines::new(LIMITS);
+        let watch = deadlines.watch();
+        drop(watch.serve(true));
+        assert!((75..=76).contains(&ends_after(&deadlines, &watch, Watch::read).await));
     }
 
     #[tokio::test(start_paused = true)]
