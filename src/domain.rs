@@ -13,6 +13,7 @@ pub mod page_key;
 pub mod quota;
 pub mod ratelimit;
 pub mod secret_guard;
+pub mod shares;
 pub mod target;
 pub mod version;
 pub mod window;

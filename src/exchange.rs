@@ -260,6 +260,8 @@ pub struct Journal {
     pub request_id: Box<str>,
     /// The caller, once known.
     pub client_ip: OnceLock<ClientIp>,
+    /// The caller as counted, once known.
+    pub client: OnceLock<ClientKey>,
     /// The caller's own limit, once counted.
     pub client_standing: OnceLock<Standing>,
     /// The environment, once authenticated.
@@ -284,6 +286,7 @@ impl Journal {
         Self {
             request_id,
             client_ip: OnceLock::new(),
+            client: OnceLock::new(),
             client_standing: OnceLock::new(),
             environment: OnceLock::new(),
             route: OnceLock::new(),

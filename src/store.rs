@@ -6,3 +6,4 @@
 pub mod clients;
 pub mod limits;
 pub mod pages;
+pub mod queues;

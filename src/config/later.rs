@@ -8,7 +8,6 @@ use super::reader::Reader;
 const LATER: &[(&str, Option<&str>)] = &[
     ("server.proxy_protocol", Some("false")),
     ("environments.algorithm", Some("\"window\"")),
-    ("environments.newcomer_reserve", Some("0")),
     ("environments.next_secret_key", None),
     ("environments.rules.query", None),
     ("environments.rules.query_strict", Some("false")),
@@ -100,7 +99,6 @@ mod tests {
                 ok(&write(allowed).0);
             }
         }
-        ok(&minimal("newcomer_reserve = 0.0"));
         ok(&minimal("[cache]\nprefetch = { enabled = false, above = 0.6 }"));
     }
 }

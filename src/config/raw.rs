@@ -117,6 +117,7 @@ pub(super) struct Environment {
     pub(super) kind: Field<String>,
     pub(super) limit: Field<Section<Quota>>,
     pub(super) budget: Field<String>,
+    pub(super) newcomer_reserve: Field<f64>,
     pub(super) secret_key: Field<Secret>,
     pub(super) publishable_keys: List<String>,
     pub(super) keyless: Field<bool>,

@@ -17,6 +17,8 @@ pub struct Environment {
     pub budget: String,
     /// What the API grants that budget.
     pub limit: Quota,
+    /// Share of the budget, 0 to 1, held back from clients above their fair share while two or more are active.
+    pub newcomer_reserve: f32,
     /// The key that is injected.
     pub secret_key: SecretKey,
     /// Callers' keys.
@@ -56,6 +58,7 @@ impl Environment {
             name: name.into(),
             budget: name.into(),
             limit: Quota::DEVELOPMENT,
+            newcomer_reserve: 0.2,
             secret_key: SecretKey::parse("metorial_sk_0123456789abcdef").expect("a key"),
             publishable_keys: vec![KeyDigest::parse("metorial_pk_test").expect("a key")],
             keyless: false,

@@ -135,15 +135,16 @@ impl WindowRing {
         self.foreign_until = reset.clamp(now, now.saturating_add(self.window()));
     }
 
-    /// What is left, and when it grows, at `now`.
-    pub fn snapshot(&mut self, now: Nanos) -> Snapshot {
+    /// What is left at `now` for a caller from whom `held_back` is held back, and when that grows.
+    pub fn snapshot(&mut self, now: Nanos, held_back: u32) -> Snapshot {
         let now = self.advance(now);
-        let free = u64::from(self.plan.cap).saturating_sub(self.used());
+        let first = held_back.saturating_add(1).min(self.plan.cap);
+        let free = u64::from(self.plan.cap).saturating_sub(self.used()).saturating_sub(u64::from(held_back));
         if now < self.gate {
-            return Snapshot { remaining: 0, grows_at: Some(self.fits_at(1).max(self.gate)) };
+            return Snapshot { remaining: 0, grows_at: Some(self.fits_at(first).max(self.gate)) };
         }
         let remaining = u32::try_from(free).unwrap_or(u32::MAX);
-        let grows_at = if remaining == 0 { Some(self.fits_at(1)) } else { self.next_lapse() };
+        let grows_at = if remaining == 0 { Some(self.fits_at(first)) } else { self.next_lapse() };
         Snapshot { remaining, grows_at }
     }
 

@@ -1,19 +1,16 @@
 //! Budget: reserves environment and egress in one step for each attempt, and listens to what upstream says of its count.
 //!
-//! Inside retry, because every attempt pays. A request that finds the budget spent waits its turn, first come first
-//! served, as long as that can end within its deadline and `max_queue_wait`; otherwise it is refused at once, with the
-//! true time of its slot. One 429 from upstream shuts the whole budget, not just this request.
+//! Inside retry, because every attempt pays. A request that finds the budget spent waits its turn as long as
+//! that can end within its deadline and `max_queue_wait`; otherwise it is refused at once, with the true time of its slot.
+//! Turns go round from client to client, and a reserve is held back from those above their fair share. One 429 from upstream shuts the whole budget, not just this request.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
-use tokio::sync::Semaphore;
 use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
@@ -23,85 +20,11 @@ use crate::domain::environment::Environment;
 use crate::domain::ratelimit::{self, RATELIMIT_LIMIT};
 use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection};
-use crate::store::limits::{BudgetId, Charge, EGRESS, LimitStore, Refused};
+use crate::store::limits::{BudgetId, Charge, Draw, EGRESS, LimitStore, Refused};
+use crate::store::queues::{Bounds, Lane, Queue, Queues};
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, Timestamp, sleep_until, timeout_at, unix_now};
-
-/// Who waits for which budget. Outlives the pipeline.
-#[derive(Debug, Default)]
-pub struct Queues(Mutex<HashMap<BudgetId, Arc<Queue>>>);
-
-impl Queues {
-    /// The queue before a budget.
-    pub fn of(&self, budget: BudgetId) -> Arc<Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(budget).or_default().clone()
-    }
-
-    /// How many wait for a budget.
-    pub fn waiting(&self, budget: BudgetId) -> usize {
-        self.of(budget).waiting.load(Ordering::Relaxed) as usize
-    }
-}
-
-/// Those who wait for one budget, first come first served.
-#[derive(Debug)]
-pub struct Queue {
-    waiting: AtomicU32,
-    per_client: Mutex<HashMap<ClientKey, u32>>,
-    /// tokio's semaphore serves in order of arrival, and forgets who leaves.
-    turn: Semaphore,
-    /// 429s in a row, for the backoff where upstream gives no hint.
-    refusals: AtomicU32,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self {
-            waiting: AtomicU32::new(0),
-            per_client: Mutex::default(),
-            turn: Semaphore::new(1),
-            refusals: AtomicU32::new(0),
-        }
-    }
-}
-
-/// A place in a queue; leaving it, however that happens, frees it at once.
-struct Place {
-    queue: Arc<Queue>,
-    client: ClientKey,
-}
-
-impl Place {
-    fn take(queue: &Arc<Queue>, client: ClientKey, retry: &Retry) -> Option<Self> {
-        let mut clients = queue.per_client.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = clients.entry(client).or_default();
-        let full = queue.waiting.load(Ordering::Relaxed) as usize >= retry.max_queue;
-        if full || *mine as usize >= retry.max_queue_per_client {
-            if *mine == 0 {
-                clients.remove(&client);
-            }
-            return None;
-        }
-        *mine += 1;
-        queue.waiting.fetch_add(1, Ordering::Relaxed);
-        drop(clients);
-        Some(Self { queue: queue.clone(), client })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut clients = self.queue.per_client.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mine) = clients.get_mut(&self.client) {
-            *mine -= 1;
-            if *mine == 0 {
-                clients.remove(&self.client);
-            }
-        }
-        self.queue.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// Charges every attempt.
 pub struct BudgetLayer<L>(Arc<Shared<L>>);
@@ -172,14 +95,18 @@ where
         Box::pin(async move {
             let environment = exchange.stage.permit.environment().clone();
             let budgets = [environment.budget, shared.egress];
-            let charge = match shared.reserve(budgets, exchange.stage.client, exchange.deadline).await {
+            let (client, of) = (exchange.stage.client, &*environment.environment);
+            let queue = shared.queues.of(environment.budget, of.limit.window);
+            let asks = Asks { budgets, client, of, deadline: exchange.deadline };
+            let charge = match shared.reserve(&queue, &asks).await {
                 Ok(charge) => charge,
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
+            queue.spend(client);
             exchange.journal.attempt();
             let mut outcome = inner.call(exchange).await;
             match &mut outcome {
-                Ok(response) => shared.listen(budgets, &environment.environment, response).await,
+                Ok(response) => shared.listen(&queue, &asks, response).await,
                 Err(failure) if failure.delivery == Delivery::Never => shared.limits.refund(charge).await,
                 Err(_) => {}
             }
@@ -188,18 +115,25 @@ where
     }
 }
 
+/// Who asks for what.
+#[derive(Clone, Copy)]
+struct Asks<'a> {
+    budgets: [BudgetId; 2],
+    client: ClientKey,
+    of: &'a Environment,
+    deadline: Instant,
+}
+
 impl<L: LimitStore> Shared<L> {
     /// Draws from both budgets, waiting where that can end in time.
-    async fn reserve(
-        &self,
-        budgets: [BudgetId; 2],
-        client: ClientKey,
-        deadline: Instant,
-    ) -> Result<Charge, Rejection> {
-        let queue = self.queues.of(budgets[0]);
+    async fn reserve(&self, queue: &Queue, asks: &Asks<'_>) -> Result<Charge, Rejection> {
+        let Asks { budgets, client, of, deadline } = *asks;
+        queue.touch(client);
+        let held_back = || queue.held_back(client, of.limit.requests, of.newcomer_reserve);
+        let lane = if held_back() == 0 { Lane::Below } else { Lane::Above };
         // Whoever comes now stands behind those who wait: it takes a slot at once only if theirs are there too.
-        let ahead = queue.waiting.load(Ordering::Relaxed);
-        let refused = match self.limits.acquire(budgets, ahead).await {
+        let draw = Draw { budgets, ahead: queue.waiting(lane), held_back: held_back() };
+        let refused = match self.limits.acquire(draw).await {
             Ok(charge) => return Ok(self.allowed(charge)),
             Err(refused) => refused,
         };
@@ -207,14 +141,15 @@ impl<L: LimitStore> Shared<L> {
         if refused.until.to_instant() > patience {
             return Err(self.refused(budgets, &refused));
         }
-        let Some(_place) = Place::take(&queue, client, &self.retry) else {
+        let bounds = Bounds { all: self.retry.max_queue, per_client: self.retry.max_queue_per_client };
+        let Some(mut place) = queue.enter(client, lane, bounds) else {
             return Err(self.refused(budgets, &refused));
         };
-        let Ok(_turn) = timeout_at(patience, queue.turn.acquire()).await else {
+        if timeout_at(patience, place.turn()).await.is_err() {
             return Err(self.refused(budgets, &refused));
-        };
+        }
         loop {
-            match self.limits.acquire(budgets, 0).await {
+            match self.limits.acquire(Draw { budgets, ahead: 0, held_back: held_back() }).await {
                 Ok(charge) => return Ok(self.allowed(charge)),
                 Err(refused) if refused.until.to_instant() > patience => {
                     return Err(self.refused(budgets, &refused));
@@ -241,12 +176,12 @@ impl<L: LimitStore> Shared<L> {
     }
 
     /// Takes note of upstream's count; on 429 shuts the budget it speaks for.
-    async fn listen(&self, budgets: [BudgetId; 2], of: &Environment, response: &mut Response<ResponseBody>) {
+    async fn listen(&self, queue: &Queue, asks: &Asks<'_>, response: &mut Response<ResponseBody>) {
         let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
         let headers = response.headers_mut();
-        let [environment, egress] = budgets;
+        let (of, [environment, egress]) = (asks.of, asks.budgets);
         if !refused {
-            self.queues.of(environment).refusals.store(0, Ordering::Relaxed);
+            queue.answered();
             if let Some(observation) = ratelimit::observe(headers, unix_now()) {
                 self.limits.observe(environment, observation).await;
             }
@@ -258,7 +193,7 @@ impl<L: LimitStore> Shared<L> {
         }
         let (budget, name) =
             if speaks_for_environment(headers) { (environment, of.name.as_str()) } else { (egress, EGRESS) };
-        let refusals = self.queues.of(budget).refusals.fetch_add(1, Ordering::Relaxed);
+        let refusals = queue.refused();
         let wait = match ratelimit::retry_hint(headers, unix_now()) {
             Some(hint) => hint.clamp(Duration::from_secs(1), of.limit.window),
             None => full_jitter(&self.retry, refusals),

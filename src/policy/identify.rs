@@ -86,6 +86,7 @@ where
         match decide(rules, &exchange.request) {
             Ok((target, extracted)) => {
                 let client = ip.key(rules.ipv6_prefix);
+                exchange.journal.client.set(client).ok();
                 Gate::passed(self.inner.call(exchange.stage(|_| Identified { target, extracted, client })))
             }
             Err(rejection) => Gate::refused(rejection),

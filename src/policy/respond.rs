@@ -16,11 +16,13 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
+use crate::domain::client_ip::ClientKey;
 use crate::domain::quota::Quota;
 use crate::domain::ratelimit::{self, RATELIMIT, RATELIMIT_POLICY, Standing};
 use crate::exchange::{EnvironmentHandle, Exchange, Journal, Received};
 use crate::rejection::Rejection;
 use crate::store::limits::LimitStore;
+use crate::store::queues::Queues;
 use crate::time::{Timestamp, whole_seconds};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -30,14 +32,15 @@ pub struct RespondLayer<L>(Arc<Shared<L>>);
 
 struct Shared<L> {
     limits: Arc<L>,
+    queues: Arc<Queues>,
     client: Quota,
     max_retry_after: Duration,
 }
 
 impl<L> RespondLayer<L> {
     /// `client`: the limit per client IP; a wait beyond `max_retry_after` is not told as `Retry-After`.
-    pub fn new(limits: Arc<L>, client: Quota, max_retry_after: Duration) -> Self {
-        Self(Arc::new(Shared { limits, client, max_retry_after }))
+    pub fn new(limits: Arc<L>, queues: Arc<Queues>, client: Quota, max_retry_after: Duration) -> Self {
+        Self(Arc::new(Shared { limits, queues, client, max_retry_after }))
     }
 }
 
@@ -121,15 +124,19 @@ impl<L: LimitStore> Shared<L> {
         if client.is_some() {
             let quota = environment.map(|handle| handle.environment.limit);
             insert(headers, RATELIMIT_POLICY, Some(ratelimit::policy(self.client, quota)));
-            let environment = environment.map(|handle| self.standing(handle));
+            let environment = environment.map(|handle| self.standing(handle, journal.client.get().copied()));
             insert(headers, RATELIMIT, ratelimit::standing(client, environment));
         }
         insert(headers, CACHE_STATUS, journal.cache_status().map(|status| status.field()));
     }
 
-    fn standing(&self, handle: &EnvironmentHandle) -> Standing {
+    /// As this caller sees it: what is held back from it is not there for it.
+    fn standing(&self, handle: &EnvironmentHandle, client: Option<ClientKey>) -> Standing {
         let now = Timestamp::now();
-        let snapshot = self.limits.snapshot(handle.budget);
+        let (limit, reserve) = (handle.environment.limit, handle.environment.newcomer_reserve);
+        let queue = self.queues.of(handle.budget, limit.window);
+        let held_back = client.map_or(0, |client| queue.held_back(client, limit.requests, reserve));
+        let snapshot = self.limits.snapshot(handle.budget, held_back);
         let grows_in = snapshot.grows_at.map_or(0, |at| whole_seconds(Timestamp(at).since(now)));
         Standing { quota: handle.environment.limit, remaining: snapshot.remaining, grows_in }
     }

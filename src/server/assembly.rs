@@ -17,7 +17,7 @@ use crate::pipeline::Layers;
 use crate::policy::admit::AdmitLayer;
 use crate::policy::authenticate::{AuthenticateLayer, Callers};
 use crate::policy::authorize::AuthorizeLayer;
-use crate::policy::budget::{BudgetLayer, Queues};
+use crate::policy::budget::BudgetLayer;
 use crate::policy::cache::{CacheLayer, CacheParts, Fills};
 use crate::policy::catch_panic::CatchPanicLayer;
 use crate::policy::client_limit::ClientLimitLayer;
@@ -32,6 +32,7 @@ use crate::policy::retry::{self, RetryLayer};
 use crate::store::clients::ClientLimits;
 use crate::store::limits::{BudgetId, EGRESS, LimitStore, MemoryLimits};
 use crate::store::pages::MemoryPages;
+use crate::store::queues::Queues;
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::metrics::Metrics;
 
@@ -97,7 +98,12 @@ pub(super) fn layers(
     Ok(Layers {
         observe: ObserveLayer::new(metrics.clone(), config.telemetry.access_log),
         cors: CorsLayer::new(Origins::new(union.collect())),
-        respond: RespondLayer::new(limits.clone(), clients.quota(), config.clients.max_retry_after),
+        respond: RespondLayer::new(
+            limits.clone(),
+            lasting.queues.clone(),
+            clients.quota(),
+            config.clients.max_retry_after,
+        ),
         catch_panic: CatchPanicLayer::new(metrics.clone()),
         admit: AdmitLayer::new(lasting.places.clone(), metrics.clone()),
         deadline: DeadlineLayer::new(server.request_timeout),

@@ -22,6 +22,17 @@ pub const EGRESS: &str = "egress";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BudgetId(pub usize);
 
+/// What is asked for: one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draw {
+    /// The environment's budget and the egress budget.
+    pub budgets: [BudgetId; 2],
+    /// So many others are served before: a refusal says when this one's turn would come.
+    pub ahead: u32,
+    /// So much of the environment's budget is not for this caller.
+    pub held_back: u32,
+}
+
 /// What was drawn: to be kept until the request surely was written, or given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Charge {
@@ -61,13 +72,7 @@ pub trait LimitStore: Send + Sync + 'static {
     fn budget(&self, name: &str, plan: RingPlan) -> BudgetId;
 
     /// Draws one request from both budgets, or from neither.
-    ///
-    /// `ahead`: so many others wait for the same budgets; a refusal says when this one's turn would come.
-    fn acquire(
-        &self,
-        budgets: [BudgetId; 2],
-        ahead: u32,
-    ) -> impl Future<Output = Result<Charge, Refused>> + Send;
+    fn acquire(&self, draw: Draw) -> impl Future<Output = Result<Charge, Refused>> + Send;
 
     /// Gives back a charge whose request surely was never written.
     fn refund(&self, charge: Charge) -> impl Future<Output = ()> + Send;
@@ -78,8 +83,8 @@ pub trait LimitStore: Send + Sync + 'static {
     /// Takes note of upstream's own count.
     fn observe(&self, budget: BudgetId, observation: Observation) -> impl Future<Output = ()> + Send;
 
-    /// How a budget stands, as far as this process knows without asking.
-    fn snapshot(&self, budget: BudgetId) -> Snapshot;
+    /// How a budget stands for a caller from whom `held_back` is held back, as far as this process knows without asking.
+    fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot;
 
     /// Every budget.
     fn views(&self) -> Vec<BudgetView>;

@@ -77,6 +77,9 @@ fn one(
     if keyless {
         check_keyless(&mut at, scope);
     }
+    // A sidecar has one client: there is nobody to hold anything back for.
+    let newcomer_reserve =
+        at.share("newcomer_reserve", raw.newcomer_reserve, if keyless { 0.0 } else { 0.2 }) as f32;
     let publishable_keys = publishable_keys(&mut at, raw.publishable_keys, keyless, scope);
     let origin = |text: String| origin::parse(&text).map_err(|sentence| Wrong::from_sentence(&sentence));
     let origins = Origins::new(at.list("origins", raw.origins, origin).unwrap_or_default());
@@ -97,6 +100,7 @@ fn one(
         // Known once all environments are.
         budget: String::new(),
         limit,
+        newcomer_reserve,
         secret_key,
         publishable_keys,
         keyless,

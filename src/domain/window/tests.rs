@@ -40,12 +40,12 @@ fn the_wait_for_several_counts_what_lapses_by_then() {
 #[test]
 fn a_snapshot_tells_what_is_left_and_when_it_grows() {
     let mut ring = ring(100, 600);
-    assert_eq!(ring.snapshot(SECOND), Snapshot { remaining: 100, grows_at: None });
+    assert_eq!(ring.snapshot(SECOND, 0), Snapshot { remaining: 100, grows_at: None });
     ring.charge(SECOND, 1);
     ring.charge(9 * SECOND, 2);
-    assert_eq!(ring.snapshot(10 * SECOND), Snapshot { remaining: 97, grows_at: Some(603 * SECOND) });
-    assert_eq!(ring.snapshot(603 * SECOND), Snapshot { remaining: 98, grows_at: Some(611 * SECOND) });
-    assert_eq!(ring.snapshot(9_000 * SECOND), Snapshot { remaining: 100, grows_at: None });
+    assert_eq!(ring.snapshot(10 * SECOND, 0), Snapshot { remaining: 97, grows_at: Some(603 * SECOND) });
+    assert_eq!(ring.snapshot(603 * SECOND, 0), Snapshot { remaining: 98, grows_at: Some(611 * SECOND) });
+    assert_eq!(ring.snapshot(9_000 * SECOND, 0), Snapshot { remaining: 100, grows_at: None });
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn a_shut_gate_admits_nothing_until_it_opens() {
     let mut ring = ring(100, 600);
     ring.penalise(30 * SECOND);
     assert_eq!(ring.check(SECOND, 1), Err(30 * SECOND));
-    assert_eq!(ring.snapshot(SECOND), Snapshot { remaining: 0, grows_at: Some(30 * SECOND) });
+    assert_eq!(ring.snapshot(SECOND, 0), Snapshot { remaining: 0, grows_at: Some(30 * SECOND) });
     ring.penalise(10 * SECOND);
     assert_eq!(ring.check(29 * SECOND, 1), Err(30 * SECOND), "an earlier hint never opens it sooner");
     assert_eq!(ring.check(30 * SECOND, 1), Ok(()));
@@ -65,7 +65,7 @@ fn a_refund_gives_back_to_the_sub_window_that_was_charged() {
     ring.charge(SECOND, 1);
     ring.charge(9 * SECOND, 1);
     ring.refund(SECOND, 1);
-    assert_eq!(ring.snapshot(10 * SECOND), Snapshot { remaining: 1, grows_at: Some(611 * SECOND) });
+    assert_eq!(ring.snapshot(10 * SECOND, 0), Snapshot { remaining: 1, grows_at: Some(611 * SECOND) });
     ring.refund(SECOND, 1);
     assert_eq!(ring.spent(), 1, "nothing is given back twice");
     ring.refund(9 * SECOND + 603 * SECOND, 1);
@@ -79,12 +79,12 @@ fn what_others_spent_on_the_account_counts_until_it_lapses() {
         ring.charge(SECOND, 1);
     }
     ring.observe(2 * SECOND, 100, 60, 50 * SECOND);
-    assert_eq!(ring.snapshot(2 * SECOND).remaining, 60);
+    assert_eq!(ring.snapshot(2 * SECOND, 0).remaining, 60);
     ring.observe(3 * SECOND, 100, 85, 50 * SECOND);
-    assert_eq!(ring.snapshot(3 * SECOND).remaining, 85, "a later response re-estimates");
-    assert_eq!(ring.snapshot(50 * SECOND).remaining, 90, "and our own spend is never forgotten for it");
+    assert_eq!(ring.snapshot(3 * SECOND, 0).remaining, 85, "a later response re-estimates");
+    assert_eq!(ring.snapshot(50 * SECOND, 0).remaining, 90, "and our own spend is never forgotten for it");
     ring.observe(51 * SECOND, 100, 99, 60 * SECOND);
-    assert_eq!(ring.snapshot(51 * SECOND).remaining, 90, "a generous answer raises nothing");
+    assert_eq!(ring.snapshot(51 * SECOND, 0).remaining, 90, "a generous answer raises nothing");
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Bench {
     }
 
     fn left(&self) -> u32 {
-        self.limits.snapshot(BudgetId(0)).remaining
+        self.limits.snapshot(BudgetId(0), 0).remaining
     }
 }
 
@@ -214,4 +214,29 @@ async fn upstreams_count_is_heard_and_not_passed_on() {
     let response = bench.ask(1).await.expect("answered");
     assert_eq!(response.headers().keys().collect::<Vec<_>>(), ["x"]);
     assert_eq!(bench.left(), 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_greedy_client_leaves_the_reserve_to_those_who_come() {
+    let bench = Bench::new(100);
+    assert_eq!(bench.send(2).await, Ok(200), "a second client is known");
+    let mut greedy = 0;
+    while bench.send(1).await.is_ok() {
+        greedy += 1;
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(greedy, 79, "all but the reserve and the one that was spent");
+    for newcomer in 10..30 {
+        assert_eq!(bench.send(newcomer).await, Ok(200));
+    }
+    assert_eq!(bench.left(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_client_gets_everything() {
+    let bench = Bench::new(100);
+    for _ in 0..100 {
+        assert_eq!(bench.send(1).await, Ok(200));
+    }
+    assert!(bench.send(1).await.is_err());
 }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{BudgetId, BudgetView, Charge, LimitStore, Refused};
+use super::{BudgetId, BudgetView, Charge, Draw, LimitStore, Refused};
 use crate::domain::quota::RingPlan;
 use crate::domain::ratelimit::Observation;
 use crate::domain::window::{Snapshot, WindowRing};
@@ -47,13 +47,15 @@ impl LimitStore for MemoryLimits {
         BudgetId(budgets.len() - 1)
     }
 
-    async fn acquire(&self, budgets: [BudgetId; 2], ahead: u32) -> Result<Charge, Refused> {
+    async fn acquire(&self, draw: Draw) -> Result<Charge, Refused> {
+        let Draw { budgets, ahead, held_back } = draw;
         let mut rings = self.lock();
         let at = Timestamp::now();
         let mut refused: Option<Refused> = None;
-        for budget in budgets {
+        for (budget, held_back) in budgets.into_iter().zip([held_back, 0]) {
             let ring = &mut rings[budget.0].ring;
-            if let Err(until) = ring.check(at.0, ahead.saturating_add(1)) {
+            let wanted = ahead.saturating_add(1).saturating_add(held_back).min(ring.plan().cap);
+            if let Err(until) = ring.check(at.0, wanted) {
                 let until = Timestamp(until);
                 if refused.is_none_or(|refused| refused.until < until) {
                     refused = Some(Refused { budget, until, gate: ring.gate() > at.0 });
@@ -89,9 +91,9 @@ impl LimitStore for MemoryLimits {
         self.with_ring(budget, |ring| ring.observe(now.0, observation.limit, observation.remaining, reset.0));
     }
 
-    fn snapshot(&self, budget: BudgetId) -> Snapshot {
+    fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
         let now = Timestamp::now();
-        self.with_ring(budget, |ring| ring.snapshot(now.0))
+        self.with_ring(budget, |ring| ring.snapshot(now.0, held_back))
     }
 
     fn views(&self) -> Vec<BudgetView> {
@@ -100,7 +102,7 @@ impl LimitStore for MemoryLimits {
         let views = budgets.iter_mut().map(|budget| BudgetView {
             name: budget.name.clone(),
             plan: *budget.ring.plan(),
-            snapshot: budget.ring.snapshot(now.0),
+            snapshot: budget.ring.snapshot(now.0, 0),
             gate: Timestamp(budget.ring.gate()).since(now),
         });
         views.collect()
