@@ -315,9 +315,9 @@ impl Journal {
         self.notes(|notes| notes.rejection.clone())
     }
 
-    /// Notes one request to upstream.
-    pub fn attempt(&self) {
-        self.notes(|notes| notes.attempts += 1);
+    /// Notes requests made to upstream.
+    pub fn add_attempts(&self, attempts: u32) {
+        self.notes(|notes| notes.attempts += attempts);
     }
 
     /// Requests made to upstream.

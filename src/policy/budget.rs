@@ -103,7 +103,7 @@ where
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
             queue.spend(client);
-            exchange.journal.attempt();
+            exchange.journal.add_attempts(1);
             let mut outcome = inner.call(exchange).await;
             match &mut outcome {
                 Ok(response) => shared.listen(&queue, &asks, response).await,

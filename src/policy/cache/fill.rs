@@ -124,8 +124,13 @@ where
     };
     let head = *exchange.stage.permit.method() == Method::HEAD;
     let (own, mine) = oneshot::channel();
-    shared.tasks.spawn(run(shared.clone(), inner, detached(exchange, shared.request_timeout), lead, own));
-    let outcome = match published(receiver).await {
+    let journal = exchange.journal.clone();
+    let detached = detached(exchange, shared.request_timeout);
+    let theirs = detached.journal.clone();
+    shared.tasks.spawn(run(shared.clone(), inner, detached, lead, own));
+    let common = published(receiver).await;
+    journal.add_attempts(theirs.attempts());
+    let outcome = match common {
         Common::Page { page, stored } => Outcome::Page { page, stored },
         Common::Other(other) => Outcome::Other(other),
         Common::Failed(rejection) => Outcome::Failed(rejection),
