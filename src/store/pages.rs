@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::HeaderMap;
 
 use crate::domain::page_key::PageKey;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, whole_seconds};
 
 mod memory;
 
@@ -37,11 +37,12 @@ impl Page {
 
     /// Seconds of freshness left; negative when it is stale.
     pub fn ttl(&self, now: Timestamp) -> i64 {
-        let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        let seconds = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
         if self.is_fresh(now) {
-            seconds(self.fresh_for - self.age(now))
+            seconds((self.fresh_for - self.age(now)).as_secs())
         } else {
-            -seconds(self.age(now) - self.fresh_for)
+            // Rounded away from zero: a page that went stale just now is stale.
+            -seconds(whole_seconds(self.age(now) - self.fresh_for).max(1))
         }
     }
 
