@@ -1,0 +1,367 @@
+//! List pages: kept, shared, renewed, dropped by writes, and served stale where that is better than nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use metorial_proxy::domain::quota::Quota;
+use metorial_proxy::mock::{Fault, Options, Reset};
+use metorial_proxy::time::sleep;
+use tokio::io::AsyncWriteExt;
+use tokio_util::task::TaskTracker;
+
+use crate::client::{Connection, bearing, connect};
+use crate::harness::{KEY, Mock, OTHER, OTHER_KEY, Proxy, eventually, pair, scripted};
+
+const MISS: &str = "metorial-proxy; fwd=uri-miss";
+const STORED: &str = "metorial-proxy; fwd=uri-miss; stored";
+
+fn with(fields: &[(&str, &str)]) -> BTreeMap<String, Option<String>> {
+    fields.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect()
+}
+
+/// Waits until what was stored for a millisecond is stale.
+async fn stale() {
+    sleep(Duration::from_millis(10)).await;
+}
+
+#[tokio::test]
+async fn a_page_is_fetched_once_and_then_served_with_its_age_and_validator() {
+    let (mock, proxy) = pair("").await;
+    let target = "/provider-deployments?limit=2";
+    let miss = proxy.get(target).await;
+    assert_eq!((miss.status, miss.items(), miss.field("cache-status")), (200, 2, STORED));
+    let hit = proxy.get(target).await;
+    assert_eq!((hit.status, &hit.body), (200, &miss.body));
+    let status = hit.field("cache-status");
+    let ttl: u64 = status.strip_prefix("metorial-proxy; hit; ttl=").expect(status).parse().expect("seconds");
+    assert!((1..=600).contains(&ttl), "{status}");
+    assert!(hit.field("age").parse::<u64>().is_ok(), "{hit:?}");
+    assert_eq!(hit.field("content-type"), "application/json");
+    assert!(hit.field("etag").starts_with('"') && hit.field("etag") == miss.field("etag"), "{hit:?}");
+    assert_ne!(hit.field("x-request-id"), miss.field("x-request-id"), "each answer has an id of its own");
+    assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_has_the_page_gets_a_304_and_one_that_asks_for_the_head_its_head() {
+    let (mock, proxy) = pair("").await;
+    let target = "/provider-deployments?limit=3";
+    // HEAD fills the cache, too: what may be asked for without its body may be asked for with it.
+    let head = proxy.call("HEAD", target, &[], "").await;
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    let page = proxy.get(target).await;
+    assert_eq!(head.field("content-length"), page.body.len().to_string());
+    let etag = page.field("etag").to_owned();
+    for (sent, status) in [
+        (etag.clone(), 304),
+        (format!("W/{etag}"), 304),
+        (format!("\"other\", {etag}"), 304),
+        ("*".into(), 304),
+        ("\"other\"".into(), 200),
+    ] {
+        let reply = proxy.call("GET", target, &[("if-none-match", &sent)], "").await;
+        assert_eq!(reply.status, status, "{sent}");
+        assert_eq!(reply.body.is_empty(), status == 304);
+        assert_eq!(reply.field("etag"), etag);
+    }
+    assert_eq!((mock.received(), mock.last().method.as_str()), (1, "GET"));
+}
+
+#[tokio::test]
+async fn the_order_of_different_parameters_does_not_matter_and_everything_else_does() {
+    let (mock, proxy) = pair("").await;
+    let is_hit = async |target: &str, fields: &[(&str, &str)]| {
+        let reply = proxy.call("GET", target, fields, "").await;
+        reply.field("cache-status").starts_with("metorial-proxy; hit")
+    };
+    assert!(!is_hit("/providers?limit=2&order=desc", &[]).await);
+    assert!(is_hit("/providers?order=desc&limit=2", &[]).await);
+    assert!(is_hit(&format!("/providers?order=desc&token={KEY}&limit=2"), &[]).await);
+    for (target, fields) in [
+        ("/providers?order=asc&limit=2", &[] as &[_]),
+        ("/providers?limit=2&order=desc&order=asc", &[]),
+        ("/providers?limit=2&order=de%73c", &[]),
+        ("/providers?limit=2", &[]),
+        ("/provider-groups?limit=2&order=desc", &[]),
+        ("/instances/ins_1/providers?limit=2&order=desc", &[]),
+        ("/providers?limit=2&order=desc", &[("metorial-version", "magnetar")]),
+        ("/providers?limit=2&order=desc", &[("accept", "text/html")]),
+    ] {
+        assert!(!is_hit(target, fields).await, "{target} {fields:?}");
+        assert!(is_hit(target, fields).await, "{target} {fields:?}");
+    }
+    assert_eq!(mock.received(), 9);
+}
+
+#[tokio::test]
+async fn forwarded_fields_are_part_of_what_a_page_is_known_by() {
+    let (mock, proxy) = pair("upstream.forward_headers = ['x-tenant']").await;
+    for tenant in ["a", "b", "a", "b"] {
+        assert_eq!(proxy.call("GET", "/providers", &[("x-tenant", tenant)], "").await.status, 200);
+    }
+    assert_eq!(mock.received(), 2);
+}
+
+#[tokio::test]
+async fn environments_never_share_a_page() {
+    let (mock, proxy) = pair(&format!("{OTHER}\nsecret_key = {{ env = 'OTHER_SECRET_KEY' }}")).await;
+    for key in [KEY, OTHER_KEY] {
+        assert_eq!(proxy.get_as(key, "/providers").await.field("cache-status"), STORED);
+        assert!(proxy.get_as(key, "/providers").await.field("cache-status").contains("hit"));
+    }
+    let seen: Vec<_> = mock.handle.requests().into_iter().flat_map(|record| record.headers).collect();
+    for key in ["Bearer …SECR", "Bearer …OTHR"] {
+        assert!(seen.contains(&("authorization".to_owned(), key.to_owned())), "{key}");
+    }
+    assert_eq!(mock.received(), 2);
+}
+
+#[tokio::test]
+async fn five_hundred_callers_at_once_cost_one_request() {
+    let limit = Quota::PRODUCTION;
+    let mock = Mock::with(Options { limit, latency: Duration::from_millis(500), ..Options::default() }).await;
+    let proxy = Proxy::start(mock.url(), "");
+    let asked = TaskTracker::new();
+    let mut callers = Vec::new();
+    // Over few sockets, which are scarcer than requests.
+    for _ in 0..10 {
+        let connection = Connection::http2(connect(proxy.address).await).await;
+        for _ in 0..50 {
+            let mut stream = connection.stream();
+            callers.push(asked.spawn(async move { stream.send(bearing(KEY, "/providers")).await }));
+        }
+    }
+    let mut led = 0;
+    for caller in callers {
+        let reply = caller.await.expect("no panic").expect("an answer");
+        assert_eq!((reply.status, reply.items()), (200, 20));
+        led += usize::from(reply.field("cache-status") == STORED);
+    }
+    assert_eq!((mock.received(), led), (1, 1), "one led, the others joined or came later");
+}
+
+#[tokio::test]
+async fn a_leader_that_leaves_hurts_nobody() {
+    let (mock, proxy) = pair("").await;
+    mock.fault(Fault { delay_ms: Some(300), ..Fault::default() });
+    let mut leader = connect(proxy.address).await;
+    let text = format!("GET /providers HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n\r\n");
+    leader.write_all(text.as_bytes()).await.expect("sent");
+    eventually("the leader's request is upstream", || mock.received() == 1).await;
+    drop(leader);
+    let follower = proxy.get("/providers").await;
+    assert_eq!((follower.status, follower.items()), (200, 20));
+    assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn a_write_shows_in_the_list_at_once_and_a_refused_one_changes_nothing() {
+    let (mock, proxy) = pair("").await;
+    let list = "/provider-deployments?search=fresh";
+    assert_eq!(proxy.get(list).await.items(), 0);
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    assert_eq!(proxy.post("/provider-deployments", "{").await.status, 400, "the API refuses it");
+    assert!(proxy.get(list).await.field("cache-status").contains("hit"));
+    assert_eq!(proxy.post("/provider-deployments", r#"{"name": "Fresh"}"#).await.status, 200);
+    let after = proxy.get(list).await;
+    assert_eq!((after.items(), after.field("cache-status")), (1, STORED));
+    assert!(proxy.get("/providers").await.field("cache-status").contains("hit"), "of another collection");
+    // Whether a write that failed halfway was done, nobody knows.
+    mock.fault(Fault { route: "POST /provider-deployments".into(), status: Some(500), ..Fault::default() });
+    assert_eq!(proxy.post("/provider-deployments", "{}").await.status, 500);
+    assert_eq!(proxy.get(list).await.field("cache-status"), STORED);
+    mock.fault(Fault {
+        route: "POST /provider-deployments".into(),
+        reset: Some(Reset::Before),
+        ..Fault::default()
+    });
+    assert_eq!(proxy.post("/provider-deployments", "{}").await.status, 502);
+    assert_eq!(proxy.get(list).await.field("cache-status"), STORED);
+}
+
+#[tokio::test]
+async fn a_write_that_overtakes_a_fill_is_not_hidden_by_it() {
+    let (mock, proxy) = pair("").await;
+    let list = "/provider-deployments?search=overtaking";
+    // The answer is made before it is delayed: it does not know of the write.
+    mock.fault(Fault { route: "GET /provider-deployments".into(), delay_ms: Some(300), ..Fault::default() });
+    let (old, written) = tokio::join!(proxy.get(list), async {
+        eventually("the list is under way", || mock.received() == 1).await;
+        proxy.post("/provider-deployments", r#"{"name": "Overtaking"}"#).await
+    });
+    assert_eq!((old.items(), written.status), (0, 200));
+    assert_eq!(proxy.get(list).await.items(), 1);
+}
+
+#[tokio::test]
+async fn a_rule_can_name_further_collections_that_a_write_invalidates() {
+    let rules = r#"
+        [[environments]]
+        [[environments.rules]]
+        methods = ["POST"]
+        path = "/provider-deployments"
+        invalidates = ["/providers"]
+    "#;
+    let rules = rules.replace("[[environments]]\n", "[[environments]]\nallow = ['catalog']\n");
+    let (_mock, proxy) = pair(&rules).await;
+    proxy.get("/providers").await;
+    assert_eq!(proxy.post("/provider-deployments", "{}").await.status, 200);
+    assert_eq!(proxy.get("/providers").await.field("cache-status"), STORED);
+}
+
+#[tokio::test]
+async fn what_may_not_be_shared_is_passed_on_and_not_kept() {
+    let (mock, proxy) = pair("cache.max_page = '2KiB'").await;
+    for fields in [
+        with(&[("set-cookie", "a=b")]),
+        with(&[("cache-control", "no-store")]),
+        with(&[("cache-control", "private, max-age=60")]),
+        with(&[("cache-control", "max-age=0")]),
+        with(&[("vary", "Cookie")]),
+    ] {
+        mock.fault(Fault { headers: fields.clone(), ..Fault::default() });
+        let reply = proxy.get("/providers?limit=1").await;
+        assert_eq!((reply.status, reply.field("cache-status")), (200, MISS), "{fields:?}");
+        assert_eq!((reply.items(), reply.field("set-cookie")), (1, ""));
+    }
+    // The next one is asked for again, and kept.
+    assert_eq!(proxy.get("/providers?limit=1").await.field("cache-status"), STORED);
+    for _ in 0..2 {
+        let large = proxy.get("/providers?limit=50").await;
+        assert_eq!((large.status, large.items(), large.field("cache-status")), (200, 50, MISS));
+        assert!(large.body.len() > 2048);
+        let missing = proxy.get("/providers?limit=0").await;
+        assert_eq!((missing.status, missing.field("cache-status")), (400, MISS));
+    }
+    assert_eq!(mock.received(), 10);
+}
+
+#[tokio::test]
+async fn a_page_of_unknown_length_that_grows_too_large_streams_on_and_is_not_kept() {
+    let chunk = "x".repeat(1500);
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n";
+    let body = format!("5dc\r\n{chunk}\r\n5dc\r\n{chunk}\r\n0\r\n\r\n");
+    let (url, accepted) = scripted(move |_| format!("{head}{body}").into_bytes()).await;
+    // Without idle connections each request is one.
+    let proxy = Proxy::start(&url, "cache.max_page = '2KiB'\nupstream.idle_connections = 0");
+    for asked in 1..=2 {
+        let reply = proxy.get("/providers").await;
+        assert_eq!((reply.status, reply.body.len(), reply.field("cache-status")), (200, 3000, MISS));
+        assert_eq!(accepted.load(std::sync::atomic::Ordering::Relaxed), asked);
+    }
+}
+
+#[tokio::test]
+async fn routes_that_answer_with_a_secret_or_with_one_item_are_not_kept() {
+    let rules = r#"
+        [[environments]]
+        [[environments.rules]]
+        path = "/sessions"
+        returns_secret = true
+        [[environments.rules]]
+        path = "/own/list"
+        list = true
+    "#;
+    let (mock, proxy) = pair(rules).await;
+    for _ in 0..2 {
+        let reply = proxy.get("/sessions").await;
+        assert_eq!((reply.status, reply.field("cache-status")), (200, "metorial-proxy; fwd=bypass"));
+        assert_eq!(proxy.get("/server-capabilities").await.field("cache-status"), "");
+    }
+    assert_eq!(mock.received(), 4);
+    // A route that the table doesn't know is a list where a rule says so.
+    let (url, accepted) = scripted(|_| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]".to_vec()).await;
+    let proxy = Proxy::start(&url, rules);
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/own/list").await.status, 200);
+    }
+    assert_eq!(accepted.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_page_that_breaks_off_is_a_502_and_never_kept() {
+    let (mock, proxy) = pair("upstream.retry.max_attempts = 1").await;
+    for fault in [
+        Fault { truncate: Some(10), ..Fault::default() },
+        Fault { reset: Some(Reset::AfterHead), ..Fault::default() },
+    ] {
+        mock.fault(fault);
+        assert_eq!(proxy.get("/providers").await.refusal(), (502, "upstream_error".to_owned()));
+    }
+    let reply = proxy.get("/providers").await;
+    assert_eq!((reply.items(), reply.field("cache-status")), (20, STORED));
+}
+
+#[tokio::test]
+async fn a_stale_page_is_better_than_an_upstream_that_fails() {
+    let toml = "cache.ttl = '1ms'\nupstream.retry.max_attempts = 1\nupstream.attempt_timeout = '200ms'";
+    let (mock, proxy) = pair(toml).await;
+    let page = proxy.get("/providers").await;
+    for (fault, status) in [
+        (Fault { status: Some(503), ..Fault::default() }, "fwd-status=503; "),
+        (Fault { reset: Some(Reset::Before), ..Fault::default() }, ""),
+        (Fault { truncate: Some(10), ..Fault::default() }, ""),
+        (Fault { delay_ms: Some(60_000), ..Fault::default() }, ""),
+    ] {
+        stale().await;
+        mock.fault(fault);
+        let reply = proxy.get("/providers").await;
+        assert_eq!((reply.status, &reply.body), (200, &page.body));
+        assert_eq!(reply.field("cache-status"), format!("metorial-proxy; fwd=stale; {status}detail=error"));
+        assert_ne!(reply.field("age"), "");
+    }
+    let address = mock.address;
+    drop(mock);
+    eventually("nobody listens any more", || std::net::TcpStream::connect(address).is_err()).await;
+    stale().await;
+    let reply = proxy.get("/providers").await;
+    assert_eq!((reply.status, &reply.body), (200, &page.body), "nobody listens there any more");
+    assert_eq!(proxy.get("/provider-groups").await.status, 502, "what was never kept is lost");
+}
+
+#[tokio::test]
+async fn a_page_that_is_too_old_and_an_error_of_the_callers_own_are_told_as_they_are() {
+    let (mock, proxy) = pair("cache.ttl = '1ms'\ncache.stale_if_error = '0s'").await;
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    stale().await;
+    mock.fault(Fault { status: Some(503), ..Fault::default() });
+    assert_eq!(proxy.get("/providers").await.status, 503);
+    let (mock, proxy) = pair("cache.ttl = '1ms'").await;
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    stale().await;
+    mock.fault(Fault { status: Some(404), ..Fault::default() });
+    assert_eq!(proxy.get("/providers").await.status, 404);
+}
+
+#[tokio::test]
+async fn when_the_budget_is_spent_known_pages_are_served_stale() {
+    let toml = r#"
+        cache.ttl = "1ms"
+        [[environments]]
+        limit = { requests = 1, window = "1h" }
+    "#;
+    let (mock, proxy) = pair(toml).await;
+    let page = proxy.get("/providers").await;
+    assert_eq!(page.status, 200);
+    stale().await;
+    let reply = proxy.get("/providers").await;
+    assert_eq!((reply.status, &reply.body), (200, &page.body));
+    let status = reply.field("cache-status");
+    assert!(
+        status.starts_with("metorial-proxy; hit; ttl=-") && status.ends_with("; detail=budget"),
+        "{status}"
+    );
+    assert_eq!(proxy.get("/provider-groups").await.status, 429, "an unknown page is refused");
+    assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn with_the_cache_off_every_request_goes_upstream_and_says_so() {
+    let (mock, proxy) = pair("cache.enabled = false").await;
+    for _ in 0..2 {
+        let reply = proxy.get("/providers").await;
+        assert_eq!((reply.status, reply.field("cache-status")), (200, "metorial-proxy; fwd=bypass"));
+        assert_eq!((reply.field("age"), reply.field("etag")), ("", ""));
+    }
+    assert_eq!(mock.received(), 2);
+}
