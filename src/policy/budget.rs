@@ -195,7 +195,8 @@ impl<L: LimitStore> Shared<L> {
             if speaks_for_environment(headers) { (environment, of.name.as_str()) } else { (egress, EGRESS) };
         let refusals = queue.refused();
         let wait = match ratelimit::retry_hint(headers, unix_now()) {
-            Some(hint) => hint.clamp(Duration::from_secs(1), of.limit.window),
+            // At least a second, also where the window is shorter.
+            Some(hint) => hint.min(of.limit.window).max(Duration::from_secs(1)),
             None => full_jitter(&self.retry, refusals),
         };
         self.metrics.upstream_rate_limited(name);
