@@ -124,14 +124,15 @@ impl WindowRing {
         self.gate
     }
 
-    /// Takes note of upstream's own count: of `limit` it has `remaining` left, and its window turns over at `reset`.
+    /// Takes note of upstream's own count: it has `remaining` left, and its window turns over at `reset`.
     ///
-    /// What is missing there and was not spent here was spent by others on the same account. The estimate replaces the
-    /// former one and lapses at `reset`; our own spend is never forgotten for it.
-    pub fn observe(&mut self, now: Nanos, limit: u32, remaining: u32, reset: Nanos) {
+    /// Where that is less than is left here, others on the same account have spent the difference. What upstream has
+    /// spent is no measure of that: an operator's window may be shorter than its own. The estimate replaces the former
+    /// one and lapses at `reset`; our own spend is never forgotten for it.
+    pub fn observe(&mut self, now: Nanos, remaining: u32, reset: Nanos) {
         let now = self.advance(now);
-        let spent_there = u64::from(limit.saturating_sub(remaining));
-        self.foreign = spent_there.saturating_sub(self.sum);
+        let left = u64::from(self.plan.cap).saturating_sub(self.sum);
+        self.foreign = left.saturating_sub(u64::from(remaining));
         self.foreign_until = reset.clamp(now, now.saturating_add(self.window()));
     }
 

@@ -78,13 +78,24 @@ fn what_others_spent_on_the_account_counts_until_it_lapses() {
     for _ in 0..10 {
         ring.charge(SECOND, 1);
     }
-    ring.observe(2 * SECOND, 100, 60, 50 * SECOND);
+    ring.observe(2 * SECOND, 60, 50 * SECOND);
     assert_eq!(ring.snapshot(2 * SECOND, 0).remaining, 60);
-    ring.observe(3 * SECOND, 100, 85, 50 * SECOND);
+    ring.observe(3 * SECOND, 85, 50 * SECOND);
     assert_eq!(ring.snapshot(3 * SECOND, 0).remaining, 85, "a later response re-estimates");
     assert_eq!(ring.snapshot(50 * SECOND, 0).remaining, 90, "and our own spend is never forgotten for it");
-    ring.observe(51 * SECOND, 100, 99, 60 * SECOND);
+    ring.observe(51 * SECOND, 99, 60 * SECOND);
     assert_eq!(ring.snapshot(51 * SECOND, 0).remaining, 90, "a generous answer raises nothing");
+}
+
+#[test]
+fn a_limit_of_the_operators_own_is_not_taken_for_what_others_spent() {
+    // Ours counts over a second, upstream's over ten minutes: what lapsed here is still spent there.
+    let mut ring = ring(10, 1);
+    let at = 500 * SECOND;
+    ring.observe(at, 4000, at + 600 * SECOND);
+    assert_eq!(ring.snapshot(at, 0).remaining, 9);
+    ring.observe(at, 4, at + 600 * SECOND);
+    assert_eq!(ring.snapshot(at, 0).remaining, 4, "but never more than upstream has left");
 }
 
 #[test]
@@ -147,7 +158,7 @@ proptest! {
                     }
                 }
                 Act::Penalise(nanos) => ring.penalise(now + nanos),
-                Act::Observe { remaining, reset } => ring.observe(now, requests, remaining, now + reset),
+                Act::Observe { remaining, reset } => ring.observe(now, remaining, now + reset),
             }
             let in_window: u64 = admitted.iter().filter(|(at, _)| at + window >= now).map(|(_, n)| u64::from(*n)).sum();
             prop_assert!(in_window <= cap, "{in_window} of {cap}");

@@ -88,7 +88,7 @@ impl LimitStore for MemoryLimits {
     async fn observe(&self, budget: BudgetId, observation: Observation) {
         let now = Timestamp::now();
         let reset = now + observation.reset;
-        self.with_ring(budget, |ring| ring.observe(now.0, observation.limit, observation.remaining, reset.0));
+        self.with_ring(budget, |ring| ring.observe(now.0, observation.remaining, reset.0));
     }
 
     fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
