@@ -8,5 +8,6 @@ mod client;
 mod harness;
 
 mod access;
+mod budget;
 mod cache;
 mod cors;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use metorial_proxy::config::{self, Config, Fault as ConfigFault, Sources};
 use metorial_proxy::domain::key::SecretKey;
 use metorial_proxy::domain::quota::Quota;
+use metorial_proxy::edge::admin::Status;
 use metorial_proxy::mock::{self, Fault, MockHandle, Options, Record};
 use metorial_proxy::server::Server;
 use metorial_proxy::time::sleep;
@@ -123,6 +124,10 @@ impl Proxy {
     /// To drain it as the test wants.
     pub(crate) fn into_server(mut self) -> Server {
         self.server.take().expect("it runs")
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.server.as_ref().expect("it runs").status()
     }
 
     pub(crate) async fn send(&self, request: Asked) -> Reply {

@@ -1,0 +1,295 @@
+//! Limits: what callers are told, who is refused, who waits, and that the API's own 429 is never passed on.
+
+use std::time::Duration;
+
+use metorial_proxy::domain::quota::Quota;
+use metorial_proxy::mock::{Fault, Options};
+use serde_json::json;
+
+use crate::client::{Reply, request};
+use crate::harness::{KEY, Mock, OTHER, OTHER_KEY, Proxy, eventually, pair};
+
+/// An environment's limit, to be appended to other settings.
+fn limit(requests: u32, window: &str) -> String {
+    format!("\n[[environments]]\nlimit = {{ requests = {requests}, window = '{window}' }}\n")
+}
+
+/// That a reply is a 429 because of `policy`.
+#[track_caller]
+fn assert_refused_by(policy: &str, reply: &Reply) {
+    assert_eq!(reply.refusal(), (429, "rate_limit_exceeded".to_owned()), "{reply:?}");
+    assert_eq!(reply.json()["violated-policies"], json!([policy]), "{reply:?}");
+}
+
+/// The API's 429 for the next request, with a `Retry-After`.
+fn refuse_next(mock: &Mock, retry_after: &str) {
+    let headers = [("retry-after".to_owned(), Some(retry_after.to_owned()))].into();
+    mock.fault(Fault { status: Some(429), headers, ..Fault::default() });
+}
+
+#[tokio::test]
+async fn limits_are_told_on_everything_that_was_identified() {
+    let (_mock, proxy) = pair(&limit(100, "10m")).await;
+    let both = "\"client\";q=1000;w=10, \"environment\";q=100;w=600";
+    let left = |reply: &Reply| reply.field("ratelimit").split(";t=").next().unwrap_or("").to_owned();
+    for (target, status, remaining) in [
+        ("/providers?limit=1", 200, 99),
+        ("/providers?limit=1", 200, 99), // a hit
+        ("/agents", 403, 99),
+        ("/providers/none", 404, 98),
+        ("/providers?limit=2", 200, 97),
+    ] {
+        let reply = proxy.get(target).await;
+        assert_eq!(reply.status, status, "{target}");
+        assert_eq!(reply.field("ratelimit-policy"), both, "{target}");
+        assert_eq!(left(&reply), format!("\"environment\";r={remaining}"), "{target}");
+        for name in ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"] {
+            assert_eq!(reply.field(name), "", "{name} speaks of our key, not of the caller's");
+        }
+    }
+    let unknown = proxy.get_as("metorial_pk_unknown", "/providers").await;
+    assert_eq!((unknown.status, unknown.field("ratelimit-policy")), (401, "\"client\";q=1000;w=10"));
+    assert!(left(&unknown).starts_with("\"client\";r="), "{unknown:?}");
+    let unidentified = proxy.get("//").await;
+    assert_eq!((unidentified.status, unidentified.field("ratelimit")), (400, ""));
+}
+
+#[tokio::test]
+async fn a_spent_budget_is_refused_with_its_policy_and_hits_are_still_served() {
+    let (mock, proxy) = pair(&limit(2, "1h")).await;
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    assert_eq!(proxy.get("/providers/none").await.status, 404);
+    let refused = proxy.get("/provider-groups").await;
+    assert_refused_by("environment", &refused);
+    let body = refused.json();
+    assert_eq!(body["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
+    assert_eq!(refused.field("proxy-status"), "metorial-proxy; error=http_request_denied");
+    // The wait is told, but not as Retry-After: SDKs would sleep it silently.
+    let wait = body["retry_after"].as_u64().expect("seconds");
+    assert!((3500..=3620).contains(&wait), "{wait}");
+    assert_eq!(refused.field("retry-after"), "");
+    assert_eq!(refused.field("ratelimit"), format!("\"environment\";r=0;t={wait}"));
+    assert_refused_by("environment", &proxy.post("/provider-deployments", "{}").await);
+    assert!(proxy.get("/providers").await.field("cache-status").contains("hit"));
+    assert_eq!(mock.received(), 2);
+}
+
+#[tokio::test]
+async fn a_short_wait_is_told_as_retry_after_where_nobody_may_wait() {
+    let toml = format!("upstream.retry.max_queue_wait = '0s'\n{}", limit(1, "30s"));
+    let (_mock, proxy) = pair(&toml).await;
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    let refused = proxy.get("/provider-groups").await;
+    assert_refused_by("environment", &refused);
+    let wait: u64 = refused.field("retry-after").parse().expect("seconds");
+    assert!((1..=31).contains(&wait), "{wait}");
+    assert_eq!(refused.json()["retry_after"], wait);
+}
+
+#[tokio::test]
+async fn environments_with_one_secret_key_draw_from_one_budget() {
+    let spend = async |secret: &str| {
+        let toml = format!(
+            "{OTHER}\nsecret_key = {{ env = '{secret}' }}\nlimit = {{ requests = 2, window = '1h' }}"
+        );
+        let toml =
+            toml.replacen("[[environments]]", "[[environments]]\nlimit = { requests = 2, window = '1h' }", 1);
+        let (_mock, proxy) = pair(&toml).await;
+        let mut statuses = Vec::new();
+        for (key, target) in [
+            (KEY, "/providers"),
+            (OTHER_KEY, "/providers"),
+            (OTHER_KEY, "/provider-groups"),
+            (KEY, "/provider-groups"),
+        ] {
+            statuses.push(proxy.get_as(key, target).await.status);
+        }
+        statuses
+    };
+    assert_eq!(spend("METORIAL_SECRET_KEY").await, [200, 200, 429, 429]);
+    assert_eq!(spend("OTHER_SECRET_KEY").await, [200, 200, 200, 200]);
+}
+
+#[tokio::test]
+async fn only_what_goes_upstream_spends_the_budget() {
+    let (mock, proxy) = pair(&format!("server.max_request_body = '1KiB'\n{}", limit(1, "1h"))).await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/agents").await.status, 403);
+        assert_eq!(proxy.get("//").await.status, 400);
+        assert_eq!(proxy.get_as("metorial_pk_unknown", "/providers").await.status, 401);
+        assert_eq!(proxy.call("TRACE", "/providers", &[], "").await.status, 405);
+        assert_eq!(proxy.post("/provider-deployments", &"x".repeat(2000)).await.status, 413);
+    }
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    assert_refused_by("environment", &proxy.get("/provider-groups").await);
+    assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_was_never_sent_is_given_back() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    drop(listener);
+    let toml = format!("upstream.retry.max_attempts = 1\n{}", limit(1, "1h"));
+    let proxy = Proxy::start(format!("http://{address}"), &toml);
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/providers").await.status, 502);
+    }
+}
+
+#[tokio::test]
+async fn a_client_has_a_limit_of_its_own_and_spends_nothing_beyond_it() {
+    let (mock, proxy) = pair("clients.limit = { requests = 3, window = '1h' }").await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/providers").await.status, 200);
+    }
+    let refused = proxy.get("/provider-groups").await;
+    assert_refused_by("client", &refused);
+    assert_eq!(refused.field("ratelimit-policy"), "\"client\";q=3;w=3600", "who calls was not asked");
+    assert!(refused.field("ratelimit").starts_with("\"client\";r=0;t="), "{refused:?}");
+    assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn guessing_keys_costs_more_than_asking() {
+    let (_mock, proxy) = pair("clients.limit = { requests = 20, window = '1h' }").await;
+    for _ in 0..2 {
+        assert_eq!(proxy.get_as("metorial_pk_guess", "/providers").await.status, 401);
+    }
+    assert_refused_by("client", &proxy.get("/providers").await);
+}
+
+#[tokio::test]
+async fn clients_behind_a_trusted_proxy_are_told_apart_and_nobody_else_can_pretend() {
+    let toml = "clients.limit = { requests = 1, window = '1h' }";
+    let from = async |proxy: &Proxy, address: &str| {
+        proxy.call("GET", "/providers", &[("x-forwarded-for", address)], "").await.status
+    };
+    let (_mock, proxy) = pair(&format!("{toml}\nserver.trusted_proxies = ['127.0.0.0/8']")).await;
+    assert_eq!(from(&proxy, "203.0.113.1").await, 200);
+    assert_eq!(from(&proxy, "203.0.113.2").await, 200);
+    assert_eq!(from(&proxy, "6.6.6.6, 203.0.113.1").await, 429, "the last hop is the one that is known");
+    assert_eq!(from(&proxy, "2001:db8::1").await, 200);
+    assert_eq!(from(&proxy, "2001:db8::2").await, 429, "of the same prefix");
+    let (_mock, proxy) = pair(toml).await;
+    assert_eq!(from(&proxy, "203.0.113.1").await, 200);
+    assert_eq!(from(&proxy, "203.0.113.2").await, 429);
+}
+
+#[tokio::test]
+async fn all_environments_together_keep_within_what_one_address_may_send() {
+    let toml = format!(
+        "upstream.egress_limit = {{ requests = 1, window = '1h' }}\n{OTHER}\nsecret_key = {{ env = 'OTHER_SECRET_KEY' }}"
+    );
+    let (mock, proxy) = pair(&toml).await;
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    assert_refused_by("egress", &proxy.get_as(OTHER_KEY, "/providers").await);
+    assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn a_request_waits_its_turn_and_the_api_never_has_to_refuse() {
+    let quota = Quota { requests: 3, window: Duration::from_secs(1) };
+    let mock = Mock::with(Options { limit: quota, ..Options::default() }).await;
+    let proxy = Proxy::start(mock.url(), &limit(3, "1s"));
+    let get = |item: u32| {
+        let proxy = &proxy;
+        async move { proxy.get(&format!("/providers/{item}")).await.status }
+    };
+    let statuses = tokio::join!(get(1), get(2), get(3), get(4), get(5), get(6));
+    assert_eq!(statuses, (404, 404, 404, 404, 404, 404));
+    assert_eq!((mock.handle.counted(), mock.handle.refused()), (6, 0));
+}
+
+#[tokio::test]
+async fn one_client_cannot_fill_the_queue() {
+    let toml = format!("upstream.retry.max_queue_per_client = 1\n{}", limit(1, "1s"));
+    let (mock, proxy) = pair(&toml).await;
+    assert_eq!(proxy.get("/providers/1").await.status, 404);
+    let (one, other) = tokio::join!(proxy.get("/providers/2"), proxy.get("/providers/3"));
+    let mut statuses = [one.status, other.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [404, 429]);
+    assert_eq!(mock.received(), 2);
+}
+
+#[tokio::test]
+async fn a_429_of_the_api_is_waited_out_where_that_fits() {
+    let (mock, proxy) = pair("").await;
+    refuse_next(&mock, "1");
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    refuse_next(&mock, "1");
+    let body = r#"{"name": "Again"}"#;
+    let created = proxy.post("/provider-deployments", body).await;
+    assert_eq!((created.status, &created.json()["name"]), (200, &json!("Again")));
+    assert_eq!(mock.received(), 4);
+}
+
+#[tokio::test]
+async fn a_429_of_the_api_that_takes_too_long_shuts_the_budget_and_becomes_our_own() {
+    let toml = format!("{OTHER}\nsecret_key = {{ env = 'OTHER_SECRET_KEY' }}");
+    let (mock, proxy) = pair(&toml).await;
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    refuse_next(&mock, "120");
+    let refused = proxy.get("/provider-groups").await;
+    assert_refused_by("upstream", &refused);
+    let wait = refused.json()["retry_after"].as_u64().expect("seconds");
+    assert!((115..=120).contains(&wait), "{wait}");
+    assert!(refused.field("ratelimit").starts_with("\"environment\";r=0;"), "{refused:?}");
+    let received = mock.received();
+    for target in ["/provider-groups", "/provider-listings", "/providers/1"] {
+        assert_refused_by("upstream", &proxy.get(target).await);
+    }
+    assert_eq!(mock.received(), received, "nothing goes upstream meanwhile");
+    assert!(proxy.get("/providers").await.field("cache-status").contains("hit"));
+    assert_eq!(proxy.get_as(OTHER_KEY, "/providers").await.status, 200, "it was another key's 429");
+}
+
+#[tokio::test]
+async fn a_429_of_the_edge_shuts_the_address_for_all_environments() {
+    let (mock, proxy) = pair(&format!("{OTHER}\nsecret_key = {{ env = 'OTHER_SECRET_KEY' }}")).await;
+    let without = ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"].map(|name| (name, None));
+    let fields = without.into_iter().chain([("retry-after", Some("120"))]);
+    let headers = fields.map(|(name, value)| (name.to_owned(), value.map(str::to_owned))).collect();
+    mock.fault(Fault { status: Some(429), headers, ..Fault::default() });
+    assert_refused_by("upstream", &proxy.get("/providers").await);
+    assert_refused_by("upstream", &proxy.get_as(OTHER_KEY, "/providers").await);
+    assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn a_429_is_waited_out_in_a_window_shorter_than_a_second_too() {
+    let (mock, proxy) = pair(&limit(100, "500ms")).await;
+    refuse_next(&mock, "1");
+    assert_eq!(proxy.get("/providers").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_others_spend_on_the_same_account_is_taken_into_account() {
+    let quota = Quota { requests: 4, window: Duration::from_secs(3600) };
+    let mock = Mock::with(Options { limit: quota, ..Options::default() }).await;
+    let proxy = Proxy::start(mock.url(), &limit(4, "1h"));
+    let secret = format!("Bearer {}", crate::harness::SECRET);
+    let direct = request("GET", "/providers/1", &[("authorization", &secret)], "");
+    for _ in 0..2 {
+        crate::client::try_send(mock.address, direct.clone()).await.expect("an answer");
+    }
+    assert_eq!(proxy.get("/providers/1").await.status, 404, "this answer tells of the others");
+    assert_eq!(proxy.get("/providers/1").await.status, 404);
+    assert_refused_by("environment", &proxy.get("/providers/1").await);
+    assert_eq!(mock.handle.refused(), 0);
+}
+
+#[tokio::test]
+async fn a_limit_of_the_operators_own_is_not_mistaken_for_the_apis() {
+    // The API counts over ten minutes, this environment over one second.
+    let (_mock, proxy) = pair(&format!("upstream.retry.max_queue_wait = '0s'\n{}", limit(4, "1s"))).await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/providers/1").await.status, 404);
+    }
+    let status = || proxy.status().environments[0].remaining;
+    eventually("the window has passed", || status() == 3).await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/providers/1").await.status, 404);
+    }
+}
