@@ -127,7 +127,7 @@ pub enum Rejection {
     PayloadTooLarge(u64),
     /// The target is longer than so many bytes.
     UriTooLong(usize),
-    /// The fields take more than so many bytes.
+    /// The fields take more than so many bytes, or are too many.
     HeadersTooLarge(usize),
     /// A limit is met.
     RateLimited {
@@ -226,7 +226,7 @@ impl Rejection {
             Self::HeadersTooLarge(limit) => described(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "headers_too_large",
-                format!("The request's header fields take more than {limit} bytes.").into(),
+                format!("The request's header fields take more than {limit} bytes, or are too many.").into(),
                 "http_request_denied",
             ),
             Self::RateLimited { limit, .. } => Described {

@@ -19,6 +19,9 @@ use crate::domain::target::{Extracted, Target};
 use crate::exchange::{Exchange, Identified, Received};
 use crate::rejection::{Gate, Rejection};
 
+/// More fields than this are refused. The parser of HTTP/1.1 takes no more by itself; that of HTTP/2 does.
+const MAX_FIELDS: usize = 100;
+
 /// What a request has to satisfy to be read at all.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -105,7 +108,7 @@ fn decide(rules: &Rules, request: &Request<RequestBody>) -> Result<(Target, Extr
     // As on the wire: ": " and a line break for each.
     let fields: usize =
         request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if fields > rules.max_header_bytes {
+    if fields > rules.max_header_bytes || request.headers().len() > MAX_FIELDS {
         return Err(Rejection::HeadersTooLarge(rules.max_header_bytes));
     }
     check_host(rules, request)?;
