@@ -11,3 +11,5 @@ mod access;
 mod budget;
 mod cache;
 mod cors;
+mod protocol;
+mod upstream;

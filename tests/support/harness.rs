@@ -8,6 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use metorial_proxy::config::{self, Config, Fault as ConfigFault, Sources};
 use metorial_proxy::domain::key::SecretKey;
 use metorial_proxy::domain::quota::Quota;
@@ -15,8 +21,9 @@ use metorial_proxy::edge::admin::Status;
 use metorial_proxy::mock::{self, Fault, MockHandle, Options, Record};
 use metorial_proxy::server::Server;
 use metorial_proxy::time::sleep;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use toml::{Table, Value};
@@ -259,6 +266,43 @@ async fn speak(mut tcp: TcpStream, answer: Vec<u8>) {
     // The other side may have had enough.
     tcp.write_all(&answer).await.ok();
     tcp.read_to_end(&mut head).await.ok();
+}
+
+/// A server that answers each request with its protocol and the length of its body, by TLS where `tls` says how.
+/// Counts its connections.
+pub(crate) async fn upstream(tls: Option<Arc<rustls::ServerConfig>>) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listener.local_addr().expect("an address"));
+    let accepted = Arc::new(AtomicU64::new(0));
+    let (count, tasks, tls) = (accepted.clone(), TaskTracker::new(), tls.map(TlsAcceptor::from));
+    tasks.clone().spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::Relaxed);
+            match tls.clone() {
+                None => drop(tasks.spawn(serve(tcp))),
+                Some(tls) => drop(tasks.spawn(async move {
+                    if let Ok(stream) = tls.accept(tcp).await {
+                        serve(stream).await;
+                    }
+                })),
+            }
+        }
+    });
+    (url, accepted)
+}
+
+async fn serve(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let connection = auto::Builder::new(TokioExecutor::new());
+    // How it ended is seen by whoever asked.
+    connection.serve_connection(TokioIo::new(io), service_fn(describe)).await.ok();
+}
+
+async fn describe(request: Request<Incoming>) -> hyper::Result<Response<String>> {
+    let (version, host) = (format!("{:?}", request.version()), request.uri().host().map(str::to_owned));
+    let length = request.into_body().collect().await?.to_bytes().len();
+    let answer = serde_json::json!({"version": version, "host": host, "length": length});
+    Ok(Response::new(answer.to_string()))
 }
 
 /// Polls until `condition` holds; `what` it waits for is named where it never does.
