@@ -31,6 +31,7 @@ mod assembly;
 mod view;
 
 use assembly::Lasting;
+pub use assembly::pipeline_over;
 use view::ServerView;
 
 /// The proxy does not start, and why: one sentence with the place and the cure.

@@ -13,7 +13,7 @@ use crate::domain::client_ip::X_FORWARDED_FOR;
 use crate::domain::origin::Origins;
 use crate::domain::quota::RingPlan;
 use crate::exchange::EnvironmentHandle;
-use crate::pipeline::Layers;
+use crate::pipeline::{self, Layers, Pipeline};
 use crate::policy::admit::AdmitLayer;
 use crate::policy::authenticate::{AuthenticateLayer, Callers};
 use crate::policy::authorize::AuthorizeLayer;
@@ -23,7 +23,7 @@ use crate::policy::catch_panic::CatchPanicLayer;
 use crate::policy::client_limit::ClientLimitLayer;
 use crate::policy::cors::CorsLayer;
 use crate::policy::deadline::DeadlineLayer;
-use crate::policy::forward::{self, ForwardLayer};
+use crate::policy::forward::{self, ForwardLayer, Transport};
 use crate::policy::identify::{self, IdentifyLayer};
 use crate::policy::inject::InjectLayer;
 use crate::policy::observe::ObserveLayer;
@@ -80,6 +80,15 @@ impl Lasting {
 /// Upstream may ask for more, by `max-age`; an hour is where the backstop ends.
 fn longest_ttl(config: &Config) -> std::time::Duration {
     config.cache.ttl.max(std::time::Duration::from_secs(3600))
+}
+
+/// One pipeline as a worker has it, with stores of its own and over any transport: what a request costs without a socket.
+///
+/// # Errors
+/// What keeps the proxy from starting.
+pub fn pipeline_over(config: &Config, transport: impl Transport) -> Result<Pipeline, StartError> {
+    let lasting = Lasting::new(config, Arc::new(Metrics::new()));
+    Ok(pipeline::build(layers(config, &lasting, &TaskTracker::new())?, transport))
 }
 
 pub(super) fn layers(
