@@ -1,0 +1,103 @@
+//! What it costs to count: the token buckets of clients, the window ring, and a draw from two budgets.
+
+#![expect(clippy::panic, reason = "a benchmark that measures something else must not go on")]
+
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use criterion::Criterion;
+use metorial_proxy::domain::client_ip::ClientKey;
+use metorial_proxy::domain::quota::{Quota, RingPlan};
+use metorial_proxy::domain::window::WindowRing;
+use metorial_proxy::store::clients::ClientLimits;
+use metorial_proxy::store::limits::{EGRESS, LimitStore, MemoryLimits};
+use mimalloc::MiMalloc;
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// So many that no benchmark meets the limit.
+const PLENTY: Quota = Quota { requests: u32::MAX, window: Duration::from_secs(1) };
+/// Nanoseconds between two requests that keep a production budget nearly spent, and never overdrawn.
+const PACE: u64 = 125_000_000;
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .sample_size(50)
+        .configure_from_args();
+    client_limits(&mut criterion);
+    window_ring(&mut criterion);
+    memory_limits(&mut criterion);
+    criterion.final_summary();
+}
+
+fn client_limits(criterion: &mut Criterion) {
+    let limits = ClientLimits::new(PLENTY, 1_000_000);
+    assert!(limits.check(ClientKey(7)).is_ok());
+    criterion.bench_function("client limit/one client", |bencher| {
+        bencher.iter(|| limits.check(black_box(ClientKey(7))));
+    });
+
+    let mut random = fastrand::Rng::with_seed(1);
+    let clients: Vec<ClientKey> = (0..100_000).map(|_| ClientKey(random.u64(..))).collect();
+    assert!(clients.iter().all(|client| limits.check(*client).is_ok()));
+    assert!(limits.tracked() > 99_000, "{} clients are tracked", limits.tracked());
+    let mut next = clients.iter().cycle();
+    criterion.bench_function("client limit/100k clients", |bencher| {
+        bencher.iter(|| next.next().map(|client| limits.check(*client)));
+    });
+}
+
+fn window_ring(criterion: &mut Criterion) {
+    let plan = RingPlan::of(Quota::PRODUCTION);
+    let mut ring = WindowRing::new(plan);
+    let mut now = 0;
+    let mut take = || {
+        now += PACE;
+        let taken = ring.check(now, 1);
+        ring.charge(now, 1);
+        taken
+    };
+    assert!((0..10_000).all(|_| take().is_ok()));
+    criterion.bench_function("window ring/check and charge", |bencher| bencher.iter(&mut take));
+
+    criterion
+        .bench_function("window ring/snapshot", |bencher| bencher.iter(|| ring.snapshot(black_box(now))));
+
+    // Spent evenly over the window, the worst case for the search: the last one in a row of `plan.cap` waits longest.
+    let mut spent = WindowRing::new(plan);
+    for at in 0..u64::from(plan.cap) {
+        spent.charge(at * 120_000_000, 1);
+    }
+    let end = 600_000_000_000;
+    for (name, ahead) in [("next in line", 1), ("last in line", plan.cap)] {
+        assert!(spent.check(end, ahead).is_err_and(|until| until > end), "{name}");
+        criterion.bench_function(&format!("window ring/refusal, {name}"), |bencher| {
+            bencher.iter(|| spent.check(black_box(end), ahead));
+        });
+    }
+}
+
+fn memory_limits(criterion: &mut Criterion) {
+    let limits = MemoryLimits::default();
+    let budgets =
+        [limits.budget("production", RingPlan::of(PLENTY)), limits.budget(EGRESS, RingPlan::of(PLENTY))];
+    assert!(ready(limits.acquire(budgets, 0)).is_ok());
+    criterion.bench_function("memory limits/acquire from two", |bencher| {
+        bencher.iter(|| ready(limits.acquire(black_box(budgets), 0)));
+    });
+}
+
+/// The outcome of a future that never waits.
+fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("a store in memory never waits"),
+    }
+}
