@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -184,9 +185,11 @@ fn config(text: &str) -> Config {
     loaded.expect("a configuration").config
 }
 
-/// An upstream in this process, which answers everything with the same page.
+/// An upstream in this process, which answers everything with the same page. As cheap to clone as a pool.
 #[derive(Clone)]
-struct Memory {
+struct Memory(Arc<Page>);
+
+struct Page {
     headers: HeaderMap,
     body: Bytes,
 }
@@ -208,14 +211,14 @@ impl Memory {
         ];
         let headers =
             fields.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-        Self { headers: headers.into_iter().collect(), body: body.into() }
+        Self(Arc::new(Page { headers: headers.into_iter().collect(), body: body.into() }))
     }
 }
 
 impl Transport for Memory {
     async fn send(&self, _: Request<RequestBody>) -> Result<Answer, TransportError> {
         let (mut head, ()) = Response::new(()).into_parts();
-        head.headers.clone_from(&self.headers);
-        Ok(Answer { head, body: Arriving::Held(RequestBody::Held(self.body.clone())), lease: None })
+        head.headers.clone_from(&self.0.headers);
+        Ok(Answer { head, body: Arriving::Held(RequestBody::Held(self.0.body.clone())), lease: None })
     }
 }
