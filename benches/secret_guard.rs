@@ -27,6 +27,8 @@ fn main() {
     for (name, body) in [
         ("20 KB of JSON", json(20_000, "")),
         ("20 KB of JSON with escapes", json(20_000, "https://example.com/?q=a%20b%2Fc")),
+        ("20 KB of escapes alone", "%7B".repeat(20_000 / 3)),
+        ("20 KB of candidates", SECRET[..8].repeat(20_000 / 8)),
         ("64 KB of JSON", json(64_000, "")),
     ] {
         scan(&mut criterion, &guard, name, body.into());

@@ -12,6 +12,7 @@ use aho_corasick::automaton::{Automaton, StateID};
 use aho_corasick::dfa::DFA;
 use aho_corasick::{Anchored, packed};
 use bytes::{Bytes, BytesMut};
+use memchr::memchr;
 
 /// The secret was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ struct Patterns {
 
 /// How many first bytes of a pattern make a candidate.
 const CANDIDATE: usize = 4;
+/// How many bytes are searched for candidates and escapes in turn.
+const PIECE: usize = 1024;
 
 impl SecretGuard {
     /// Prepares the search for `secret`.
@@ -172,12 +175,24 @@ impl Scan {
     /// From where on the automaton has to walk: the next candidate, escape, or the last bytes that might begin one.
     fn skip(&self, data: &[u8], from: usize) -> usize {
         let Some(candidates) = &self.patterns.candidates else { return from };
-        let end = data.len();
-        let tail = end.saturating_sub(CANDIDATE - 1).max(from);
-        let candidate = candidates.find(&data[from..]).map_or(tail, |found| from + found.start());
-        // An escape may stand for the first byte of the secret.
-        let window = &data[from..candidate.min(tail)];
-        window.iter().position(|byte| *byte == b'%').map_or(candidate.min(tail), |escape| from + escape)
+        let tail = data.len().saturating_sub(CANDIDATE - 1).max(from);
+        let mut at = from;
+        // Piece by piece: neither search runs far ahead of the other, or a text full of either would be read many times.
+        while at < tail {
+            let piece = tail.min(at + PIECE);
+            // An escape may stand for the first byte of the secret.
+            let escape = memchr(b'%', &data[at..piece]);
+            let end = escape.map_or(piece, |escape| at + escape);
+            // A candidate that begins before the end may reach beyond it.
+            if let Some(found) = candidates.find(&data[at..end + CANDIDATE - 1]) {
+                return end.min(at + found.start());
+            }
+            if escape.is_some() {
+                return end;
+            }
+            at = end;
+        }
+        tail
     }
 
     /// Raw bytes at the end of what was read that may still become a match.

@@ -83,6 +83,16 @@ fn what_only_looks_like_it_passes_whole_and_at_once() {
     );
 }
 
+#[test]
+fn it_is_found_across_the_pieces_of_the_search() {
+    for form in disguises() {
+        for before in (PIECE - form.len() - 4..PIECE + 4).chain(2 * PIECE - 5..2 * PIECE + 1) {
+            let text = format!("{}{form}{}", " ".repeat(before), " ".repeat(PIECE));
+            assert!(read(text.as_bytes(), text.len()).1, "{form} at {before}");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn any_other_text_passes_unchanged(text in "[a-zA-Z0-9_%+/= \\n-]{0,300}", size in 1usize..40) {
