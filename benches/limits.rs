@@ -13,7 +13,7 @@ use metorial_proxy::domain::client_ip::ClientKey;
 use metorial_proxy::domain::quota::{Quota, RingPlan};
 use metorial_proxy::domain::window::WindowRing;
 use metorial_proxy::store::clients::ClientLimits;
-use metorial_proxy::store::limits::{EGRESS, LimitStore, MemoryLimits};
+use metorial_proxy::store::limits::{Draw, EGRESS, LimitStore, MemoryLimits};
 use mimalloc::MiMalloc;
 
 /// As in the binary.
@@ -68,7 +68,7 @@ fn window_ring(criterion: &mut Criterion) {
     criterion.bench_function("window ring/check and charge", |bencher| bencher.iter(&mut take));
 
     criterion
-        .bench_function("window ring/snapshot", |bencher| bencher.iter(|| ring.snapshot(black_box(now))));
+        .bench_function("window ring/snapshot", |bencher| bencher.iter(|| ring.snapshot(black_box(now), 0)));
 
     // Spent evenly over the window, the worst case for the search: the last one in a row of `plan.cap` waits longest.
     let mut spent = WindowRing::new(plan);
@@ -88,9 +88,10 @@ fn memory_limits(criterion: &mut Criterion) {
     let limits = MemoryLimits::default();
     let budgets =
         [limits.budget("production", RingPlan::of(PLENTY)), limits.budget(EGRESS, RingPlan::of(PLENTY))];
-    assert!(ready(limits.acquire(budgets, 0)).is_ok());
+    let draw = Draw { budgets, ahead: 0, held_back: 0 };
+    assert!(ready(limits.acquire(draw)).is_ok());
     criterion.bench_function("memory limits/acquire from two", |bencher| {
-        bencher.iter(|| ready(limits.acquire(black_box(budgets), 0)));
+        bencher.iter(|| ready(limits.acquire(black_box(draw))));
     });
 }
 
