@@ -3,6 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -68,12 +70,18 @@ pub struct Inbound {
     left: u64,
     limit: u64,
     silence: Silence,
+    whole: Arc<AtomicBool>,
 }
 
 impl Inbound {
     /// At most `limit` bytes, with at most `idle` between two frames.
     pub fn new(body: Incoming, limit: u64, idle: Duration) -> Self {
-        Self { body, left: limit, limit, silence: Silence::new(idle) }
+        Self { body, left: limit, limit, silence: Silence::new(idle), whole: Arc::default() }
+    }
+
+    /// Becomes true once the caller has sent all of it.
+    pub fn whole(&self) -> Arc<AtomicBool> {
+        self.whole.clone()
     }
 
     /// The length, where the caller said it.
@@ -126,7 +134,10 @@ impl Inbound {
             };
             self.silence.broken();
             let data = match frame {
-                None => return Poll::Ready(None),
+                None => {
+                    self.whole.store(true, Ordering::Relaxed);
+                    return Poll::Ready(None);
+                }
                 Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Broken(error)))),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => data,
@@ -138,6 +149,9 @@ impl Inbound {
                 return Poll::Ready(Some(Err(BodyError::TooLarge(self.limit))));
             };
             self.left = left;
+            if self.body.is_end_stream() {
+                self.whole.store(true, Ordering::Relaxed);
+            }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
     }
@@ -155,6 +169,9 @@ pub trait Tail: Send {
 pub trait Lease: Send {
     /// The body is whole: the connection may serve again.
     fn finish(self: Box<Self>);
+
+    /// The body ended early.
+    fn broken(self: Box<Self>, error: &BodyError);
 }
 
 /// A response's body.
@@ -318,6 +335,14 @@ impl Outbound {
         }
     }
 
+    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Bytes, BodyError>>> {
+        self.ended = true;
+        if let Some(lease) = self.lease.take() {
+            lease.broken(&error);
+        }
+        Poll::Ready(Some(Err(error)))
+    }
+
     fn size_hint(&self) -> SizeHint {
         // What was put back is no longer in the hint, so neither is the length.
         match (self.unread.is_empty(), self.ended) {
@@ -334,16 +359,13 @@ impl Outbound {
         while !self.ended {
             let frame = match self.body.poll(cx) {
                 Poll::Ready(frame) => frame,
-                Poll::Pending => return self.silence.poll(cx).map(|()| Some(Err(BodyError::Silent))),
+                Poll::Pending if self.silence.poll(cx).is_ready() => return self.fail(BodyError::Silent),
+                Poll::Pending => return Poll::Pending,
             };
             self.silence.broken();
             let data = match frame {
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => {
-                    self.lease = None;
-                    self.ended = true;
-                    return Poll::Ready(Some(Err(error)));
-                }
+                Some(Err(error)) => return self.fail(error),
                 None => {
                     self.end();
                     let rest = self.scan.take().map(Scan::finish).unwrap_or_default();
@@ -353,11 +375,7 @@ impl Outbound {
             let data = match &mut self.scan {
                 Some(scan) => match scan.push(data) {
                     Ok(data) => data,
-                    Err(found) => {
-                        self.lease = None;
-                        self.ended = true;
-                        return Poll::Ready(Some(Err(found.into())));
-                    }
+                    Err(found) => return self.fail(found.into()),
                 },
                 None => data,
             };

@@ -221,6 +221,8 @@ pub enum CacheStatus {
         stored: bool,
         /// Another caller's request served this one too.
         collapsed: bool,
+        /// There was a page, and it had expired.
+        expired: bool,
     },
     /// A stale page after upstream failed.
     StaleOnError {
@@ -239,10 +241,11 @@ impl CacheStatus {
                 Some(detail) => format!("metorial-proxy; hit; ttl={ttl}; detail={detail}"),
                 None => format!("metorial-proxy; hit; ttl={ttl}"),
             },
-            Self::Miss { stored, collapsed } => {
+            Self::Miss { stored, collapsed, expired } => {
+                let reason = if *expired { "stale" } else { "uri-miss" };
                 let stored = if *stored { "; stored" } else { "" };
                 let collapsed = if *collapsed { "; collapsed" } else { "" };
-                format!("metorial-proxy; fwd=uri-miss{stored}{collapsed}")
+                format!("metorial-proxy; fwd={reason}{stored}{collapsed}")
             }
             Self::StaleOnError { status } => match status {
                 Some(status) => format!("metorial-proxy; fwd=stale; fwd-status={status}; detail=error"),
@@ -268,6 +271,8 @@ pub struct Journal {
     pub environment: OnceLock<Arc<EnvironmentHandle>>,
     /// The route, once authorized.
     pub route: OnceLock<Arc<Route>>,
+    /// The known route that was refused.
+    pub refused_route: OnceLock<&'static str>,
     /// Keeps the in-flight place until the response has been sent.
     pub in_flight: OnceLock<OwnedSemaphorePermit>,
     notes: Mutex<Notes>,
@@ -278,6 +283,7 @@ struct Notes {
     cache: Option<CacheStatus>,
     rejection: Option<Rejection>,
     attempts: u32,
+    broken: Option<&'static str>,
 }
 
 impl Journal {
@@ -290,6 +296,7 @@ impl Journal {
             client_standing: OnceLock::new(),
             environment: OnceLock::new(),
             route: OnceLock::new(),
+            refused_route: OnceLock::new(),
             in_flight: OnceLock::new(),
             notes: Mutex::default(),
         }
@@ -313,6 +320,16 @@ impl Journal {
     /// Why the request was refused.
     pub fn rejection(&self) -> Option<Rejection> {
         self.notes(|notes| notes.rejection.clone())
+    }
+
+    /// Notes why the body ended early, after its head had been sent.
+    pub fn broke(&self, reason: &'static str) {
+        self.notes(|notes| notes.broken = Some(reason));
+    }
+
+    /// Why the body ended early.
+    pub fn broken(&self) -> Option<&'static str> {
+        self.notes(|notes| notes.broken)
     }
 
     /// Notes requests made to upstream.

@@ -167,6 +167,13 @@ impl Server {
         Ok(server)
     }
 
+    /// What would keep a proxy with this configuration from starting, as far as can be said without binding its addresses.
+    pub fn faults(config: &Config) -> Vec<StartError> {
+        let tls = config.server.tls.as_ref().map_or(Ok(()), |files| tls::server(files).map(|_| ()));
+        let tls = tls.map_err(|error| StartError::new("server.tls", error));
+        [tls, connector(config).map(|_| ())].into_iter().filter_map(Result::err).collect()
+    }
+
     fn announce(&self) {
         for address in &self.addresses {
             tracing::info!(listener = "proxy", addr = %address, "listening");
@@ -202,7 +209,10 @@ impl Server {
         tokio::pin!(hurry);
         let workers = self.workers;
         let gone = async {
-            sleep(settle).await;
+            tokio::select! {
+                () = sleep(settle) => {}
+                () = self.cut.cancelled() => {}
+            }
             tracing::info!("draining");
             self.drain.cancel();
             joined(workers).await

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use metorial_proxy::config::{Config, Loaded};
-
-use super::{load, print, refuse_one};
+use metorial_proxy::server::Server;
 use metorial_proxy::telemetry::logging;
+
+use super::{REFUSED, load, print, refuse_one, say};
 
 pub(super) fn run(file: Option<&Path>) -> ExitCode {
     let Loaded { config, warnings, .. } = match load(file) {
@@ -15,6 +16,11 @@ pub(super) fn run(file: Option<&Path>) -> ExitCode {
     };
     if let Err(error) = logging::parse(&config.telemetry.log) {
         return refuse_one(&format!("telemetry.log: {error}"));
+    }
+    let faults = Server::faults(&config);
+    if !faults.is_empty() {
+        faults.iter().for_each(|fault| say(&format!("  {fault}")));
+        return ExitCode::from(REFUSED);
     }
     for warning in &warnings {
         print(&format!("warning: {warning}\n"));

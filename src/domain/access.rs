@@ -96,6 +96,8 @@ pub struct Denied {
     pub message: String,
     /// The rule that would open the route, where one would.
     pub hint: Option<String>,
+    /// The route of the built-in table, where it is one.
+    pub template: Option<&'static str>,
 }
 
 /// The compiled answer to "may this method be used on this path".
@@ -190,7 +192,8 @@ impl AccessTable {
     /// Why not, and which rule would open it.
     pub fn decide(&self, method: &Method, path: &str) -> Result<Arc<Route>, Denied> {
         if let Some(prefix) = refused_prefix(path) {
-            return Err(Denied { message: format!("{prefix} is never served by this proxy"), hint: None });
+            let message = format!("{prefix} is never served by this proxy");
+            return Err(Denied { message, hint: None, template: None });
         }
         // HEAD is GET without the body, here as upstream.
         let method = if method == Method::HEAD { &Method::GET } else { method };
@@ -215,6 +218,7 @@ impl AccessTable {
                     "The operator can open it with the rule \"{method} {}\" in this environment's allow.",
                     operation.template
                 )),
+                template: Some(&operation.template),
             },
             None => Denied {
                 message: format!("No rule of this proxy allows {method} on this path."),
@@ -222,6 +226,7 @@ impl AccessTable {
                     "The path is not in the built-in route table. The operator can open it with a rule such as \
                      \"{method} /name/{{id}}\" in this environment's allow."
                 )),
+                template: None,
             },
         })
     }
@@ -244,7 +249,7 @@ impl fmt::Debug for AccessTable {
     }
 }
 
-fn secret_route(method: &Method, operation: Option<&Operation>) -> Denied {
+fn secret_route(method: &Method, operation: Option<&'static Operation>) -> Denied {
     let template = operation.map_or("this path", |operation| operation.template.as_str());
     Denied {
         message: format!("{method} {template} answers with a secret; this proxy does not open it."),
@@ -252,6 +257,7 @@ fn secret_route(method: &Method, operation: Option<&Operation>) -> Denied {
             "The operator can open it with [[environments.rules]] methods = [\"{method}\"], path = \"{template}\", \
              returns_secret = true."
         )),
+        template: operation.map(|operation| operation.template.as_str()),
     }
 }
 

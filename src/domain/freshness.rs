@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, SET_COOKIE, VARY};
+use http::header::{CACHE_CONTROL, DATE, EXPIRES, HeaderMap, HeaderName, SET_COOKIE, VARY};
 
 /// Request fields that are in every page key: an answer that varies by these may be kept.
 const KEYED: [&str; 5] = ["accept", "metorial-version", "origin", "accept-encoding", "authorization"];
@@ -30,8 +30,17 @@ pub fn lifetime(status: StatusCode, headers: &HeaderMap, configured: Duration) -
             _ => {}
         }
     }
-    let lifetime = s_maxage.or(max_age).unwrap_or(configured);
+    let lifetime = s_maxage.or(max_age).or_else(|| expires(headers)).unwrap_or(configured);
     (!lifetime.is_zero()).then_some(lifetime)
+}
+
+/// From `Date` to `Expires`; what cannot be read, `0` above all, has expired (RFC 9111 §5.3).
+fn expires(headers: &HeaderMap) -> Option<Duration> {
+    let date = |name: &HeaderName| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok();
+    headers.contains_key(EXPIRES).then(|| {
+        let (expires, date) = (date(&EXPIRES), date(&DATE));
+        expires.zip(date).and_then(|(expires, date)| expires.duration_since(date).ok()).unwrap_or_default()
+    })
 }
 
 fn varies_by_more_than_the_key(headers: &HeaderMap) -> bool {
@@ -61,6 +70,12 @@ mod tests {
             (&[("cache-control", "no-store")], None),
             (&[("cache-control", "max-age=60, private")], None),
             (&[("cache-control", "No-Cache")], None),
+            (&[("expires", "0")], None),
+            (
+                &[("date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("expires", "Sun, 06 Nov 1994 08:49:45 GMT")],
+                Some(8),
+            ),
+            (&[("expires", "0"), ("cache-control", "max-age=60")], Some(60)),
             (&[("vary", "Accept, Origin")], Some(5)),
             (&[("vary", "*")], None),
             (&[("vary", "Cookie")], None),

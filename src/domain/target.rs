@@ -56,6 +56,9 @@ pub enum Ambiguous {
     /// Two values where one is expected.
     #[error("the query names {0} more than once, or as a list")]
     Repeated(&'static str),
+    /// `[key]=`, which the API's parser reads as `key=`.
+    #[error("the query holds a parameter whose name begins with a bracket")]
+    BracketName,
     /// Beyond [`MAX_PARAMETERS`].
     #[error("the query holds more than 200 parameters")]
     TooManyParameters,
@@ -172,6 +175,9 @@ fn extract<'q>(query: &'q str, extracted: &mut Extracted) -> Result<Option<Cow<'
             return Err(Ambiguous::TooManyParameters);
         }
         let name = decode(pair.name(query));
+        if name.first() == Some(&b'[') {
+            return Err(Ambiguous::BracketName);
+        }
         let root = name.split(|byte| *byte == b'[').next().unwrap_or_default();
         let (slot, what, take) = match root {
             b"token" => (&mut extracted.token, "token", true),

@@ -13,7 +13,7 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 
-use crate::body::{Arriving, Lease, RequestBody};
+use crate::body::{Arriving, BodyError, Lease, RequestBody};
 use crate::exchange::Delivery;
 use crate::policy::forward::{Answer, Transport, TransportError};
 use crate::rejection::UpstreamFault;
@@ -75,7 +75,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Transport for Upstream {
-    async fn send(&self, mut request: Request<RequestBody>) -> Result<Answer, TransportError> {
+    async fn send(&self, mut request: Request<RequestBody>) -> Result<Answer, Box<TransportError>> {
         // A connection that was idle may have been closed just now; then nothing was written, and the next one is tried.
         while let Some(connection) = self.0.checkout() {
             match self.0.send_over(connection, request).await {
@@ -90,15 +90,21 @@ impl Transport for Upstream {
             Ok(connection) => connection,
             Err((fault, detail)) => {
                 let body = Some(request.into_body());
-                return Err(TransportError { fault, delivery: Delivery::Never, detail, caller: None, body });
+                return Err(Box::new(TransportError {
+                    fault,
+                    delivery: Delivery::Never,
+                    detail,
+                    caller: None,
+                    body,
+                }));
             }
         };
         if let Connection::Http2(sender) = &connection {
             *lock(&self.0.shared) = Some(sender.clone());
         }
-        self.0.send_over(connection, request).await.map_err(|(error, unsent)| {
-            let body = unsent.map(Request::into_body);
-            TransportError { body, ..error }
+        self.0.send_over(connection, request).await.map_err(|(mut error, unsent)| {
+            error.body = unsent.map(Request::into_body);
+            error
         })
     }
 }
@@ -133,7 +139,7 @@ impl Pool {
         self: &Arc<Self>,
         connection: Connection,
         request: Request<RequestBody>,
-    ) -> Result<Answer, (TransportError, Option<Request<RequestBody>>)> {
+    ) -> Result<Answer, Unsent> {
         match connection {
             Connection::Http1(mut sender) => {
                 let response = sender.try_send_request(request).await.map_err(unsent)?;
@@ -165,13 +171,16 @@ fn answer(response: Response<Incoming>, lease: Option<Box<dyn Lease>>) -> Answer
     Answer { head, body: Arriving::Wire(body), lease }
 }
 
-fn unsent(mut error: TrySendError<Request<RequestBody>>) -> (TransportError, Option<Request<RequestBody>>) {
+/// What failed, and the request, where surely nothing of it was written.
+type Unsent = (Box<TransportError>, Option<Request<RequestBody>>);
+
+fn unsent(mut error: TrySendError<Request<RequestBody>>) -> Unsent {
     let request = error.take_message();
     let delivery = if request.is_some() { Delivery::Never } else { Delivery::Possible };
     let error = error.into_error();
     let caller = fault::of_caller(&error);
     let (fault, detail) = (fault::of_hyper(&error), fault::chain(&error));
-    (TransportError { fault, delivery, detail, caller, body: None }, request)
+    (Box::new(TransportError { fault, delivery, detail, caller, body: None }), request)
 }
 
 /// Puts a connection back once its response was read to the end; dropped before, the connection closes.
@@ -184,6 +193,8 @@ impl Lease for Returning {
     fn finish(self: Box<Self>) {
         self.pool.give_back(self.sender);
     }
+
+    fn broken(self: Box<Self>, _: &BodyError) {}
 }
 
 /// What upstream did when there is no more precise word for it.

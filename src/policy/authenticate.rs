@@ -4,7 +4,6 @@
 //! shown to a browser, and its owner should know.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -20,7 +19,7 @@ use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 
 /// What a failed authentication costs beside the request itself, in cells of the client's bucket.
-const FAILURE: NonZeroU32 = NonZeroU32::MIN.saturating_add(8);
+const FAILURE: u32 = 9;
 
 /// Which environment a caller belongs to.
 #[derive(Debug)]

@@ -60,8 +60,10 @@ where
         let Exchange { request, stage, deadline, journal } = exchange;
         let Authenticated { target, extracted, client, environment } = stage;
         let decision = decide(&environment.environment, request.headers(), &extracted).and_then(|()| {
-            Permit::decide(environment, request.method(), target)
-                .map_err(|denied| Rejection::Forbidden { message: denied.message, hint: denied.hint })
+            Permit::decide(environment, request.method(), target).map_err(|denied| {
+                denied.template.and_then(|template| journal.refused_route.set(template).err());
+                Rejection::Forbidden { message: denied.message, hint: denied.hint }
+            })
         });
         match decision {
             Ok(permit) => {

@@ -32,12 +32,13 @@ pub struct BudgetLayer<L>(Arc<Shared<L>>);
 struct Shared<L> {
     limits: Arc<L>,
     egress: BudgetId,
+    egress_window: Duration,
     queues: Arc<Queues>,
     retry: Retry,
     metrics: Arc<Metrics>,
 }
 
-impl<L> BudgetLayer<L> {
+impl<L: LimitStore> BudgetLayer<L> {
     /// `egress`: the budget of our own address, which every request draws on too.
     pub fn new(
         limits: Arc<L>,
@@ -46,7 +47,9 @@ impl<L> BudgetLayer<L> {
         retry: Retry,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self(Arc::new(Shared { limits, egress, queues, retry, metrics }))
+        let egress_window =
+            limits.views().get(egress.0).map_or(Duration::ZERO, |view| view.plan.quota.window);
+        Self(Arc::new(Shared { limits, egress, egress_window, queues, retry, metrics }))
     }
 }
 
@@ -191,12 +194,15 @@ impl<L: LimitStore> Shared<L> {
             }
             return;
         }
-        let (budget, name) =
-            if speaks_for_environment(headers) { (environment, of.name.as_str()) } else { (egress, EGRESS) };
+        let (budget, name, window) = if speaks_for_environment(headers) {
+            (environment, of.name.as_str(), of.limit.window)
+        } else {
+            (egress, EGRESS, self.egress_window)
+        };
         let refusals = queue.refused();
         let wait = match ratelimit::retry_hint(headers, unix_now()) {
             // At least a second, also where the window is shorter.
-            Some(hint) => hint.min(of.limit.window).max(Duration::from_secs(1)),
+            Some(hint) => hint.min(window).max(Duration::from_secs(1)),
             None => full_jitter(&self.retry, refusals),
         };
         self.metrics.upstream_rate_limited(name);

@@ -4,13 +4,14 @@
 //! own task: the caller that began it may leave. A write that may have succeeded changes the generation of its
 //! collection before its answer is passed on, so no caller misses its own write in a list it asks for afterwards.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{ACCEPT, AGE, CONTENT_LENGTH, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH};
+use http::header::{ACCEPT, AGE, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
 use http::{Method, Response, StatusCode};
 use pin_project_lite::pin_project;
 use tokio_util::task::TaskTracker;
@@ -199,7 +200,7 @@ where
     }
     shared.metrics.cache(if collapsed { CacheResult::Coalesced } else { CacheResult::Miss });
     let stored = matches!(outcome, Outcome::Page { stored: true, .. });
-    asked.journal.cache(CacheStatus::Miss { stored, collapsed });
+    asked.journal.cache(CacheStatus::Miss { stored, collapsed, expired: kept.is_some() });
     match outcome {
         Outcome::Page { page, .. } => Ok(asked.answer(&page, None)),
         Outcome::Other(answer) => {
@@ -227,9 +228,9 @@ impl<P: PageStore> Shared<P> {
         let (environment, target) = (permit.environment(), permit.target());
         let headers = exchange.request.headers();
         let mut fields = Vec::with_capacity(2 + self.forward_headers.len());
-        let value = |name: &HeaderName| headers.get(name).map(HeaderValue::as_bytes);
-        fields.extend([value(&VERSION), value(&ACCEPT)]);
-        fields.extend(self.forward_headers.iter().map(value));
+        fields.extend([lines(headers, &VERSION), lines(headers, &ACCEPT)]);
+        fields.extend(self.forward_headers.iter().map(|name| lines(headers, name)));
+        let fields: Vec<Option<&[u8]>> = fields.iter().map(Option::as_deref).collect();
         let environment = environment.environment.name.as_str();
         let generation = self.pages.generation(environment, collection(target.path())).await;
         PageKey::of(&Parts {
@@ -301,6 +302,18 @@ impl Asked {
         }
         response
     }
+}
+
+/// All lines of a field, as they go upstream: each of them may change the answer.
+fn lines<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Cow<'h, [u8]>> {
+    let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let first = lines.next()?;
+    Some(lines.fold(Cow::Borrowed(first), |mut all, line| {
+        // A line holds no line break.
+        all.to_mut().push(b'\n');
+        all.to_mut().extend_from_slice(line);
+        all
+    }))
 }
 
 /// Whether an `If-None-Match` line names `etag` (weak comparison, RFC 9110 §13.1.2).

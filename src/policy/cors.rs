@@ -97,9 +97,12 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
 
 /// The answer to a preflight; any OPTIONS is taken as one, as the API does.
 fn preflight(origin: Option<HeaderValue>, union: &Origins, journal: &Journal) -> Response<ResponseBody> {
+    // Without an Origin it is no browser that asks: there is nothing to refuse, and nothing to allow.
+    let anonymous = origin.is_none();
     let allowed = origin.filter(|origin| union.allows(origin.as_bytes()));
     let mut response = match &allowed {
         Some(_) => Response::new(ResponseBody::empty()),
+        None if anonymous => Response::new(ResponseBody::empty()),
         None => {
             let rejection = Rejection::Forbidden {
                 message: "This origin may not use this proxy from a browser.".to_owned(),
@@ -112,12 +115,15 @@ fn preflight(origin: Option<HeaderValue>, union: &Origins, journal: &Journal) ->
     };
     let headers = response.headers_mut();
     headers.insert(VARY, HeaderValue::from_static("Origin"));
+    let answered = anonymous || allowed.is_some();
     if let Some(origin) = allowed {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
         headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+    }
+    if answered {
         *response.status_mut() = StatusCode::NO_CONTENT;
     }
     response
@@ -216,7 +222,10 @@ mod tests {
                 .is_ok_and(|list| list.contains("metorial-version"))
         );
         assert_eq!(good.headers()[ACCESS_CONTROL_MAX_AGE], "7200");
-        for origin in [Some("https://evil.example"), Some("null"), None] {
+        let anonymous = answer(None);
+        assert_eq!(anonymous.status(), StatusCode::NO_CONTENT);
+        assert!(!anonymous.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
+        for origin in [Some("https://evil.example"), Some("null")] {
             let refused = answer(origin);
             assert_eq!(refused.status(), StatusCode::FORBIDDEN);
             assert!(!refused.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));

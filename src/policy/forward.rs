@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,8 +23,7 @@ use http_body_util::BodyExt;
 use tower::{Layer, Service};
 
 use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBody};
-use crate::domain::secret_guard::SecretGuard;
-use crate::exchange::{Armed, Delivery, Exchange, Failure, HadCookie};
+use crate::exchange::{Armed, Delivery, Exchange, Failure, HadCookie, Journal};
 use crate::rejection::{PROXY_STATUS, Rejection, UpstreamFault};
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::UpstreamFailure;
@@ -43,7 +43,7 @@ const ALLOWED: [HeaderName; 7] = [
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Response fields that never pass, beside `Access-Control-*` and what `Connection` names.
-const DROPPED: [HeaderName; 12] = [
+const DROPPED: [HeaderName; 13] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -56,6 +56,7 @@ const DROPPED: [HeaderName; 12] = [
     // These speak for the upstream's host, and would bind ours.
     ALT_SVC,
     STRICT_TRANSPORT_SECURITY,
+    HeaderName::from_static("clear-site-data"),
     PROXY_STATUS,
 ];
 
@@ -94,7 +95,7 @@ pub trait Transport: Clone + Send + Sync + 'static {
     fn send(
         &self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Answer, TransportError>> + Send;
+    ) -> impl Future<Output = Result<Answer, Box<TransportError>>> + Send;
 }
 
 /// How requests are sent on.
@@ -161,7 +162,12 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
         Box::pin(async move {
             let Exchange { request, stage, deadline, journal } = exchange;
             let request = shared.request(request, &stage, &journal.request_id);
-            shared.receive(transport.send(request), &stage, deadline, &journal.request_id).await
+            let body_whole = match request.body() {
+                RequestBody::Streaming(inbound) => Some(inbound.whole()),
+                RequestBody::Empty | RequestBody::Held(_) => None,
+            };
+            let call = Call { stage: &stage, deadline, journal: &journal, body_whole };
+            shared.receive(transport.send(request), &call).await
         })
     }
 }
@@ -194,32 +200,27 @@ impl Shared {
     }
 
     async fn receive(
-        &self,
-        answer: impl Future<Output = Result<Answer, TransportError>>,
-        stage: &Armed,
-        deadline: Instant,
-        request_id: &str,
+        self: &Arc<Self>,
+        answer: impl Future<Output = Result<Answer, Box<TransportError>>>,
+        call: &Call<'_>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let started = Instant::now();
-        let (method, environment) = (stage.permit.method(), stage.permit.environment());
+        let (method, environment) = (call.stage.permit.method(), call.stage.permit.environment());
         let environment = environment.environment.name.as_str();
-        let due = deadline.min(started + self.rules.attempt_timeout);
-        let outcome = match timeout_at(due, answer).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(TransportError {
-                fault: UpstreamFault::ResponseTimeout,
-                delivery: Delivery::Possible,
-                detail: "no answer in time".to_owned(),
-                caller: None,
-                body: None,
-            }),
+        // While a body streams up, the caller's pace is not upstream's fault: then only the deadline counts.
+        let due = match call.body_whole {
+            Some(_) => call.deadline,
+            None => call.deadline.min(started + self.rules.attempt_timeout),
         };
+        let outcome = timeout_at(due, answer).await.unwrap_or_else(|_| Err(call.too_late()));
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {
-                let failed = started.elapsed();
-                self.metrics.client.record(method, Err(failure(error.fault)), environment, failed);
-                return Err(self.failed(error, request_id));
+                if error.caller.is_none() {
+                    let end = Err(failure(error.fault));
+                    self.metrics.client.record(method, end, environment, started.elapsed());
+                }
+                return Err(self.failed(*error, call.request_id()));
             }
         };
         let status = answer.head.status;
@@ -229,25 +230,24 @@ impl Shared {
             self.health.set_credentials_ok(false);
             self.metrics.upstream_credentials_refused(environment);
             tracing::error!(
-                request_id = request_id,
+                request_id = call.request_id(),
                 environment,
                 "upstream refused our secret key with 401: check that it is current and not revoked"
             );
             return Err(possible(Rejection::UpstreamCredentials));
         }
         self.health.set_credentials_ok(true);
-        self.accept(answer, &stage.guard, due, request_id).await
+        self.accept(answer, call, due).await
     }
 
     /// Cleans the head, searches head and body, and hands the answer on.
     async fn accept(
-        &self,
+        self: &Arc<Self>,
         answer: Answer,
-        guard: &SecretGuard,
+        call: &Call<'_>,
         due: Instant,
-        request_id: &str,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let Answer { mut head, body, lease } = answer;
+        let Answer { head, body, lease } = answer;
         if head.status.is_informational() {
             return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
         }
@@ -255,26 +255,37 @@ impl Shared {
         if coded {
             return Err(possible(Rejection::Upstream(UpstreamFault::UnexpectedCoding)));
         }
-        if head.headers.contains_key(SET_COOKIE) {
-            head.extensions.insert(HadCookie);
+        // Made anew: the version is of upstream's connection, and its extensions hold its own reason phrase.
+        let mut response = Response::new(ResponseBody::empty());
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        if response.headers().contains_key(SET_COOKIE) {
+            response.extensions_mut().insert(HadCookie);
         }
-        clean(&mut head.headers);
-        if head.headers.iter().any(|(_, value)| guard.found_in(value.as_bytes())) {
-            return Err(self.guarded(request_id));
+        clean(response.headers_mut());
+        let guard = &call.stage.guard;
+        let found = |(name, value): (&HeaderName, &HeaderValue)| {
+            guard.found_in(value.as_bytes()) || guard.found_in(name.as_str().as_bytes())
+        };
+        let receipt = Receipt { lease, shared: self.clone(), journal: call.journal.clone() };
+        if response.headers().iter().any(found) {
+            receipt.guarded();
+            return Err(possible(Rejection::SecretGuard));
         }
         let length = body.size_hint().exact();
-        let body = Outbound::new(body, Some(guard.scan()), self.rules.body_idle_timeout, lease);
-        let body = match length {
+        let scan = Some(guard.scan());
+        let body = Outbound::new(body, scan, self.rules.body_idle_timeout, Some(Box::new(receipt)));
+        *response.body_mut() = match length {
             Some(0) => ResponseBody::empty(),
             Some(length) if length <= GATHERED => match timeout_at(due, gather(body, length)).await {
                 Ok(Ok(bytes)) => ResponseBody::full(bytes),
-                Ok(Err(BodyError::Secret)) => return Err(self.guarded(request_id)),
+                Ok(Err(BodyError::Secret)) => return Err(possible(Rejection::SecretGuard)),
                 Ok(Err(_)) => return Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
                 Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
             },
             _ => ResponseBody::streaming(body),
         };
-        Ok(Response::from_parts(head, body))
+        Ok(response)
     }
 
     fn failed(&self, error: TransportError, request_id: &str) -> Failure {
@@ -285,11 +296,67 @@ impl Shared {
         tracing::warn!(request_id, error = error.fault.name(), detail = error.detail, "upstream failed");
         Failure { rejection: Rejection::Upstream(error.fault), delivery: error.delivery, body: error.body }
     }
+}
 
-    fn guarded(&self, request_id: &str) -> Failure {
-        self.metrics.secret_guard();
-        tracing::error!(request_id, "an answer held our secret key and was withheld");
-        possible(Rejection::SecretGuard)
+/// One attempt under way.
+struct Call<'a> {
+    stage: &'a Armed,
+    deadline: Instant,
+    journal: &'a Arc<Journal>,
+    /// Where the caller's body streams: becomes true once it is all there.
+    body_whole: Option<Arc<AtomicBool>>,
+}
+
+impl Call<'_> {
+    fn request_id(&self) -> &str {
+        &self.journal.request_id
+    }
+
+    /// Upstream did not answer in time, or could not, because the caller has not sent all of its body.
+    fn too_late(&self) -> Box<TransportError> {
+        let callers_turn = self.body_whole.as_ref().is_some_and(|whole| !whole.load(Ordering::Relaxed));
+        Box::new(TransportError {
+            fault: UpstreamFault::ResponseTimeout,
+            delivery: Delivery::Possible,
+            detail: "no answer in time".to_owned(),
+            caller: callers_turn.then_some(Rejection::RequestTimeout),
+            body: None,
+        })
+    }
+}
+
+/// Goes with a body on its way: gives the connection back at its end, and tells of one that ended early.
+struct Receipt {
+    lease: Option<Box<dyn Lease>>,
+    shared: Arc<Shared>,
+    journal: Arc<Journal>,
+}
+
+impl Receipt {
+    fn guarded(&self) {
+        self.shared.metrics.secret_guard();
+        self.journal.broke("secret_guard");
+        tracing::error!(
+            request_id = &*self.journal.request_id,
+            "an answer held our secret key and was withheld"
+        );
+    }
+}
+
+impl Lease for Receipt {
+    fn finish(self: Box<Self>) {
+        if let Some(lease) = self.lease {
+            lease.finish();
+        }
+    }
+
+    fn broken(self: Box<Self>, error: &BodyError) {
+        if matches!(error, BodyError::Secret) {
+            return self.guarded();
+        }
+        self.shared.health.set_healthy(false);
+        self.journal.broke(UpstreamFault::ConnectionTerminated.name());
+        tracing::warn!(request_id = &*self.journal.request_id, %error, "upstream's answer ended early");
     }
 }
 
@@ -330,6 +397,10 @@ async fn gather(body: Outbound, length: u64) -> Result<Bytes, BodyError> {
 
 /// Takes out what belongs to the connection, to the upstream's host, or to our key.
 fn clean(headers: &mut HeaderMap) {
+    // A transfer coding overrides a length (RFC 9112 §6.3): passed on, the length would cut the body.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()

@@ -6,7 +6,10 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::{CONTENT_LENGTH, HOST, HeaderName};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, ORIGIN,
+    TRANSFER_ENCODING,
+};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Version};
 use ipnet::IpNet;
@@ -17,7 +20,10 @@ use crate::domain::access::METHODS;
 use crate::domain::client_ip::client_ip;
 use crate::domain::target::{Extracted, Target};
 use crate::exchange::{Exchange, Identified, Received};
-use crate::rejection::{Gate, Rejection};
+use crate::rejection::{Gate, Limit, Rejection};
+use crate::store::clients::ClientLimits;
+use crate::telemetry::labels::{Outcome, Policy};
+use crate::telemetry::metrics::Metrics;
 
 /// More fields than this are refused. The parser of HTTP/1.1 takes no more by itself; that of HTTP/2 does.
 const MAX_FIELDS: usize = 100;
@@ -45,12 +51,18 @@ pub struct Rules {
 
 /// Reads each request one way, or refuses it.
 #[derive(Clone)]
-pub struct IdentifyLayer(Arc<Rules>);
+pub struct IdentifyLayer(Arc<Shared>);
+
+struct Shared {
+    rules: Rules,
+    clients: Arc<ClientLimits>,
+    metrics: Arc<Metrics>,
+}
 
 impl IdentifyLayer {
-    /// Reads by `rules`.
-    pub fn new(rules: Rules) -> Self {
-        Self(Arc::new(rules))
+    /// Reads by `rules`; what is refused here counts against its client all the same.
+    pub fn new(rules: Rules, clients: Arc<ClientLimits>, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Shared { rules, clients, metrics }))
     }
 }
 
@@ -58,7 +70,7 @@ impl<S> Layer<S> for IdentifyLayer {
     type Service = Identify<S>;
 
     fn layer(&self, inner: S) -> Identify<S> {
-        Identify { inner, rules: self.0.clone() }
+        Identify { inner, shared: self.0.clone() }
     }
 }
 
@@ -66,7 +78,7 @@ impl<S> Layer<S> for IdentifyLayer {
 #[derive(Clone)]
 pub struct Identify<S> {
     inner: S,
-    rules: Arc<Rules>,
+    shared: Arc<Shared>,
 }
 
 impl<S> Service<Exchange<Received>> for Identify<S>
@@ -81,8 +93,9 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, exchange: Exchange<Received>) -> Self::Future {
-        let rules = &*self.rules;
+    fn call(&mut self, mut exchange: Exchange<Received>) -> Self::Future {
+        let Shared { rules, clients, .. } = &*self.shared;
+        strip_nominated(exchange.request.headers_mut());
         let header = &rules.client_ip_header;
         let ip = client_ip(exchange.stage.peer, exchange.request.headers(), header, &rules.trusted_proxies);
         exchange.journal.client_ip.set(ip).ok();
@@ -92,8 +105,40 @@ where
                 exchange.journal.client.set(client).ok();
                 Gate::passed(self.inner.call(exchange.stage(|_| Identified { target, extracted, client })))
             }
-            Err(rejection) => Gate::refused(rejection),
+            // Whatever is wrong with a request, it counts as one.
+            Err(rejection) => Gate::refused(match clients.check(ip.key(rules.ipv6_prefix)) {
+                Ok(standing) => {
+                    exchange.journal.client_standing.set(standing).ok();
+                    rejection
+                }
+                Err(too_fast) => {
+                    self.shared.metrics.decision(Policy::Client, Outcome::Refused);
+                    exchange.journal.client_standing.set(clients.spent(too_fast)).ok();
+                    Rejection::RateLimited { limit: Limit::Client, wait: too_fast.wait }
+                }
+            }),
         }
+    }
+}
+
+/// Takes out what a `Connection` line names: it is for this hop only (RFC 9110 §7.6.1), so nothing below may see it, the
+/// page key least of all. Some fields are no hop's business: naming them would be an attack.
+fn strip_nominated(headers: &mut HeaderMap) {
+    const KEPT: [HeaderName; 6] =
+        [HOST, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TRANSFER_ENCODING];
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .filter(|name| !KEPT.contains(name))
+        .collect();
+    for name in named {
+        headers.remove(name);
     }
 }
 
@@ -160,6 +205,16 @@ fn check_host(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejec
 }
 
 fn check_body(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejection> {
+    // One coding, said once: every reader agrees on where such a body ends.
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    if codings
+        .next()
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
+        || (request.headers().contains_key(TRANSFER_ENCODING)
+            && request.headers().contains_key(CONTENT_LENGTH))
+    {
+        return Err(Rejection::BadRequest("the length of the body could be read in two ways".into()));
+    }
     let RequestBody::Streaming(body) = request.body() else { return Ok(()) };
     // The API would have to guess what a body of a GET means, and a page key does not know of it.
     if matches!(*request.method(), Method::GET | Method::HEAD) {

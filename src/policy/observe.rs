@@ -16,6 +16,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::body::{ResponseBody, Tail};
+use crate::domain::access::METHODS;
 use crate::exchange::{Arrival, Exchange, Journal, Received};
 use crate::telemetry::durations::UNMATCHED;
 use crate::telemetry::gauge::Held;
@@ -140,7 +141,8 @@ impl Tail for Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
-        let route = self.journal.route.get().map_or(UNMATCHED, |route| route.template.as_str());
+        let refused = self.journal.refused_route.get().copied().unwrap_or(UNMATCHED);
+        let route = self.journal.route.get().map_or(refused, |route| route.template.as_str());
         self.metrics.server.record(&self.method, self.status, route, elapsed);
         if !self.access_log {
             return;
@@ -149,7 +151,8 @@ impl Drop for Record {
         tracing::info!(
             target: "access",
             request_id = %self.journal.request_id,
-            method = %self.method,
+            // A method of the caller's own invention could hold anything.
+            method = if METHODS.contains(&self.method) { self.method.as_str() } else { "_OTHER" },
             route,
             status = self.status,
             duration_ms = elapsed.as_secs_f64() * 1e3,
@@ -157,6 +160,7 @@ impl Drop for Record {
             environment = self.journal.environment.get().map(|handle| handle.environment.name.as_str()),
             cache = self.journal.cache_status().map(|status| status.field()),
             attempts = self.journal.attempts(),
+            broken = self.journal.broken(),
             code = rejection.as_ref().map(|rejection| rejection.code()),
             "request"
         );
@@ -166,7 +170,9 @@ impl Drop for Record {
 /// The caller's id where it is sane, else one of ours.
 fn request_id(headers: &HeaderMap) -> Box<str> {
     let sane = |id: &&str| {
+        // It is logged and passed on, so a key in its place is none.
         (1..=128).contains(&id.len())
+            && !id.contains("metorial_")
             && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
     match headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(sane) {
@@ -197,7 +203,7 @@ mod tests {
             request_id(&headers).into_string()
         };
         assert_eq!(id("trace-1.2_3"), "trace-1.2_3");
-        for insane in ["", "a b", "x\ty", "a/b", "\u{e9}", &"x".repeat(129)] {
+        for insane in ["", "metorial_sk_abc", "a b", "x\ty", "a/b", "\u{e9}", &"x".repeat(129)] {
             assert!(id(insane).starts_with("req_") && id(insane).len() == 24, "{insane:?}");
         }
         assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));

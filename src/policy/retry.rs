@@ -147,7 +147,12 @@ fn reason(rejection: &Rejection, delivery: Delivery, method: &Method) -> Option<
     match (delivery, rejection) {
         (Delivery::Refused, _) => None,
         // What a certificate or a setting breaks stays broken.
-        (_, Rejection::Upstream(UpstreamFault::TlsCertificate | UpstreamFault::UnexpectedCoding)) => None,
+        (
+            _,
+            Rejection::Upstream(
+                UpstreamFault::TlsCertificate | UpstreamFault::UnexpectedCoding | UpstreamFault::HttpProtocol,
+            ),
+        ) => None,
         (Delivery::Never, Rejection::Upstream(_)) => Some(RetryReason::NotConnected),
         (Delivery::Possible, Rejection::Upstream(UpstreamFault::ResponseTimeout)) if safe => {
             Some(RetryReason::Timeout)

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -25,7 +25,12 @@ use crate::time::{Timestamp, whole_seconds};
 
 /// The limit per client IP.
 pub struct ClientLimits {
-    limiter: RateLimiter<ClientKey, Table, TokioClock, StateInformationMiddleware>,
+    limiter: RateLimiter<ClientKey, Shared, TokioClock, StateInformationMiddleware>,
+    table: Shared,
+    /// The limiter counts from here.
+    start: Nanos,
+    /// Between two cells.
+    period: Duration,
     quota: Quota,
 }
 
@@ -44,8 +49,10 @@ impl ClientLimits {
         let nanos = quota.window.as_nanos().div_ceil(u128::from(burst.get()));
         let period = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
         let cells = Cells::with_period(period).unwrap_or_else(|| Cells::per_second(burst)).allow_burst(burst);
-        let limiter = RateLimiter::new(cells, Table::new(max_tracked), TokioClock);
-        Self { limiter, quota }
+        let table = Shared(Arc::new(Table::new(max_tracked)));
+        let start = TokioClock.now();
+        let limiter = RateLimiter::new(cells, table.clone(), TokioClock);
+        Self { limiter, table, start, period, quota }
     }
 
     /// Counts one request of `client`.
@@ -53,26 +60,28 @@ impl ClientLimits {
     /// # Errors
     /// How long it has to wait.
     pub fn check(&self, client: ClientKey) -> Result<Standing, TooFast> {
-        self.take(client, NonZeroU32::MIN)
-    }
-
-    /// Makes `client` pay `cells` more, where it has them: a failed authentication costs more than a request.
-    pub fn penalise(&self, client: ClientKey, cells: NonZeroU32) {
-        self.take(client, cells).ok();
-    }
-
-    fn take(&self, client: ClientKey, cells: NonZeroU32) -> Result<Standing, TooFast> {
-        match self.limiter.check_key_n(&client, cells) {
-            Ok(Ok(state)) => {
+        match self.limiter.check_key(&client) {
+            Ok(state) => {
                 let remaining = state.remaining_burst_capacity();
                 let refill = self.quota.window / self.quota.requests.max(1);
                 let grows_in = if remaining < self.quota.requests { whole_seconds(refill).max(1) } else { 0 };
                 Ok(Standing { quota: self.quota, remaining, grows_in })
             }
-            Ok(Err(not_until)) => Err(TooFast { wait: not_until.wait_time_from(TokioClock.now()) }),
-            // More cells than the bucket ever holds.
-            Err(_) => Err(TooFast { wait: self.quota.window }),
+            Err(not_until) => Err(TooFast { wait: not_until.wait_time_from(TokioClock.now()) }),
         }
+    }
+
+    /// Makes `client` pay `cells` more, on credit where it has none left: a failed authentication costs more than a request.
+    ///
+    /// The debt is bounded, because a request is admitted only once the bucket holds a cell again.
+    pub fn penalise(&self, client: ClientKey, cells: u32) {
+        let now = TokioClock.now().as_u64().saturating_sub(self.start.as_u64());
+        let debt = u64::try_from((self.period * cells).as_nanos()).unwrap_or(u64::MAX);
+        let owed = self.table.measure_and_replace(&client, |arrival| {
+            let arrival = arrival.map_or(now, |arrival| arrival.as_u64().max(now));
+            Ok::<_, ()>(((), Nanos::new(arrival.saturating_add(debt))))
+        });
+        owed.ok();
     }
 
     /// What a client that has nothing left is told.
@@ -125,9 +134,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl StateStore for Table {
+/// The table as the limiter and we both hold it.
+#[derive(Clone)]
+struct Shared(Arc<Table>);
+
+impl StateStore for Shared {
     type Key = ClientKey;
 
+    fn measure_and_replace<T, F, E>(&self, key: &ClientKey, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        self.0.measure_and_replace(key, measure)
+    }
+}
+
+impl Table {
     fn measure_and_replace<T, F, E>(&self, key: &ClientKey, measure: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
@@ -149,15 +171,15 @@ impl StateStore for Table {
     }
 }
 
-impl ShrinkableKeyedStateStore<ClientKey> for Table {
+impl ShrinkableKeyedStateStore<ClientKey> for Shared {
     fn retain_recent(&self, drop_below: Nanos) {
-        for shard in &self.shards {
+        for shard in &self.0.shards {
             lock(shard).retain(|_, arrival| *arrival > drop_below.as_u64());
         }
     }
 
     fn shrink_to_fit(&self) {
-        for shard in &self.shards {
+        for shard in &self.0.shards {
             let mut shard = lock(shard);
             // Only where it pays: a steady number of clients is not moved about every few seconds.
             if shard.capacity() > 64 && shard.capacity() > shard.len() * 4 {
@@ -167,7 +189,7 @@ impl ShrinkableKeyedStateStore<ClientKey> for Table {
     }
 
     fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.0.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
     fn is_empty(&self) -> bool {
@@ -212,12 +234,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn guessing_keys_costs_more() {
-        let limits = limits(30, 10, 1000);
+        let limits = limits(100, 10, 1000);
         let client = ClientKey(7);
-        for _ in 0..3 {
-            limits.penalise(client, NonZeroU32::new(10).expect("ten"));
+        let mut guesses = 0;
+        for _ in 0..1000 {
+            if limits.check(client).is_ok() {
+                guesses += 1;
+                limits.penalise(client, 9);
+            }
+            sleep(Duration::from_millis(10)).await;
         }
-        assert!(limits.check(client).is_err());
+        assert!((18..=22).contains(&guesses), "ten at once and one per second: {guesses}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -51,6 +51,8 @@ fn what_two_readers_could_read_differently_is_refused() {
         ("/a?token=1&%74oken=2", Ambiguous::Repeated("token")),
         ("/a?key[]=1", Ambiguous::Repeated("key")),
         ("/a?key%5B0%5D=1", Ambiguous::Repeated("key")),
+        ("/a?[key]=1", Ambiguous::BracketName),
+        ("/a?%5Btoken%5D=1", Ambiguous::BracketName),
         ("/a?api-version=1&api-version=2", Ambiguous::Repeated("api-version")),
     ] {
         let Ok(uri) = PathAndQuery::try_from(target) else { continue };

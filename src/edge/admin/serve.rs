@@ -20,9 +20,9 @@ use super::guard::Peer;
 use crate::time::{sleep, timeout};
 
 /// Connections at once; more wait in the kernel's queue.
-pub(super) const MAX_CONNECTIONS: usize = 64;
+pub(super) const MAX_CONNECTIONS: usize = 256;
 /// For the head of a request, and between two requests.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// After this long a connection may finish its request and no more: a body that never ends or an answer that nobody
 /// reads must not hold a place for good.
 const MAX_AGE: Duration = Duration::from_secs(60);

@@ -251,9 +251,9 @@ async fn more_connections_than_places_wait_for_one() {
         .await
         .expect("written");
     let mut byte = [0];
-    let waited = crate::time::timeout(Duration::from_secs(5), next.read(&mut byte)).await;
+    let waited = crate::time::timeout(Duration::from_secs(2), next.read(&mut byte)).await;
     assert!(waited.is_err(), "served beyond the cap");
-    // The idle ones are closed after their ten seconds.
+    // The idle ones are closed after their three seconds.
     assert!(read(&mut next).await.ends_with("ok\n"));
 }
 
