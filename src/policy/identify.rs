@@ -107,10 +107,7 @@ where
             }
             // Whatever is wrong with a request, it counts as one.
             Err(rejection) => Gate::refused(match clients.check(ip.key(rules.ipv6_prefix)) {
-                Ok(standing) => {
-                    exchange.journal.client_standing.set(standing).ok();
-                    rejection
-                }
+                Ok(_) => rejection,
                 Err(too_fast) => {
                     self.shared.metrics.decision(Policy::Client, Outcome::Refused);
                     exchange.journal.client_standing.set(clients.spent(too_fast)).ok();

@@ -9,7 +9,7 @@ use metorial_proxy::time::sleep;
 use tokio::io::AsyncWriteExt;
 use tokio_util::task::TaskTracker;
 
-use crate::client::{Connection, bearing, connect};
+use crate::client::{Connection, bearing, connect, request};
 use crate::harness::{KEY, Mock, OTHER, OTHER_KEY, Proxy, eventually, pair, scripted};
 
 const MISS: &str = "metorial-proxy; fwd=uri-miss";
@@ -364,4 +364,19 @@ async fn with_the_cache_off_every_request_goes_upstream_and_says_so() {
         assert_eq!((reply.field("age"), reply.field("etag")), ("", ""));
     }
     assert_eq!(mock.received(), 2);
+}
+
+#[tokio::test]
+async fn every_line_of_a_field_that_goes_upstream_is_in_the_key() {
+    let (mock, proxy) = pair("").await;
+    let authorization = format!("Bearer {KEY}");
+    let one = [("authorization", authorization.as_str()), ("accept", "application/json")];
+    let two = [one[0], one[1], ("accept", "text/evil")];
+    let nominated = [one[0], one[1], ("connection", "accept")];
+    for (fields, received) in
+        [(&two as &[_], 1), (&one, 2), (&nominated, 3), (&one, 3), (&two, 3), (&nominated, 3)]
+    {
+        assert_eq!(proxy.send(request("GET", "/providers", fields, "")).await.status, 200);
+        assert_eq!(mock.received(), received, "{fields:?}");
+    }
 }

@@ -101,14 +101,13 @@ async fn what_is_safe_is_tried_again_after_a_reset_and_what_is_not_is_not() {
 
 #[tokio::test]
 async fn retries_have_a_budget_of_their_own() {
-    // What it says is no HTTP, each time.
-    let (url, accepted) = scripted(|_| b"?\r\n\r\n".to_vec()).await;
-    let proxy = Proxy::start(&url, "upstream.retry.budget = 0.0\nupstream.retry.max_attempts = 20");
+    let (mock, proxy) = pair("upstream.retry.budget = 0.0\nupstream.retry.max_attempts = 20").await;
+    mock.fault(Fault { reset: Some(Reset::Before), next: 1000, ..Fault::default() });
     for _ in 0..5 {
         assert_eq!(proxy.get("/providers/x").await.status, 502);
     }
     // One a second over ten seconds may always be tried again.
-    let attempts = accepted.load(Relaxed);
+    let attempts = mock.received();
     assert!((15..=20).contains(&attempts), "{attempts} attempts for 5 requests");
 }
 
@@ -311,4 +310,46 @@ async fn more_in_flight_than_may_be_is_a_503() {
     assert_eq!(second.refusal(), (503, "overloaded".to_owned()));
     assert_eq!(second.field("retry-after"), "1");
     assert_eq!(proxy.get("/providers/y").await.status, 404, "there is room again");
+}
+
+#[tokio::test]
+async fn the_secret_does_not_leave_in_a_reason_phrase_or_a_name_and_the_version_is_ours() {
+    for (answer, status) in [
+        (format!("HTTP/1.1 200 {SECRET}\r\ncontent-length: 2\r\n\r\nok"), 200),
+        (format!("HTTP/1.0 200 {SECRET}\r\ncontent-length: 2\r\n\r\nok"), 200),
+        (format!("HTTP/1.1 200 OK\r\nx-echo: {SECRET}\r\ncontent-length: 2\r\n\r\nok"), 502),
+    ] {
+        let (url, _) = scripted(move |_| answer.clone().into_bytes()).await;
+        let proxy = Proxy::start(&url, ONCE);
+        let head = format!(
+            "GET /providers/x HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n\r\n"
+        );
+        let reply = raw(proxy.address, &head).await;
+        assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{reply}");
+        assert!(!reply.contains(SECRET), "{reply}");
+    }
+}
+
+#[tokio::test]
+async fn a_length_beside_a_transfer_coding_does_not_cut_the_body() {
+    let answer =
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n";
+    let (url, _) = scripted(move |_| answer.as_bytes().to_vec()).await;
+    let proxy = Proxy::start(&url, ONCE);
+    let reply = proxy.get("/providers/x").await;
+    // Either reading is refused, or all of it arrives: never a part as the whole.
+    assert!(reply.status == 502 || reply.body == "whole", "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_guarded_stream_is_told_in_the_metrics() {
+    let long = "x".repeat(100_000);
+    let answer =
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{long}{SECRET}", long.len() + SECRET.len());
+    let (url, _) = scripted(move |_| answer.clone().into_bytes()).await;
+    let proxy = Proxy::start(&url, ONCE);
+    assert!(try_send(proxy.address, crate::client::bearing(KEY, "/providers/x")).await.is_err(), "cut");
+    let metrics =
+        raw(proxy.admin, "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+    assert!(metrics.contains("metorial_proxy_secret_guard_total 1"), "{metrics}");
 }
