@@ -211,6 +211,7 @@ impl Server {
         let gone = async {
             tokio::select! {
                 () = sleep(settle) => {}
+                // Whoever is in a hurry does not wait for load balancers.
                 () = self.cut.cancelled() => {}
             }
             tracing::info!("draining");
