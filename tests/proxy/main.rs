@@ -6,10 +6,16 @@
 mod client;
 #[path = "../support/harness.rs"]
 mod harness;
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/signals.rs"]
+mod signals;
 
 mod access;
 mod budget;
 mod cache;
+mod commands;
 mod cors;
+mod lifecycle;
 mod protocol;
 mod upstream;

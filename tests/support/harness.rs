@@ -15,7 +15,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use metorial_proxy::config::{self, Config, Fault as ConfigFault, Sources};
-use metorial_proxy::domain::key::SecretKey;
 use metorial_proxy::domain::quota::Quota;
 use metorial_proxy::edge::admin::Status;
 use metorial_proxy::mock::{self, Fault, MockHandle, Options, Record};
@@ -230,11 +229,6 @@ pub(crate) async fn pair(toml: &str) -> (Mock, Proxy) {
     let mock = Mock::start().await;
     let proxy = Proxy::start(mock.url(), toml);
     (mock, proxy)
-}
-
-/// The one secret key, as the stand-in wants it.
-pub(crate) fn secret() -> Option<SecretKey> {
-    Some(SecretKey::parse(SECRET).expect("a key"))
 }
 
 /// A server that reads a request's head, writes what `answer` says to the so manieth connection, and waits for the

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -24,9 +24,10 @@ pub(crate) fn binary() -> PathBuf {
 
 /// A command of the binary that is running. Killed when dropped.
 pub(crate) struct Process {
-    child: Child,
+    pub(crate) child: Child,
     log: Arc<Mutex<String>>,
-    listening: Receiver<(String, String)>,
+    /// Ends with the output.
+    pub(crate) listening: Receiver<(String, String)>,
     addresses: HashMap<String, String>,
 }
 
@@ -41,22 +42,14 @@ impl Process {
             }
         }
         command.args(arguments).envs(variables.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| format!("{}: {error}", binary.display()))?;
+        let stdout = child.stdout.take().ok_or("stdout is piped")?;
         let stderr = child.stderr.take().ok_or("stderr is piped")?;
         let log = Arc::new(Mutex::new(format!("$ metorial-proxy {}\n", arguments.first().unwrap_or(&"run"))));
         let (announce, listening) = channel();
-        let lines = Arc::clone(&log);
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if let Some(bound) = listener(&line) {
-                    // The test may have what it wants already.
-                    drop(announce.send(bound));
-                }
-                let mut log = lines.lock().unwrap_or_else(PoisonError::into_inner);
-                writeln!(log, "{line}").unwrap_or_default();
-            }
-        });
+        collect(stdout, log.clone(), announce.clone());
+        collect(stderr, log.clone(), announce);
         Ok(Self { child, log, listening, addresses: HashMap::new() })
     }
 
@@ -79,7 +72,7 @@ impl Process {
         Ok(format!("http://{}", self.addresses[listener]))
     }
 
-    /// What it wrote to stderr so far.
+    /// What it wrote so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -91,6 +84,22 @@ impl Drop for Process {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Reads `output` to its end, on a thread of its own.
+fn collect(output: impl Read + Send + 'static, log: Arc<Mutex<String>>, announce: Sender<(String, String)>) {
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            {
+                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                writeln!(log, "{line}").unwrap_or_default();
+            }
+            if let Some(bound) = listener(&line) {
+                // The test may have what it wants already.
+                drop(announce.send(bound));
+            }
+        }
+    });
 }
 
 /// Name and address in a log line `listening`.
