@@ -12,6 +12,7 @@ use aho_corasick::automaton::{Automaton, StateID};
 use aho_corasick::dfa::DFA;
 use aho_corasick::{Anchored, packed};
 use bytes::{Bytes, BytesMut};
+use foldhash::fast::RandomState;
 use memchr::memchr;
 
 /// The secret was found.
@@ -26,7 +27,7 @@ struct Patterns {
     automaton: DFA,
     start: StateID,
     /// How many bytes of a pattern lie behind each state.
-    depth: HashMap<StateID, usize>,
+    depth: HashMap<StateID, usize, RandomState>,
     /// Finds the first bytes of a pattern many times faster than the automaton walks; `None` where the CPU cannot.
     candidates: Option<packed::Searcher>,
 }
@@ -46,7 +47,7 @@ impl SecretGuard {
         let automaton = DFA::new(&patterns)?;
         // The start state of an unanchored search always exists.
         let start = automaton.start_state(Anchored::No).unwrap_or_default();
-        let mut depth = HashMap::new();
+        let mut depth = HashMap::default();
         for pattern in &patterns {
             let mut state = start;
             for (at, byte) in pattern.iter().enumerate() {
