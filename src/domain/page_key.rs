@@ -4,7 +4,7 @@
 //! `metorial-version`, `Accept` and the forwarded headers. Queries are compared without regard to the order of *different*
 //! parameters and otherwise to the letter: duplicates, brackets and encodings are kept apart.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::sync::Arc;
 
 use crate::domain::target::{self, Pair};
@@ -80,12 +80,21 @@ fn has_one_order(query: &str) -> bool {
 /// feed one array keep their order among themselves, because there the order may matter to the reader.
 pub fn canonical(query: &str) -> String {
     let mut pairs: Vec<Pair> = target::pairs(query).collect();
-    pairs.sort_by_cached_key(|pair| {
-        let name = target::decode(pair.name(query)).into_owned();
-        name.split(|byte| *byte == b'[').next().map(<[u8]>::to_vec)
-    });
+    pairs.sort_by_cached_key(|pair| root(pair.name(query)));
     let pairs: Vec<&str> = pairs.into_iter().map(|pair| &query[pair.whole]).collect();
     pairs.join("&")
+}
+
+/// The decoded name up to its first bracket; decoded only where it has to be.
+fn root(name: &str) -> Cow<'_, [u8]> {
+    let end = |name: &[u8]| name.iter().position(|byte| *byte == b'[').unwrap_or(name.len());
+    match target::decode(name) {
+        Cow::Borrowed(name) => Cow::Borrowed(&name[..end(name)]),
+        Cow::Owned(mut name) => {
+            name.truncate(end(&name));
+            Cow::Owned(name)
+        }
+    }
 }
 
 #[cfg(test)]
