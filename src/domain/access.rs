@@ -198,20 +198,21 @@ impl AccessTable {
         // HEAD is GET without the body, here as upstream.
         let method = if method == Method::HEAD { &Method::GET } else { method };
         let path = operation::strip_instance(path);
-        let known = find(&self.known, method, path).map(|found| *found.value);
+        let known = || find(&self.known, method, path).map(|found| *found.value);
         if let Some(found) = find(&self.rules, method, path) {
             let route = found.value;
-            return if known.is_some_and(|operation| operation.returns_secret) && !route.returns_secret {
-                Err(secret_route(method, known))
-            } else {
-                Ok(route.clone())
+            return match known() {
+                Some(operation) if operation.returns_secret && !route.returns_secret => {
+                    Err(secret_route(method, operation))
+                }
+                _ => Ok(route.clone()),
             };
         }
         if let Some(found) = find(&self.profiles, method, path) {
             return Ok(found.value.clone());
         }
-        Err(match known {
-            Some(operation) if operation.returns_secret => secret_route(method, known),
+        Err(match known() {
+            Some(operation) if operation.returns_secret => secret_route(method, operation),
             Some(operation) => Denied {
                 message: format!("No rule of this proxy allows {method} {}.", operation.template),
                 hint: Some(format!(
@@ -249,15 +250,15 @@ impl fmt::Debug for AccessTable {
     }
 }
 
-fn secret_route(method: &Method, operation: Option<&'static Operation>) -> Denied {
-    let template = operation.map_or("this path", |operation| operation.template.as_str());
+fn secret_route(method: &Method, operation: &'static Operation) -> Denied {
+    let template = &operation.template;
     Denied {
         message: format!("{method} {template} answers with a secret; this proxy does not open it."),
         hint: Some(format!(
             "The operator can open it with [[environments.rules]] methods = [\"{method}\"], path = \"{template}\", \
              returns_secret = true."
         )),
-        template: operation.map(|operation| operation.template.as_str()),
+        template: Some(template),
     }
 }
 
