@@ -20,6 +20,7 @@ use crate::domain::secret_guard::SecretGuard;
 use crate::domain::target::{Extracted, Target};
 use crate::rejection::Rejection;
 use crate::store::limits::BudgetId;
+use crate::store::queues::Queue;
 use crate::time::Instant;
 
 /// A request as a connection hands it over.
@@ -111,6 +112,8 @@ pub struct EnvironmentHandle {
     pub environment: Arc<Environment>,
     /// Its budget in the limit store.
     pub budget: BudgetId,
+    /// Who waits for that budget.
+    pub queue: Arc<Queue>,
     /// Its place in the configuration, from 0.
     pub index: usize,
 }
@@ -354,9 +357,20 @@ pub(crate) mod testing {
 
     /// `method` on `target`, permitted to client `client` in an example environment with budget 0, due in 20 s.
     pub(crate) fn permitted(method: Method, target: &'static str, client: u64) -> Exchange<Permitted> {
+        waiting(method, target, client, &Arc::new(Queue::new(Duration::from_secs(600))))
+    }
+
+    /// The same, where those who wait for the budget stand in `queue`.
+    pub(crate) fn waiting(
+        method: Method,
+        target: &'static str,
+        client: u64,
+        queue: &Arc<Queue>,
+    ) -> Exchange<Permitted> {
         let handle = EnvironmentHandle {
             environment: Arc::new(Environment::example("test")),
             budget: BudgetId(0),
+            queue: queue.clone(),
             index: 0,
         };
         let target = http::uri::PathAndQuery::from_static(target);

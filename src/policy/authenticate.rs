@@ -158,12 +158,15 @@ mod tests {
     use super::*;
     use crate::domain::environment::Environment;
     use crate::store::limits::BudgetId;
+    use crate::store::queues::Queue;
 
     fn callers(keyless: bool) -> Callers {
         let environment = |name: &str, keys: &[&str], keyless| {
             let publishable_keys = keys.iter().map(|key| KeyDigest::parse(key).expect("a key")).collect();
             let environment = Environment { publishable_keys, keyless, ..Environment::example(name) };
-            Arc::new(EnvironmentHandle { environment: Arc::new(environment), budget: BudgetId(0), index: 0 })
+            let queue = Arc::new(Queue::new(environment.limit.window));
+            let environment = Arc::new(environment);
+            Arc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, index: 0 })
         };
         Callers::new(&[
             environment("a", &["metorial_pk_a"], false),

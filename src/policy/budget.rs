@@ -21,7 +21,7 @@ use crate::domain::ratelimit::{self, RATELIMIT_LIMIT};
 use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection};
 use crate::store::limits::{BudgetId, Charge, Draw, EGRESS, LimitStore, Refused};
-use crate::store::queues::{Bounds, Lane, Queue, Queues};
+use crate::store::queues::{Bounds, Lane, Queue};
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, Timestamp, sleep_until, timeout_at, unix_now};
@@ -33,23 +33,16 @@ struct Shared<L> {
     limits: Arc<L>,
     egress: BudgetId,
     egress_window: Duration,
-    queues: Arc<Queues>,
     retry: Retry,
     metrics: Arc<Metrics>,
 }
 
 impl<L: LimitStore> BudgetLayer<L> {
     /// `egress`: the budget of our own address, which every request draws on too.
-    pub fn new(
-        limits: Arc<L>,
-        egress: BudgetId,
-        queues: Arc<Queues>,
-        retry: Retry,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(limits: Arc<L>, egress: BudgetId, retry: Retry, metrics: Arc<Metrics>) -> Self {
         let egress_window =
             limits.views().get(egress.0).map_or(Duration::ZERO, |view| view.plan.quota.window);
-        Self(Arc::new(Shared { limits, egress, egress_window, queues, retry, metrics }))
+        Self(Arc::new(Shared { limits, egress, egress_window, retry, metrics }))
     }
 }
 
@@ -99,9 +92,9 @@ where
             let environment = exchange.stage.permit.environment().clone();
             let budgets = [environment.budget, shared.egress];
             let (client, of) = (exchange.stage.client, &*environment.environment);
-            let queue = shared.queues.of(environment.budget, of.limit.window);
+            let queue = &*environment.queue;
             let asks = Asks { budgets, client, of, deadline: exchange.deadline };
-            let charge = match shared.reserve(&queue, &asks).await {
+            let charge = match shared.reserve(queue, &asks).await {
                 Ok(charge) => charge,
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
@@ -109,7 +102,7 @@ where
             exchange.journal.add_attempts(1);
             let mut outcome = inner.call(exchange).await;
             match &mut outcome {
-                Ok(response) => shared.listen(&queue, &asks, response).await,
+                Ok(response) => shared.listen(queue, &asks, response).await,
                 Err(failure) if failure.delivery == Delivery::Never => shared.limits.refund(charge).await,
                 Err(_) => {}
             }

@@ -22,7 +22,6 @@ use crate::domain::ratelimit::{self, RATELIMIT, RATELIMIT_POLICY, Standing};
 use crate::exchange::{EnvironmentHandle, Exchange, Journal, Received};
 use crate::rejection::Rejection;
 use crate::store::limits::LimitStore;
-use crate::store::queues::Queues;
 use crate::time::{Timestamp, whole_seconds};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -32,15 +31,25 @@ pub struct RespondLayer<L>(Arc<Shared<L>>);
 
 struct Shared<L> {
     limits: Arc<L>,
-    queues: Arc<Queues>,
-    client: Quota,
+    /// `RateLimit-Policy` before authentication.
+    client: Option<HeaderValue>,
+    /// `RateLimit-Policy` of each environment, by its index.
+    environments: Box<[Option<HeaderValue>]>,
     max_retry_after: Duration,
 }
 
 impl<L> RespondLayer<L> {
     /// `client`: the limit per client IP; a wait beyond `max_retry_after` is not told as `Retry-After`.
-    pub fn new(limits: Arc<L>, queues: Arc<Queues>, client: Quota, max_retry_after: Duration) -> Self {
-        Self(Arc::new(Shared { limits, queues, client, max_retry_after }))
+    pub fn new(
+        limits: Arc<L>,
+        client: Quota,
+        environments: &[Arc<EnvironmentHandle>],
+        max_retry_after: Duration,
+    ) -> Self {
+        let policy = |environment| value(ratelimit::policy(client, environment));
+        let environments = environments.iter().map(|handle| policy(Some(handle.environment.limit)));
+        let environments = environments.collect();
+        Self(Arc::new(Shared { limits, client: policy(None), environments, max_retry_after }))
     }
 }
 
@@ -122,28 +131,31 @@ impl<L: LimitStore> Shared<L> {
         let client = journal.client_standing.get().copied();
         let environment = journal.environment.get();
         if client.is_some() {
-            let quota = environment.map(|handle| handle.environment.limit);
-            insert(headers, RATELIMIT_POLICY, Some(ratelimit::policy(self.client, quota)));
+            let policy = environment.map_or(&self.client, |handle| &self.environments[handle.index]);
+            insert(headers, RATELIMIT_POLICY, policy.clone());
             let environment = environment.map(|handle| self.standing(handle, journal.client.get().copied()));
-            insert(headers, RATELIMIT, ratelimit::standing(client, environment));
+            insert(headers, RATELIMIT, ratelimit::standing(client, environment).and_then(value));
         }
-        insert(headers, CACHE_STATUS, journal.cache_status().map(|status| status.field()));
+        insert(headers, CACHE_STATUS, journal.cache_status().and_then(|status| value(status.field())));
     }
 
     /// As this caller sees it: what is held back from it is not there for it.
     fn standing(&self, handle: &EnvironmentHandle, client: Option<ClientKey>) -> Standing {
         let now = Timestamp::now();
         let (limit, reserve) = (handle.environment.limit, handle.environment.newcomer_reserve);
-        let queue = self.queues.of(handle.budget, limit.window);
-        let held_back = client.map_or(0, |client| queue.held_back(client, limit.requests, reserve));
+        let held_back = client.map_or(0, |client| handle.queue.held_back(client, limit.requests, reserve));
         let snapshot = self.limits.snapshot(handle.budget, held_back);
         let grows_in = snapshot.grows_at.map_or(0, |at| whole_seconds(Timestamp(at).since(now)));
         Standing { quota: handle.environment.limit, remaining: snapshot.remaining, grows_in }
     }
 }
 
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: Option<String>) {
-    if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
+    if let Some(value) = value {
         headers.insert(name, value);
     }
+}
+
+fn value(text: String) -> Option<HeaderValue> {
+    HeaderValue::try_from(text).ok()
 }

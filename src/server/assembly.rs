@@ -42,7 +42,6 @@ pub(super) struct Lasting {
     pub(super) limits: Arc<MemoryLimits>,
     pub(super) pages: Arc<MemoryPages>,
     pub(super) clients: Arc<ClientLimits>,
-    pub(super) queues: Arc<Queues>,
     pub(super) health: Arc<UpstreamHealth>,
     pub(super) environments: Vec<Arc<EnvironmentHandle>>,
     pub(super) egress: BudgetId,
@@ -55,9 +54,11 @@ impl Lasting {
     pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         let limits = Arc::new(MemoryLimits::default());
         let egress = limits.budget(EGRESS, RingPlan::of(config.upstream.egress_limit));
+        let queues = Queues::default();
         let environments = config.environments.iter().enumerate().map(|(index, environment)| {
             let budget = limits.budget(&environment.budget, RingPlan::of(environment.limit));
-            Arc::new(EnvironmentHandle { environment: environment.clone(), budget, index })
+            let queue = queues.of(budget, environment.limit.window);
+            Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, index })
         });
         let environments = environments.collect();
         let backstop = longest_ttl(config) + config.cache.stale_if_error;
@@ -66,7 +67,6 @@ impl Lasting {
             limits,
             pages: Arc::new(MemoryPages::new(config.cache.capacity, backstop)),
             clients: Arc::new(ClientLimits::new(config.clients.limit, config.clients.max_tracked)),
-            queues: Arc::default(),
             health: Arc::default(),
             environments,
             egress,
@@ -109,8 +109,8 @@ pub(super) fn layers(
         cors: CorsLayer::new(Origins::new(union.collect())),
         respond: RespondLayer::new(
             limits.clone(),
-            lasting.queues.clone(),
             clients.quota(),
+            environments,
             config.clients.max_retry_after,
         ),
         catch_panic: CatchPanicLayer::new(metrics.clone()),
@@ -143,13 +143,7 @@ pub(super) fn layers(
             metrics: metrics.clone(),
         }),
         retry: RetryLayer::new(upstream.retry, lasting.retries.clone(), metrics.clone()),
-        budget: BudgetLayer::new(
-            limits.clone(),
-            lasting.egress,
-            lasting.queues.clone(),
-            upstream.retry,
-            metrics.clone(),
-        ),
+        budget: BudgetLayer::new(limits.clone(), lasting.egress, upstream.retry, metrics.clone()),
         inject: InjectLayer::new(injected)
             .map_err(|message| StartError { place: "environments".to_owned(), message })?,
         forward: ForwardLayer::new(

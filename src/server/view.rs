@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::assembly::Lasting;
 use crate::config::Config;
 use crate::domain::operation;
+use crate::domain::quota::Quota;
 use crate::edge::admin::status::{
     BudgetStatus, BuildStatus, CacheStatus, ReloadStatus, StoreKind, StoreStatus, UpstreamStatus,
 };
@@ -21,7 +22,7 @@ use crate::time::{Instant, Timestamp, unix_now};
 pub(super) struct ServerView {
     lasting: Arc<Lasting>,
     ready: Arc<AtomicBool>,
-    egress: crate::domain::quota::Quota,
+    egress: Quota,
     loaded: Instant,
     loaded_at: u64,
 }
@@ -40,7 +41,7 @@ impl ServerView {
     fn budgets(&self) -> Vec<BudgetStatus> {
         let views = self.lasting.limits.views();
         let now = Timestamp::now();
-        let status = |name: &str, budget: BudgetId, quota: crate::domain::quota::Quota| {
+        let status = |name: &str, budget: BudgetId, quota: Quota, queued: usize| {
             let view = &views[budget.0];
             let grows_in = view.snapshot.grows_at.map_or(Duration::ZERO, |at| Timestamp(at).since(now));
             BudgetStatus {
@@ -50,16 +51,14 @@ impl ServerView {
                 remaining: view.snapshot.remaining,
                 next_slot: if view.snapshot.remaining > 0 { Duration::ZERO } else { grows_in },
                 gate: view.gate,
-                queued: self.lasting.queues.waiting(budget),
+                queued,
             }
         };
-        let environments = self
-            .lasting
-            .environments
-            .iter()
-            .map(|handle| status(&handle.environment.name, handle.budget, handle.environment.limit));
+        let environments = self.lasting.environments.iter().map(|handle| {
+            status(&handle.environment.name, handle.budget, handle.environment.limit, handle.queue.len())
+        });
         let mut all: Vec<BudgetStatus> = environments.collect();
-        all.push(status("egress", self.lasting.egress, self.egress));
+        all.push(status("egress", self.lasting.egress, self.egress, 0));
         all
     }
 }

@@ -20,7 +20,7 @@ use crate::time::Timestamp;
 /// Clients whose share of one budget is counted apart.
 const MAX_CLIENTS: usize = 8192;
 
-/// The queue before each budget. Outlives the pipeline.
+/// The queue before each budget: environments that share a budget stand in one.
 #[derive(Debug, Default)]
 pub struct Queues(Mutex<HashMap<BudgetId, Arc<Queue>>>);
 
@@ -28,11 +28,6 @@ impl Queues {
     /// The queue before a budget that counts over `window`.
     pub fn of(&self, budget: BudgetId, window: Duration) -> Arc<Queue> {
         lock(&self.0).entry(budget).or_insert_with(|| Arc::new(Queue::new(window))).clone()
-    }
-
-    /// How many wait for a budget.
-    pub fn waiting(&self, budget: BudgetId) -> usize {
-        lock(&self.0).get(&budget).map_or(0, |queue| queue.waiting(Lane::Above) as usize)
     }
 }
 
@@ -64,7 +59,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    fn new(window: Duration) -> Self {
+    /// The queue before a budget that counts over `window`; [`Queues`] gives each budget one.
+    pub fn new(window: Duration) -> Self {
         let window = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
         Self {
             below: Arc::default(),
@@ -97,9 +93,19 @@ impl Queue {
         }
     }
 
+    /// How many wait, in both lanes.
+    pub fn len(&self) -> usize {
+        self.waiting(Lane::Above) as usize
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Takes a place, where there is one.
     pub fn enter(&self, client: ClientKey, lane: Lane, bounds: Bounds) -> Option<Place> {
-        if self.waiting(Lane::Above) as usize >= bounds.all {
+        if self.len() >= bounds.all {
             return None;
         }
         let turns = match lane {

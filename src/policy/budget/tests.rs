@@ -5,7 +5,7 @@ use tower::{ServiceExt, service_fn};
 
 use super::*;
 use crate::domain::quota::{Quota, RingPlan};
-use crate::exchange::testing::permitted;
+use crate::exchange::testing::waiting;
 use crate::rejection::UpstreamFault;
 use crate::store::limits::MemoryLimits;
 use crate::time::sleep;
@@ -13,7 +13,7 @@ use crate::time::sleep;
 /// A budget layer over an upstream that does as it is told.
 struct Bench {
     limits: Arc<MemoryLimits>,
-    queues: Arc<Queues>,
+    queue: Arc<Queue>,
     sent: Arc<Mutex<Vec<u64>>>,
     answer: fn() -> Result<Response<ResponseBody>, Failure>,
 }
@@ -39,7 +39,12 @@ impl Bench {
         let plan = |requests, seconds| RingPlan::of(Quota { requests, window: Duration::from_secs(seconds) });
         limits.budget("test", plan(requests, 600));
         limits.budget(EGRESS, plan(1000, 10));
-        Self { limits, queues: Arc::default(), sent: Arc::default(), answer: ok }
+        Self {
+            limits,
+            queue: Arc::new(Queue::new(Duration::from_secs(600))),
+            sent: Arc::default(),
+            answer: ok,
+        }
     }
 
     /// The answer to one request of `client`.
@@ -48,13 +53,13 @@ impl Bench {
         client: u64,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Rejection>> + Send + 'static {
         let metrics = Arc::new(Metrics::new());
-        let layer = BudgetLayer::new(self.limits.clone(), BudgetId(1), self.queues.clone(), RETRY, metrics);
+        let layer = BudgetLayer::new(self.limits.clone(), BudgetId(1), RETRY, metrics);
         let (sent, answer) = (self.sent.clone(), self.answer);
         let inner = service_fn(move |exchange: Exchange<Permitted>| {
             sent.lock().expect("unpoisoned").push(exchange.stage.client.0);
             async move { answer() }
         });
-        let exchange = permitted(http::Method::GET, "/provider-deployments", client);
+        let exchange = waiting(http::Method::GET, "/provider-deployments", client, &self.queue);
         async move { layer.layer(inner).oneshot(exchange).await.map_err(|failure| failure.rejection) }
     }
 
@@ -69,7 +74,7 @@ impl Bench {
     }
 
     fn waiting(&self) -> usize {
-        self.queues.waiting(BudgetId(0))
+        self.queue.len()
     }
 
     fn left(&self) -> u32 {
