@@ -192,7 +192,8 @@ where
         asked.journal.cache(CacheStatus::Hit { ttl: page.ttl(now), detail: None });
         return Ok(asked.answer(page, Some(now)));
     }
-    let (outcome, collapsed) = fill::fill(&shared, key, inner, exchange).await;
+    // Boxed, so that a hit, whose future is made for both, is not made larger by a fill.
+    let (outcome, collapsed) = Box::pin(fill::fill(&shared, key, inner, exchange)).await;
     if let Some(stale) = kept.as_ref().and_then(|page| shared.stale(page, &outcome)) {
         shared.metrics.cache(CacheResult::Stale);
         asked.journal.cache(stale.status);
