@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use foldhash::fast::RandomState;
 use http::header::{AUTHORIZATION, HeaderMap};
 use tower::{Layer, Service};
 
@@ -24,7 +25,8 @@ const FAILURE: u32 = 9;
 /// Which environment a caller belongs to.
 #[derive(Debug)]
 pub struct Callers {
-    by_key: HashMap<KeyDigest, Arc<EnvironmentHandle>>,
+    // Digests: nobody can choose them so that they collide.
+    by_key: HashMap<KeyDigest, Arc<EnvironmentHandle>, RandomState>,
     keyless: Option<Arc<EnvironmentHandle>>,
 }
 
