@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::client::{Reply, request, try_send};
-use crate::harness::{KEY, Mock, SECRET, scratch};
+use crate::harness::{KEY, Mock, SECRET, eventually, scratch};
 use crate::process::Process;
 use crate::signals::command;
 
@@ -133,13 +133,10 @@ async fn a_second_signal_ends_at_once_with_1() {
     let mock = Mock::start().await;
     let file = file("hurry", &mock.url(), "{ settle = '1h', deadline = '1h' }");
     let mut process = run(&file);
-    let admin = address(&mut process, "admin");
+    address(&mut process, "proxy");
     process.signal("TERM");
-    let host = admin.to_string();
     // Signals that come together count as one.
-    while try_send(admin, request("GET", "/readyz", &[("host", &host)], "")).await.expect("an answer").status
-        != 503
-    {}
+    eventually("it has heard the first", || process.log().contains("\"stopping\"")).await;
     process.signal("TERM");
     let (code, log) = process.end();
     assert_eq!(code, Some(1), "{log}");
@@ -151,16 +148,8 @@ async fn the_demo_prints_commands_that_work_and_ends_on_ctrl_c() {
     let listen = ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
     let mut process = Process::start(&listen, &[]).expect("a process");
     let (proxy, admin) = (address(&mut process, "proxy"), address(&mut process, "admin"));
-    let printed = async || {
-        for _ in 0..2000 {
-            if process.log().contains("Ctrl-C stops it.") {
-                return process.log();
-            }
-            metorial_proxy::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-        panic!("no guide:\n{}", process.log());
-    };
-    let guide = printed().await;
+    eventually("there is a guide", || process.log().contains("Ctrl-C stops it.")).await;
+    let guide = process.log();
     let quoted = |line: &str, from: &str, to: char| -> String {
         let start = line.find(from).unwrap_or_else(|| panic!("{from} in {line}")) + from.len();
         line[start..].chars().take_while(|c| *c != to).collect()
