@@ -65,7 +65,9 @@ pub fn standing(client: Option<Standing>, environment: Option<Standing>) -> Opti
         (Some(client), None) => ("client", client),
         (None, None) => return None,
     };
-    Some(format!("\"{name}\";r={};t={}", tightest.remaining, tightest.grows_in))
+    let mut out = String::with_capacity(40);
+    write!(out, "\"{name}\";r={};t={}", tightest.remaining, tightest.grows_in).ok();
+    Some(out)
 }
 
 /// What upstream said of its own count.
