@@ -37,6 +37,9 @@ use fill::Outcome;
 /// `metorial-version`
 const VERSION: HeaderName = HeaderName::from_static("metorial-version");
 
+/// Room for the fields that this layer and those outside add to a page's own.
+const ADDED: usize = 12;
+
 /// Serves list pages.
 pub struct CacheLayer<P>(Arc<Shared<P>>);
 
@@ -291,8 +294,11 @@ impl Asked {
         };
         let mut response = Response::new(body);
         let headers = response.headers_mut();
-        headers.clone_from(&page.headers);
-        headers.extend(HeaderValue::from_str(&page.etag).ok().map(|etag| (ETAG, etag)));
+        headers.reserve(page.headers.len() + ADDED);
+        for (name, value) in &page.headers {
+            headers.append(name.clone(), value.clone());
+        }
+        headers.insert(ETAG, page.etag.clone());
         if let Some(now) = now {
             headers.insert(AGE, HeaderValue::from(page.age(now).as_secs()));
         }

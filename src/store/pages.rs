@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderValue};
 
 use crate::domain::page_key::PageKey;
 use crate::time::{Timestamp, whole_seconds};
@@ -22,7 +22,7 @@ pub struct Page {
     /// Its body.
     pub body: Bytes,
     /// A strong validator made from the body, in quotes.
-    pub etag: String,
+    pub etag: HeaderValue,
     /// When it was asked for: its age counts from here.
     pub at: Timestamp,
     /// How long it is fresh.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::{Bytes, BytesMut};
-use http::header::{AGE, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName};
+use http::header::{AGE, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -225,13 +225,13 @@ fn page(mut headers: HeaderMap, body: Bytes, at: Timestamp, fresh_for: Duration)
     for name in [CONTENT_LENGTH, AGE, HeaderName::from_static("metorial-req-id")] {
         headers.remove(name);
     }
-    let theirs = headers.remove(ETAG).and_then(|etag| etag.to_str().ok().map(str::to_owned));
+    let theirs = headers.remove(ETAG).filter(|etag| etag.to_str().is_ok());
     let etag = theirs.unwrap_or_else(|| mint_etag(&body));
     Page { headers, body, etag, at, fresh_for }
 }
 
 /// A strong validator: 128 bits of the body's SHA-256.
-fn mint_etag(body: &[u8]) -> String {
+fn mint_etag(body: &[u8]) -> HeaderValue {
     let digest = digest::digest(&digest::SHA256, body);
     let mut etag = String::with_capacity(34);
     etag.push('"');
@@ -239,7 +239,8 @@ fn mint_etag(body: &[u8]) -> String {
         write!(etag, "{byte:02x}").ok();
     }
     etag.push('"');
-    etag
+    // Quotes and hexadecimal digits.
+    HeaderValue::try_from(etag).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 enum Read {

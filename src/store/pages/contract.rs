@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderValue};
 
 use super::{Page, PageStore};
 use crate::domain::page_key::{PageKey, Parts};
@@ -17,7 +17,7 @@ pub(crate) fn page(path: &str, body: &str) -> (PageKey, Arc<Page>) {
     let page = Page {
         headers: HeaderMap::new(),
         body: body.to_owned().into(),
-        etag: "\"1\"".into(),
+        etag: HeaderValue::from_static("\"1\""),
         at: Timestamp::now(),
         fresh_for: Duration::from_secs(5),
     };
