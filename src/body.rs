@@ -3,8 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -63,6 +63,47 @@ impl RequestBody {
     }
 }
 
+/// How a caller's body broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UploadFault {
+    /// More came than so many bytes.
+    TooLarge(u64),
+    /// Nothing came for too long.
+    Silent,
+    /// The caller has left.
+    Broken,
+}
+
+impl UploadFault {
+    /// What an error says of the body it came from.
+    pub fn of(error: &BodyError) -> Self {
+        match error {
+            BodyError::TooLarge(limit) => Self::TooLarge(*limit),
+            BodyError::Silent => Self::Silent,
+            BodyError::Broken(_) | BodyError::Secret => Self::Broken,
+        }
+    }
+}
+
+/// How far a caller's body is.
+#[derive(Debug, Default)]
+pub struct Upload {
+    whole: AtomicBool,
+    broke: OnceLock<UploadFault>,
+}
+
+impl Upload {
+    /// Whether the caller has sent all of it.
+    pub fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
+    }
+
+    /// How it broke, where it did.
+    pub fn broke(&self) -> Option<UploadFault> {
+        self.broke.get().copied()
+    }
+}
+
 /// A caller's body as it comes, bounded in size and in silence.
 #[derive(Debug)]
 pub struct Inbound {
@@ -70,18 +111,18 @@ pub struct Inbound {
     left: u64,
     limit: u64,
     silence: Silence,
-    whole: Arc<AtomicBool>,
+    upload: Arc<Upload>,
 }
 
 impl Inbound {
     /// At most `limit` bytes, with at most `idle` between two frames.
     pub fn new(body: Incoming, limit: u64, idle: Duration) -> Self {
-        Self { body, left: limit, limit, silence: Silence::new(idle), whole: Arc::default() }
+        Self { body, left: limit, limit, silence: Silence::new(idle), upload: Arc::default() }
     }
 
-    /// Becomes true once the caller has sent all of it.
-    pub fn whole(&self) -> Arc<AtomicBool> {
-        self.whole.clone()
+    /// How far it is, to be asked while it is on its way.
+    pub fn upload(&self) -> Arc<Upload> {
+        self.upload.clone()
     }
 
     /// The length, where the caller said it.
@@ -126,19 +167,25 @@ impl Body for RequestBody {
 }
 
 impl Inbound {
+    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.upload.broke.set(UploadFault::of(&error)).ok();
+        Poll::Ready(Some(Err(error)))
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             let frame = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
-                Poll::Pending => return self.silence.poll(cx).map(|()| Some(Err(BodyError::Silent))),
+                Poll::Pending if self.silence.poll(cx).is_ready() => return self.fail(BodyError::Silent),
+                Poll::Pending => return Poll::Pending,
             };
             self.silence.broken();
             let data = match frame {
                 None => {
-                    self.whole.store(true, Ordering::Relaxed);
+                    self.upload.whole.store(true, Ordering::Relaxed);
                     return Poll::Ready(None);
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Broken(error)))),
+                Some(Err(error)) => return self.fail(BodyError::Broken(error)),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => data,
                     // A caller's trailers are fields that no allowlist has seen.
@@ -146,11 +193,11 @@ impl Inbound {
                 },
             };
             let Some(left) = self.left.checked_sub(data.len() as u64) else {
-                return Poll::Ready(Some(Err(BodyError::TooLarge(self.limit))));
+                return self.fail(BodyError::TooLarge(self.limit));
             };
             self.left = left;
             if self.body.is_end_stream() {
-                self.whole.store(true, Ordering::Relaxed);
+                self.upload.whole.store(true, Ordering::Relaxed);
             }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }

@@ -103,6 +103,8 @@ fn refuse_one(fault: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn log(filter: &str) -> Result<LogGuard, ExitCode> {
+    // A panic is a line of the log like any other, so that whoever parses it can.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
     logging::init(filter).map_err(|error| refuse_one(&format!("telemetry.log: {error}")))
 }
 

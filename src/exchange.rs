@@ -21,7 +21,7 @@ use crate::domain::target::{Extracted, Target};
 use crate::rejection::Rejection;
 use crate::store::limits::BudgetId;
 use crate::store::queues::Queue;
-use crate::time::Instant;
+use crate::time::{Instant, Timestamp};
 
 /// A request as a connection hands it over.
 #[derive(Debug)]
@@ -175,6 +175,10 @@ impl Permit {
 #[derive(Debug, Clone, Copy)]
 pub struct HadCookie;
 
+/// When the attempt that brought an answer was sent.
+#[derive(Debug, Clone, Copy)]
+pub struct SentAt(pub Timestamp);
+
 /// Upstream answered 429, and the budget it speaks for is shut for so long.
 #[derive(Debug, Clone, Copy)]
 pub struct ShutFor(pub Duration);
@@ -276,8 +280,6 @@ pub struct Journal {
     pub route: OnceLock<Arc<Route>>,
     /// The known route that was refused.
     pub refused_route: OnceLock<&'static str>,
-    /// Keeps the in-flight place until the response has been sent.
-    pub in_flight: OnceLock<OwnedSemaphorePermit>,
     notes: Mutex<Notes>,
 }
 
@@ -287,6 +289,7 @@ struct Notes {
     rejection: Option<Rejection>,
     attempts: u32,
     broken: Option<&'static str>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Journal {
@@ -300,7 +303,6 @@ impl Journal {
             environment: OnceLock::new(),
             route: OnceLock::new(),
             refused_route: OnceLock::new(),
-            in_flight: OnceLock::new(),
             notes: Mutex::default(),
         }
     }
@@ -325,9 +327,25 @@ impl Journal {
         self.notes(|notes| notes.rejection.clone())
     }
 
+    /// Keeps an in-flight place until the response has been sent.
+    pub fn hold(&self, place: OwnedSemaphorePermit) {
+        self.notes(|notes| notes.place = Some(place));
+    }
+
+    /// Gives the in-flight place back: what is left to send is a refusal of a few hundred bytes, and a caller that does
+    /// not read it must not keep others out.
+    pub fn release(&self) {
+        self.notes(|notes| notes.place = None);
+    }
+
     /// Notes why the body ended early, after its head had been sent.
     pub fn broke(&self, reason: &'static str) {
         self.notes(|notes| notes.broken = Some(reason));
+    }
+
+    /// Another attempt begins: what broke the one before is no longer the end of it.
+    pub fn mended(&self) {
+        self.notes(|notes| notes.broken = None);
     }
 
     /// Why the body ended early.

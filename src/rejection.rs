@@ -14,7 +14,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WW
 use http::{Response, StatusCode};
 use serde::Serialize;
 
-use crate::body::ResponseBody;
+use crate::body::{ResponseBody, UploadFault};
 use crate::time::whole_seconds;
 
 /// `Proxy-Status` (RFC 9209)
@@ -148,6 +148,16 @@ pub enum Rejection {
     Overloaded,
     /// The request's deadline passed.
     DeadlineExceeded,
+}
+
+impl From<UploadFault> for Rejection {
+    fn from(fault: UploadFault) -> Self {
+        match fault {
+            UploadFault::TooLarge(limit) => Self::PayloadTooLarge(limit),
+            UploadFault::Silent => Self::RequestTimeout,
+            UploadFault::Broken => Self::BadRequest("the body ended before its length".into()),
+        }
+    }
 }
 
 struct Described<'a> {

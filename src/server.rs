@@ -113,6 +113,7 @@ impl Server {
         let admission = Arc::new(Admission::new(
             config.server.max_connections,
             config.server.max_connections_per_ip,
+            config.clients.ipv6_prefix,
             config.server.trusted_proxies.clone(),
         ));
         let mut threads = Vec::new();
@@ -223,6 +224,7 @@ impl Server {
             finished = timeout_at(deadline, &mut gone) => finished.ok(),
             () = &mut hurry => None,
         };
+        let hurried = cut.is_none();
         let cut = match cut {
             Some(cut) => cut,
             None => {
@@ -234,7 +236,8 @@ impl Server {
         // The admin port answers probes to the end.
         self.stop.cancel();
         self.background.close();
-        self.background.wait().await;
+        let due = if hurried { Instant::now() } else { deadline };
+        timeout_at(due, self.background.wait()).await.ok();
         cut
     }
 }
@@ -290,7 +293,6 @@ fn limits(config: &Config) -> Limits {
     Limits {
         head: config.server.header_read_timeout,
         idle: config.server.idle_timeout,
-        // A request may wait for its answer without a byte for as long as its deadline allows.
-        silence: config.server.body_idle_timeout.max(config.server.request_timeout + Duration::from_secs(1)),
+        silence: config.server.body_idle_timeout,
     }
 }

@@ -29,6 +29,12 @@ impl Timestamp {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// `duration` earlier; not before the epoch.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(nanos(duration)))
+    }
+
     /// Back to an instant that timers understand.
     pub fn to_instant(self) -> Instant {
         *EPOCH + Duration::from_nanos(self.0)

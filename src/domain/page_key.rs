@@ -4,7 +4,7 @@
 //! `metorial-version`, `Accept` and the forwarded headers. Queries are compared without regard to the order of *different*
 //! parameters and otherwise to the letter: duplicates, brackets and encodings are kept apart.
 
-use std::borrow::{Borrow, Cow};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::domain::target::{self, Pair};
@@ -16,7 +16,7 @@ pub struct PageKey(Arc<[u8]>);
 /// What a key is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Parts<'a> {
-    /// The environment's budget identity and name: pages are never shared between environments.
+    /// The environment's name: pages are never shared between environments.
     pub environment: &'a str,
     /// Generation of the collection: a write makes every older page unreachable.
     pub generation: u64,
@@ -61,12 +61,6 @@ impl PageKey {
     /// Never: there is always an environment.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-impl Borrow<[u8]> for PageKey {
-    fn borrow(&self) -> &[u8] {
-        &self.0
     }
 }
 

@@ -215,6 +215,11 @@ impl Scan {
         }
         if let Some(decoded) = self.decoded {
             self.decoded = self.step_decoded(decoded, byte)?;
+            // The `%` that breaks one escape may begin the next.
+            if self.decoded.is_none() && byte == b'%' {
+                let again = Decoded { state: before, raw_len: self.depth(before), escape: Escape::None };
+                self.decoded = self.step_decoded(again, byte)?;
+            }
         }
         Ok(())
     }

@@ -64,8 +64,8 @@ pub enum Unknown {
     /// No environment of this name.
     #[error("there is no environment of this name")]
     Environment,
-    /// No collection of this path.
-    #[error("there is no collection of this path that is ever cached")]
+    /// No path of a collection.
+    #[error("this is no path of a collection, such as /providers")]
     Collection,
 }
 

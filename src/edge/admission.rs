@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 
+use crate::domain::client_ip::{ClientIp, ClientKey};
 use crate::telemetry::labels::RefusedConnection;
 
 /// The open connections of all workers.
@@ -18,13 +19,15 @@ pub struct Admission {
     max_per_ip: usize,
     exempt: Vec<IpNet>,
     open: AtomicUsize,
-    per_ip: Mutex<HashMap<IpAddr, usize>>,
+    ipv6_prefix: u8,
+    per_client: Mutex<HashMap<ClientKey, usize>>,
 }
 
 impl Admission {
-    /// At most `max` connections, `max_per_ip` from one address; `exempt` networks count in all only.
-    pub fn new(max: usize, max_per_ip: usize, exempt: Vec<IpNet>) -> Self {
-        Self { max, max_per_ip, exempt, open: AtomicUsize::new(0), per_ip: Mutex::default() }
+    /// At most `max` connections, `max_per_ip` from one client, which is an IPv6 prefix as it is for the limits; `exempt`
+    /// networks count in all only.
+    pub fn new(max: usize, max_per_ip: usize, ipv6_prefix: u8, exempt: Vec<IpNet>) -> Self {
+        Self { max, max_per_ip, exempt, open: AtomicUsize::new(0), ipv6_prefix, per_client: Mutex::default() }
     }
 
     /// Counts a connection from `ip` until the returned value is dropped.
@@ -37,14 +40,15 @@ impl Admission {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(RefusedConnection::TooMany);
         }
-        let ip = (!self.exempt.iter().any(|network| network.contains(&ip))).then_some(ip);
-        let admitted = Admitted { admission: self.clone(), ip };
-        if let Some(ip) = ip {
-            let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = per_ip.entry(ip).or_default();
+        let exempt = self.exempt.iter().any(|network| network.contains(&ip));
+        let client = (!exempt).then(|| ClientIp::new(ip).key(self.ipv6_prefix));
+        let admitted = Admitted { admission: self.clone(), client };
+        if let Some(client) = client {
+            let mut per_client = self.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+            let open = per_client.entry(client).or_default();
             *open += 1;
             if *open > self.max_per_ip {
-                drop(per_ip);
+                drop(per_client);
                 return Err(RefusedConnection::TooManyFromIp);
             }
         }
@@ -56,18 +60,18 @@ impl Admission {
 #[derive(Debug)]
 pub struct Admitted {
     admission: Arc<Admission>,
-    ip: Option<IpAddr>,
+    client: Option<ClientKey>,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.admission.open.fetch_sub(1, Ordering::Relaxed);
-        let Some(ip) = self.ip else { return };
-        let mut per_ip = self.admission.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = per_ip.get_mut(&ip) {
+        let Some(client) = self.client else { return };
+        let mut per_client = self.admission.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = per_client.get_mut(&client) {
             *open -= 1;
             if *open == 0 {
-                per_ip.remove(&ip);
+                per_client.remove(&client);
             }
         }
     }
@@ -80,13 +84,20 @@ mod tests {
     #[test]
     fn connections_are_bounded_in_all_and_per_address() {
         let trusted = vec!["10.0.0.0/8".parse().expect("a network")];
-        let admission = Arc::new(Admission::new(5, 2, trusted));
+        let admission = Arc::new(Admission::new(5, 2, 64, trusted));
         let admit = |ip: &str| admission.admit(ip.parse().expect("an address"));
         let first = admit("192.0.2.1").expect("one");
-        let _second = admit("::ffff:192.0.2.1").expect("two");
+        let second = admit("::ffff:192.0.2.1").expect("two");
         assert_eq!(admit("192.0.2.1").map(|_| ()), Err(RefusedConnection::TooManyFromIp));
         drop(first);
-        let _again = admit("192.0.2.1").expect("one has gone");
+        let again = admit("192.0.2.1").expect("one has gone");
+        drop((again, second));
+        let _prefix = [admit("2001:db8::1").expect("one"), admit("2001:db8::2").expect("two")];
+        assert_eq!(
+            admit("2001:db8::3").map(|_| ()),
+            Err(RefusedConnection::TooManyFromIp),
+            "a prefix is one client"
+        );
         let _trusted: Vec<Admitted> = (0..3).map(|_| admit("10.1.1.1").expect("exempt")).collect();
         assert_eq!(admit("192.0.2.9").map(|_| ()), Err(RefusedConnection::TooMany));
     }

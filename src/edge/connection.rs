@@ -174,15 +174,16 @@ impl Future for Serve {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Poll::Ready(Ok(response)) = this.future.poll(cx) else { return Poll::Pending };
-        let serving = this.serving.take();
-        Poll::Ready(Ok(response.map(|body| Served { body, _serving: serving })))
+        let mut serving = this.serving.take();
+        serving.iter_mut().for_each(Serving::moved);
+        Poll::Ready(Ok(response.map(|body| Served { body, serving })))
     }
 }
 
 /// A response's body; the request counts as served until it is dropped.
 struct Served {
     body: ResponseBody,
-    _serving: Option<Serving>,
+    serving: Option<Serving>,
 }
 
 impl Body for Served {
@@ -193,6 +194,8 @@ impl Body for Served {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // The connection asks for more only when it could pass on what it had.
+        self.serving.iter_mut().for_each(Serving::moved);
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -205,7 +208,7 @@ impl Body for Served {
     }
 }
 
-/// A socket that tells its watch of every byte.
+/// A socket that tells its watch of what comes in.
 struct Watched<I> {
     io: I,
     watch: Arc<Watch>,
@@ -228,11 +231,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.io).poll_write(cx, bytes);
-        if poll.is_ready() {
-            self.watch.wrote();
-        }
-        poll
+        Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -240,11 +239,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        if poll.is_ready() {
-            self.watch.wrote();
-        }
-        poll
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -5,7 +5,7 @@
 //! has a deadline, not an idle timer: a client that trickles bytes does not push it back.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -22,7 +22,7 @@ pub struct Limits {
     pub head: Duration,
     /// Between two requests.
     pub idle: Duration,
-    /// Without a byte either way while a request is served.
+    /// Without any of an answer being taken.
     pub silence: Duration,
 }
 
@@ -47,9 +47,9 @@ impl Deadlines {
             clock: self.clock.clone(),
             waiting_for_head: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
-            last_byte: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
+            answers: Mutex::default(),
             end: Notify::new(),
         });
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watch.clone());
@@ -78,11 +78,12 @@ pub struct Watch {
     /// Since when a head is under way; 0: none is.
     waiting_for_head: AtomicU64,
     idle_since: AtomicU64,
-    last_byte: AtomicU64,
     /// Requests being served.
     served: AtomicU32,
     /// HTTP/2: a byte between two requests may be a ping, and begins no head.
     multiplexed: AtomicBool,
+    /// When each answer under way last moved. Not when the socket did: a peer that takes nothing can still send pings.
+    answers: Mutex<Vec<Arc<AtomicU64>>>,
     end: Notify,
 }
 
@@ -90,16 +91,10 @@ impl Watch {
     /// Bytes came in.
     pub fn read(&self) {
         let now = self.clock.load(Ordering::Relaxed);
-        self.last_byte.store(now, Ordering::Relaxed);
         let idle = self.served.load(Ordering::Relaxed) == 0 && !self.multiplexed.load(Ordering::Relaxed);
         if idle && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
             self.waiting_for_head.store(now, Ordering::Relaxed);
         }
-    }
-
-    /// Bytes went out.
-    pub fn wrote(&self) {
-        self.last_byte.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// A head is complete; the request is served until the returned value is dropped.
@@ -109,8 +104,7 @@ impl Watch {
         }
         self.served.fetch_add(1, Ordering::Relaxed);
         self.waiting_for_head.store(0, Ordering::Relaxed);
-        self.wrote();
-        Serving(self.clone())
+        Serving { watch: self.clone(), moved: None }
     }
 
     /// Waits until the connection is overdue; with what.
@@ -124,11 +118,15 @@ impl Watch {
         }
     }
 
+    fn answers(&self) -> MutexGuard<'_, Vec<Arc<AtomicU64>>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Which deadline has passed.
     fn passed(&self, now: Timestamp, limits: &Limits) -> Option<Overdue> {
         let since = |at: &AtomicU64| now.since(Timestamp(at.load(Ordering::Relaxed)));
         let (overdue, phase) = if self.served.load(Ordering::Relaxed) > 0 {
-            (since(&self.last_byte) > limits.silence, Overdue::Silent)
+            (self.answers().iter().any(|moved| since(moved) > limits.silence), Overdue::Silent)
         } else if self.waiting_for_head.load(Ordering::Relaxed) > 0 {
             (since(&self.waiting_for_head) > limits.head, Overdue::Head)
         } else {
@@ -145,19 +143,40 @@ pub enum Overdue {
     Head,
     /// Nothing, between two requests.
     Idle,
-    /// Not taking or sending a byte while a request is served.
+    /// Not taking any of an answer.
     Silent,
 }
 
 /// A request that is being served.
 #[derive(Debug)]
-pub struct Serving(Arc<Watch>);
+pub struct Serving {
+    watch: Arc<Watch>,
+    /// When its answer last moved, once there is one; until then the request's own deadline counts.
+    moved: Option<Arc<AtomicU64>>,
+}
+
+impl Serving {
+    /// The head of the answer, or some of its body, was handed over.
+    pub fn moved(&mut self) {
+        let now = self.watch.clock.load(Ordering::Relaxed);
+        match &self.moved {
+            Some(moved) => moved.store(now, Ordering::Relaxed),
+            None => {
+                let moved = Arc::new(AtomicU64::new(now));
+                self.watch.answers().push(moved.clone());
+                self.moved = Some(moved);
+            }
+        }
+    }
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.served.fetch_sub(1, Ordering::Relaxed);
-        self.0.wrote();
-        self.0.idle_since.store(self.0.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(moved) = self.moved.take() {
+            self.watch.answers().retain(|other| !Arc::ptr_eq(other, &moved));
+        }
+        self.watch.served.fetch_sub(1, Ordering::Relaxed);
+        self.watch.idle_since.store(self.watch.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -200,12 +219,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_being_served_may_take_its_time_as_long_as_bytes_flow() {
+    async fn an_answer_may_take_its_time_as_long_as_it_moves_whatever_else_the_peer_sends() {
         let deadlines = Deadlines::new(LIMITS);
         let watch = deadlines.watch();
-        let _serving = watch.serve(false);
-        assert_eq!(ends_after(&deadlines, &watch, Watch::wrote).await, u64::MAX);
-        assert!((59..=61).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+        let serving = std::cell::RefCell::new(watch.serve(true));
+        assert_eq!(
+            ends_after(&deadlines, &watch, |_| ()).await,
+            u64::MAX,
+            "no answer yet: its own deadline counts"
+        );
+        assert_eq!(ends_after(&deadlines, &watch, |_| serving.borrow_mut().moved()).await, u64::MAX);
+        assert!(
+            (59..=61).contains(&ends_after(&deadlines, &watch, Watch::read).await),
+            "pings are no progress"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -63,11 +63,6 @@ impl Upstream {
         let timeout = self.0.idle_timeout;
         lock(&self.0.idle).retain(|idle| idle.since.elapsed() < timeout && !idle.sender.is_closed());
     }
-
-    /// Connections kept idle.
-    pub fn idle(&self) -> usize {
-        lock(&self.0.idle).len()
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -160,8 +155,10 @@ impl Pool {
         let mut parts = request.uri().clone().into_parts();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
-        // Scheme, authority and path are all there, so this is a URI.
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        // Scheme, authority and path are all there, so this is a URI. Were it none, the request would be refused without them.
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
         request
     }
 }

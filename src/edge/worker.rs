@@ -59,9 +59,12 @@ impl Worker {
     /// The kernel gave no thread.
     pub fn spawn(self, index: usize) -> io::Result<JoinHandle<usize>> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || runtime.block_on(self.run()))
+        std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let cut = runtime.block_on(self.run());
+            // A name being looked up on its blocking thread is not waited for.
+            runtime.shutdown_background();
+            cut
+        })
     }
 
     async fn run(self) -> usize {

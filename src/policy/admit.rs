@@ -62,8 +62,8 @@ where
             return Gate::refused(Rejection::Overloaded);
         };
         self.shared.metrics.decision(Policy::Admit, Outcome::Allowed);
-        // The journal lives until the response has been sent. It is fresh: nothing is there yet.
-        exchange.journal.in_flight.set(place).ok();
+        // The journal lives until the response has been sent.
+        exchange.journal.hold(place);
         Gate::passed(self.inner.call(exchange))
     }
 }

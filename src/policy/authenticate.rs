@@ -49,7 +49,9 @@ impl Callers {
         let header = bearer(headers)?;
         let shown =
             [header.as_ref().ok().and_then(|key| *key), extracted.token.as_deref(), extracted.key.as_deref()];
-        if shown.iter().flatten().any(|key| KeyKind::of(key) == KeyKind::Secret) {
+        let malformed = header.is_err().then(|| headers.get(AUTHORIZATION)).flatten();
+        let hidden = malformed.is_some_and(|line| holds_secret_key(line.as_bytes()));
+        if hidden || shown.iter().flatten().any(|key| KeyKind::of(key) == KeyKind::Secret) {
             return Err(Rejection::Unauthorized(
                 "This is a secret key: it must never leave a server. Revoke it in the Metorial dashboard and use a \
                  publishable key (metorial_pk_…).",
@@ -70,6 +72,11 @@ impl Callers {
             None => "No publishable key was sent.",
         }))
     }
+}
+
+/// Whether a secret key stands anywhere in a field that is not of the right form.
+fn holds_secret_key(line: &[u8]) -> bool {
+    (0..line.len()).any(|at| KeyKind::of(&line[at..]) == KeyKind::Secret)
 }
 
 /// The key of the `Authorization` field: nothing, a key, or why it cannot be read.
@@ -227,6 +234,9 @@ mod tests {
             assert_eq!(ask(&callers, &["Bearer metorial_sk_x"], None, None), Err(401));
             assert_eq!(ask(&callers, &["Bearer metorial_pk_a"], Some("metorial_sk_x"), None), Err(401));
             assert_eq!(ask(&callers, &[], None, Some("metorial_uk_x")), Err(401));
+            for line in ["metorial_sk_x", "Token metorial_sk_x", "Bearer  metorial_sk_x"] {
+                assert_eq!(ask(&callers, &[line], None, None), Err(401), "{line}");
+            }
         }
     }
 

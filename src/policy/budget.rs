@@ -98,9 +98,11 @@ where
                 Ok(charge) => charge,
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
-            queue.spend(client);
             exchange.journal.add_attempts(1);
             let mut outcome = inner.call(exchange).await;
+            if !matches!(&outcome, Err(failure) if failure.delivery == Delivery::Never) {
+                queue.spend(client);
+            }
             match &mut outcome {
                 Ok(response) => shared.listen(queue, &asks, response).await,
                 Err(failure) if failure.delivery == Delivery::Never => shared.limits.refund(charge).await,
@@ -142,7 +144,12 @@ impl<L: LimitStore> Shared<L> {
             return Err(self.refused(budgets, &refused));
         };
         if timeout_at(patience, place.turn()).await.is_err() {
-            return Err(self.refused(budgets, &refused));
+            // Asked again: what was true when it came may be long past, or a gate may have shut since.
+            let ahead = queue.waiting(lane).saturating_sub(1);
+            return match self.limits.acquire(Draw { budgets, ahead, held_back: held_back() }).await {
+                Ok(charge) => Ok(self.allowed(charge)),
+                Err(refused) => Err(self.refused(budgets, &refused)),
+            };
         }
         loop {
             match self.limits.acquire(Draw { budgets, ahead: 0, held_back: held_back() }).await {

@@ -26,7 +26,7 @@ use crate::rejection::{Limit, Rejection};
 use crate::store::pages::{Page, PageStore};
 use crate::telemetry::labels::CacheResult;
 use crate::telemetry::metrics::Metrics;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, timeout_at};
 
 mod fill;
 mod write;
@@ -39,6 +39,9 @@ const VERSION: HeaderName = HeaderName::from_static("metorial-version");
 
 /// Room for the fields that this layer and those outside add to a page's own.
 const ADDED: usize = 12;
+
+/// How long before its deadline a request gives up waiting for a page.
+const LATE: Duration = Duration::from_millis(50);
 
 /// Serves list pages.
 pub struct CacheLayer<P>(Arc<Shared<P>>);
@@ -196,7 +199,10 @@ where
         return Ok(asked.answer(page, Some(now)));
     }
     // Boxed, so that a hit, whose future is made for both, is not made larger by a fill.
-    let (outcome, collapsed) = Box::pin(fill::fill(&shared, key, inner, exchange)).await;
+    // A little before the request's own deadline, so that a stale page can still take the place of a late one.
+    let due = exchange.deadline.checked_sub(LATE).unwrap_or(exchange.deadline);
+    let filled = timeout_at(due, Box::pin(fill::fill(&shared, key, inner, exchange))).await;
+    let (outcome, collapsed) = filled.unwrap_or((Outcome::Failed(Rejection::DeadlineExceeded), false));
     if let Some(stale) = kept.as_ref().and_then(|page| shared.stale(page, &outcome)) {
         shared.metrics.cache(CacheResult::Stale);
         asked.journal.cache(stale.status);
@@ -235,8 +241,10 @@ impl<P: PageStore> Shared<P> {
         fields.extend([lines(headers, &VERSION), lines(headers, &ACCEPT)]);
         fields.extend(self.forward_headers.iter().map(|name| lines(headers, name)));
         let fields: Vec<Option<&[u8]>> = fields.iter().map(Option::as_deref).collect();
-        let environment = environment.environment.name.as_str();
-        let generation = self.pages.generation(environment, collection(target.path())).await;
+        let environment = &environment.environment;
+        // By budget: environments with one secret see each other's writes. The page itself is of one environment.
+        let generation = self.pages.generation(&environment.budget, collection(target.path())).await;
+        let environment = environment.name.as_str();
         PageKey::of(&Parts {
             environment,
             generation,
@@ -325,9 +333,9 @@ fn lines<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Cow<'h, [u8]>>
 
 /// Whether an `If-None-Match` line names `etag` (weak comparison, RFC 9110 §13.1.2).
 fn names(line: &[u8], etag: &[u8]) -> bool {
-    line.split(|byte| *byte == b',')
-        .map(<[u8]>::trim_ascii)
-        .any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag)
+    let opaque = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
+    let etag = opaque(etag);
+    line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || opaque(tag) == etag)
 }
 
 #[cfg(test)]
@@ -346,6 +354,7 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(names(line.as_bytes(), b"\"a\""), expected, "{line}");
+            assert_eq!(names(line.as_bytes(), b"W/\"a\""), expected, "{line}");
         }
     }
 }

@@ -7,7 +7,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,13 +21,13 @@ use http::{Request, Response, StatusCode, Uri, response};
 use http_body_util::BodyExt;
 use tower::{Layer, Service};
 
-use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBody};
-use crate::exchange::{Armed, Delivery, Exchange, Failure, HadCookie, Journal};
+use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBody, Upload};
+use crate::exchange::{Armed, Delivery, Exchange, Failure, HadCookie, Journal, SentAt};
 use crate::rejection::{PROXY_STATUS, Rejection, UpstreamFault};
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::UpstreamFailure;
 use crate::telemetry::metrics::Metrics;
-use crate::time::{Instant, timeout_at};
+use crate::time::{Instant, Timestamp, timeout_at};
 
 /// Request fields that are passed on, beside the operator's own.
 const ALLOWED: [HeaderName; 7] = [
@@ -161,12 +160,19 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
         let (shared, transport) = (self.shared.clone(), self.transport.clone());
         Box::pin(async move {
             let Exchange { request, stage, deadline, journal } = exchange;
-            let request = shared.request(request, &stage, &journal.request_id);
-            let body_whole = match request.body() {
-                RequestBody::Streaming(inbound) => Some(inbound.whole()),
+            let Some(uri) = uri(&shared.rules.base_path, stage.permit.target().path_and_query()) else {
+                return Err(Failure::refused(
+                    Rejection::BadRequest("the target is too long".into()),
+                    request.into_body(),
+                ));
+            };
+            let request = shared.request(request, uri, &stage, &journal.request_id);
+            let upload = match request.body() {
+                RequestBody::Streaming(inbound) => Some(inbound.upload()),
                 RequestBody::Empty | RequestBody::Held(_) => None,
             };
-            let call = Call { stage: &stage, deadline, journal: &journal, body_whole };
+            journal.mended();
+            let call = Call { stage: &stage, deadline, journal: &journal, sent: Timestamp::now(), upload };
             shared.receive(transport.send(request), &call).await
         })
     }
@@ -174,7 +180,13 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
 
 impl Shared {
     /// The request as upstream sees it.
-    fn request(&self, request: Request<RequestBody>, stage: &Armed, id: &str) -> Request<RequestBody> {
+    fn request(
+        &self,
+        request: Request<RequestBody>,
+        uri: Uri,
+        stage: &Armed,
+        id: &str,
+    ) -> Request<RequestBody> {
         let (head, body) = request.into_parts();
         let mut headers = HeaderMap::with_capacity(12);
         let bodyless = matches!(body, RequestBody::Empty);
@@ -194,7 +206,7 @@ impl Shared {
         headers.insert(AUTHORIZATION, stage.authorization.clone());
         let mut outgoing = Request::new(body);
         *outgoing.method_mut() = stage.permit.method().clone();
-        *outgoing.uri_mut() = uri(&self.rules.base_path, stage.permit.target().path_and_query());
+        *outgoing.uri_mut() = uri;
         *outgoing.headers_mut() = headers;
         outgoing
     }
@@ -208,14 +220,16 @@ impl Shared {
         let (method, environment) = (call.stage.permit.method(), call.stage.permit.environment());
         let environment = environment.environment.name.as_str();
         // While a body streams up, the caller's pace is not upstream's fault: then only the deadline counts.
-        let due = match call.body_whole {
+        let due = match call.upload {
             Some(_) => call.deadline,
             None => call.deadline.min(started + self.rules.attempt_timeout),
         };
         let outcome = timeout_at(due, answer).await.unwrap_or_else(|_| Err(call.too_late()));
         let answer = match outcome {
             Ok(answer) => answer,
-            Err(error) => {
+            Err(mut error) => {
+                // Not every library tells that it was the caller's body that broke; the body itself does.
+                error.caller = error.caller.or_else(|| Some(call.upload.as_ref()?.broke()?.into()));
                 if error.caller.is_none() {
                     let end = Err(failure(error.fault));
                     self.metrics.client.record(method, end, environment, started.elapsed());
@@ -227,7 +241,7 @@ impl Shared {
         self.metrics.client.record(method, Ok(status.as_u16()), environment, started.elapsed());
         self.health.set_healthy(!status.is_server_error());
         if status == StatusCode::UNAUTHORIZED {
-            self.health.set_credentials_ok(false);
+            self.health.set_credentials_ok(call.stage.permit.environment().index, false);
             self.metrics.upstream_credentials_refused(environment);
             tracing::error!(
                 request_id = call.request_id(),
@@ -236,7 +250,7 @@ impl Shared {
             );
             return Err(possible(Rejection::UpstreamCredentials));
         }
-        self.health.set_credentials_ok(true);
+        self.health.set_credentials_ok(call.stage.permit.environment().index, true);
         self.accept(answer, call, due).await
     }
 
@@ -251,6 +265,13 @@ impl Shared {
         if head.status.is_informational() {
             return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
         }
+        if head.status == StatusCode::TOO_MANY_REQUESTS {
+            // What counts is that it said so: whatever is wrong with its body, which nobody gets to see, the gate must shut.
+            let mut response = Response::new(ResponseBody::empty());
+            *response.status_mut() = head.status;
+            *response.headers_mut() = head.headers;
+            return Ok(response);
+        }
         let coded = head.headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity");
         if coded {
             return Err(possible(Rejection::Upstream(UpstreamFault::UnexpectedCoding)));
@@ -259,6 +280,7 @@ impl Shared {
         let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
+        response.extensions_mut().insert(SentAt(call.sent));
         if response.headers().contains_key(SET_COOKIE) {
             response.extensions_mut().insert(HadCookie);
         }
@@ -303,8 +325,9 @@ struct Call<'a> {
     stage: &'a Armed,
     deadline: Instant,
     journal: &'a Arc<Journal>,
-    /// Where the caller's body streams: becomes true once it is all there.
-    body_whole: Option<Arc<AtomicBool>>,
+    sent: Timestamp,
+    /// Where the caller's body streams: how far it is.
+    upload: Option<Arc<Upload>>,
 }
 
 impl Call<'_> {
@@ -314,7 +337,7 @@ impl Call<'_> {
 
     /// Upstream did not answer in time, or could not, because the caller has not sent all of its body.
     fn too_late(&self) -> Box<TransportError> {
-        let callers_turn = self.body_whole.as_ref().is_some_and(|whole| !whole.load(Ordering::Relaxed));
+        let callers_turn = self.upload.as_ref().is_some_and(|upload| !upload.is_whole());
         Box::new(TransportError {
             fault: UpstreamFault::ResponseTimeout,
             delivery: Delivery::Possible,
@@ -364,15 +387,12 @@ fn possible(rejection: Rejection) -> Failure {
     Failure { rejection, delivery: Delivery::Possible, body: None }
 }
 
-/// Origin form: the authority is the connection's business.
-fn uri(base_path: &str, target: &PathAndQuery) -> Uri {
-    let target = if base_path.is_empty() {
-        Ok(target.clone())
-    } else {
-        PathAndQuery::try_from(format!("{base_path}{target}"))
-    };
-    // Both were checked; together they are a path still.
-    target.map(Uri::from).unwrap_or_default()
+/// Origin form: the authority is the connection's business. `None`: both together are longer than a target can be.
+fn uri(base_path: &str, target: &PathAndQuery) -> Option<Uri> {
+    if base_path.is_empty() {
+        return Some(Uri::from(target.clone()));
+    }
+    PathAndQuery::try_from(format!("{base_path}{target}")).ok().map(Uri::from)
 }
 
 async fn gather(body: Outbound, length: u64) -> Result<Bytes, BodyError> {
@@ -467,7 +487,9 @@ mod tests {
     #[test]
     fn the_target_is_put_behind_the_upstreams_base_path() {
         let target = PathAndQuery::from_static("/providers?limit=1");
-        assert_eq!(uri("", &target), "/providers?limit=1");
-        assert_eq!(uri("/v1", &target), "/v1/providers?limit=1");
+        assert_eq!(uri("", &target), Some(Uri::from_static("/providers?limit=1")));
+        assert_eq!(uri("/v1", &target), Some(Uri::from_static("/v1/providers?limit=1")));
+        let long = PathAndQuery::try_from(format!("/{}", "x".repeat(60_000))).expect("a path");
+        assert_eq!(uri(&format!("/{}", "y".repeat(10_000)), &long), None);
     }
 }

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Response;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Response};
+use http_body::Body as _;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
@@ -89,7 +90,8 @@ where
 
     fn call(&mut self, exchange: Exchange<Received>) -> Self::Future {
         let (journal, shared) = (exchange.journal.clone(), self.shared.clone());
-        Responding { future: self.inner.call(exchange), journal, shared }
+        let head = *exchange.request.method() == Method::HEAD;
+        Responding { future: self.inner.call(exchange), head, journal, shared }
     }
 }
 
@@ -98,6 +100,7 @@ pin_project! {
     pub struct Responding<L, F> {
         #[pin]
         future: F,
+        head: bool,
         journal: Arc<Journal>,
         shared: Arc<Shared<L>>,
     }
@@ -118,7 +121,8 @@ where
             Err(rejection) => {
                 let response = rejection.to_response(&this.journal.request_id, this.shared.max_retry_after);
                 this.journal.refused(rejection);
-                response
+                this.journal.release();
+                if *this.head { headless(response) } else { response }
             }
         };
         this.shared.tell(response.headers_mut(), this.journal);
@@ -148,6 +152,14 @@ impl<L: LimitStore> Shared<L> {
         let grows_in = snapshot.grows_at.map_or(0, |at| whole_seconds(Timestamp(at).since(now)));
         Standing { quota: handle.environment.limit, remaining: snapshot.remaining, grows_in }
     }
+}
+
+/// The answer to HEAD: the length of a body that is not sent. HTTP/1 would see to it by itself, HTTP/2 does not.
+fn headless(response: Response<ResponseBody>) -> Response<ResponseBody> {
+    let length = response.body().size_hint().exact();
+    let mut response = response.map(|_| ResponseBody::empty());
+    response.headers_mut().extend(length.map(|length| (CONTENT_LENGTH, HeaderValue::from(length))));
+    response
 }
 
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {

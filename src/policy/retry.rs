@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Limited};
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
 
-use crate::body::{BodyError, RequestBody, ResponseBody};
+use crate::body::{BodyError, RequestBody, ResponseBody, UploadFault};
 use crate::config::Retry as Config;
 use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection, UpstreamFault};
@@ -195,8 +195,8 @@ async fn hold(request: Request<RequestBody>, deadline: Instant) -> Result<Reques
     match timeout_at(deadline, Limited::new(body, HELD).collect()).await {
         Ok(Ok(whole)) => Ok(Request::from_parts(head, RequestBody::Held(whole.to_bytes()))),
         Ok(Err(error)) => Err(match error.downcast_ref::<BodyError>() {
-            Some(BodyError::Silent) => Rejection::RequestTimeout,
-            _ => Rejection::BadRequest("the body ended before its length".into()),
+            Some(error) => UploadFault::of(error).into(),
+            None => Rejection::PayloadTooLarge(HELD as u64),
         }),
         Err(_) => Err(Rejection::RequestTimeout),
     }

@@ -1,6 +1,7 @@
 //! Layers from a configuration and the parts that outlive it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::FORWARDED;
 use tokio::sync::Semaphore;
@@ -36,6 +37,9 @@ use crate::store::queues::Queues;
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::metrics::Metrics;
 
+/// No `ttl` of a rule is longer; upstream's `max-age` may be, and ends here.
+const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
+
 /// What must not forget: made once, shared by every pipeline.
 pub(super) struct Lasting {
     pub(super) metrics: Arc<Metrics>,
@@ -56,12 +60,13 @@ impl Lasting {
         let egress = limits.budget(EGRESS, RingPlan::of(config.upstream.egress_limit));
         let queues = Queues::default();
         let environments = config.environments.iter().enumerate().map(|(index, environment)| {
-            let budget = limits.budget(&environment.budget, RingPlan::of(environment.limit));
+            let budget = limits
+                .budget(&format!("environment:{}", environment.budget), RingPlan::of(environment.limit));
             let queue = queues.of(budget, environment.limit.window);
             Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, index })
         });
         let environments = environments.collect();
-        let backstop = longest_ttl(config) + config.cache.stale_if_error;
+        let backstop = LONGEST_TTL + config.cache.stale_if_error;
         Self {
             metrics,
             limits,
@@ -75,11 +80,6 @@ impl Lasting {
             retries: Arc::new(retry::budget(&config.upstream.retry)),
         }
     }
-}
-
-/// Upstream may ask for more, by `max-age`; an hour is where the backstop ends.
-fn longest_ttl(config: &Config) -> std::time::Duration {
-    config.cache.ttl.max(std::time::Duration::from_secs(3600))
 }
 
 /// One pipeline as a worker has it, with stores of its own and over any transport: what a request costs without a socket.

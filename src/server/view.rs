@@ -112,13 +112,16 @@ impl View for ServerView {
 
     fn invalidate<'a>(&'a self, environment: &'a str, collection: &'a str) -> Invalidating<'a> {
         Box::pin(async move {
-            if !self.lasting.environments.iter().any(|handle| handle.environment.name == environment) {
-                return Err(Unknown::Environment);
-            }
+            let mut handles = self.lasting.environments.iter();
+            let handle =
+                handles.find(|handle| handle.environment.name == environment).ok_or(Unknown::Environment)?;
             if !collection.starts_with('/') || collection.len() < 2 {
                 return Err(Unknown::Collection);
             }
-            self.lasting.pages.invalidate(environment, operation::collection(collection)).await;
+            self.lasting
+                .pages
+                .invalidate(&handle.environment.budget, operation::collection(collection))
+                .await;
             Ok(())
         })
     }

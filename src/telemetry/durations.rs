@@ -34,7 +34,7 @@ impl ServerDurations {
         Self(Durations::register(
             registry,
             "http_server_request_duration",
-            "Time from a request's head to the head of its answer, by route template",
+            "Time from a request's head until its answer has been sent, by route template",
             "http_route",
         ))
     }

@@ -16,6 +16,9 @@ use crate::domain::origin::{self, Origins};
 use crate::domain::quota::Quota;
 use crate::domain::version::Versions;
 
+/// Taken, in metrics and `/status`.
+const EGRESS: &str = "egress";
+
 /// What environments have in common, and what no two of them may.
 struct Scope<'a> {
     /// Freshness of their pages.
@@ -120,6 +123,12 @@ fn environment_name(at: &mut Reader<'_, '_>, field: Field<String>, scope: &mut S
     let here = at.path.clone();
     at.checked("name", field, |text| {
         let name = name(&text)?;
+        if name == EGRESS {
+            return Err(Wrong::new(
+                "is the name of the budget of this proxy's own address",
+                "choose another name",
+            ));
+        }
         if let Some((_, other)) = scope.names.iter().find(|(taken, _)| *taken == name) {
             return Err(Wrong::new(format!("{name:?} is the name of {other} too"), "name each differently"));
         }

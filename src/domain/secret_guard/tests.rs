@@ -40,6 +40,8 @@ fn disguises() -> Vec<String> {
         percent(SECRET, 2),
         percent(SECRET, 5),
         SECRET.replace('_', "%5F"),
+        format!("%{}", percent(SECRET, 1)),
+        format!("%6{}", percent(SECRET, 3)),
     ];
     for prefix in ["", "a", "ab", "Bearer ", "Bearer x", "Bearer xy"] {
         all.push(encoded(prefix, STANDARD));

@@ -187,7 +187,7 @@ async fn an_invalidation_names_what_is_there() {
     let unknown = port.invalidate(r#"{"environment":"old","collection":"/providers"}"#).await;
     expect(&unknown, 404, r#"{"error":"there is no environment of this name"}"#);
     let unknown = port.invalidate(r#"{"environment":"live","collection":"/x"}"#).await;
-    expect(&unknown, 404, r#"{"error":"there is no collection of this path that is ever cached"}"#);
+    expect(&unknown, 404, r#"{"error":"this is no path of a collection, such as /providers"}"#);
 }
 
 #[tokio::test]

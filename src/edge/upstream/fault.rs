@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 
 use super::BROKE;
-use crate::body::BodyError;
+use crate::body::{BodyError, UploadFault};
 use crate::rejection::{Rejection, UpstreamFault};
 
 /// A connection could not be made.
@@ -44,13 +44,7 @@ pub(super) fn of_caller(error: &hyper::Error) -> Option<Rejection> {
     let mut source: Option<&(dyn Error + 'static)> = error.source();
     while let Some(error) = source {
         if let Some(body) = error.downcast_ref::<BodyError>() {
-            return Some(match body {
-                BodyError::TooLarge(limit) => Rejection::PayloadTooLarge(*limit),
-                BodyError::Silent => Rejection::RequestTimeout,
-                BodyError::Broken(_) | BodyError::Secret => {
-                    Rejection::BadRequest("the body ended before its length".into())
-                }
-            });
+            return Some(UploadFault::of(body).into());
         }
         source = error.source();
     }

@@ -22,7 +22,7 @@ use super::Shared;
 use crate::body::{BodyError, ResponseBody};
 use crate::domain::freshness;
 use crate::domain::page_key::PageKey;
-use crate::exchange::{Exchange, HadCookie, Journal, Permitted};
+use crate::exchange::{Exchange, HadCookie, Journal, Permitted, SentAt};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::store::pages::{Page, PageStore};
 use crate::time::{Instant, Timestamp, timeout_at};
@@ -114,11 +114,14 @@ where
 {
     let (receiver, lead) = shared.fills.join(&key);
     let Some(lead) = lead else {
-        let outcome = match published(receiver).await {
+        let outcome = match published(receiver, &exchange.journal).await {
             Common::Page { page, stored } => Outcome::Page { page, stored },
             Common::Other(other) => Outcome::Other(other),
             Common::Failed(rejection) => Outcome::Failed(rejection),
-            Common::Unshared => inner.call(exchange).await.map_or_else(Outcome::Failed, Outcome::Own),
+            Common::Unshared => {
+                let own = inner.call(exchange).await;
+                return (own.map_or_else(Outcome::Failed, Outcome::Own), false);
+            }
         };
         return (outcome, true);
     };
@@ -128,7 +131,7 @@ where
     let detached = detached(exchange, shared.request_timeout);
     let theirs = detached.journal.clone();
     shared.tasks.spawn(run(shared.clone(), inner, detached, lead, own));
-    let common = published(receiver).await;
+    let common = published(receiver, &journal).await;
     journal.add_attempts(theirs.attempts());
     let outcome = match common {
         Common::Page { page, stored } => Outcome::Page { page, stored },
@@ -143,10 +146,13 @@ where
     (outcome, false)
 }
 
-async fn published(mut receiver: watch::Receiver<Option<Common>>) -> Common {
+async fn published(mut receiver: watch::Receiver<Option<Common>>, journal: &Journal) -> Common {
     match receiver.wait_for(Option::is_some).await {
         Ok(common) => common.clone().unwrap_or(Common::Failed(Rejection::Internal)),
-        Err(_) => Common::Failed(Rejection::Internal),
+        Err(_) => {
+            tracing::error!(request_id = %journal.request_id, "the task that fetched a page panicked");
+            Common::Failed(Rejection::Internal)
+        }
     }
 }
 
@@ -169,7 +175,6 @@ async fn run<P, S>(
     P: PageStore,
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
 {
-    let at = Timestamp::now();
     let deadline = exchange.deadline;
     let permit = exchange.stage.permit.clone();
     let ttl = permit.route().ttl.unwrap_or(permit.environment().environment.ttl);
@@ -177,8 +182,10 @@ async fn run<P, S>(
         Ok(response) => response,
         Err(rejection) => return lead.publish(Common::Failed(rejection)),
     };
+    let at = sent_at(&response);
     let lifetime = lifetime(&response, ttl);
-    let may_share = lifetime.is_some() || response.status() != StatusCode::OK;
+    let own_cookie = response.extensions().get::<HadCookie>().is_some();
+    let may_share = lifetime.is_some() || (response.status() != StatusCode::OK && !own_cookie);
     let too_large = response.body().size_hint().lower() > shared.config.max_page as u64;
     if !may_share || too_large {
         // Where the leader has left, its answer goes with it.
@@ -210,14 +217,25 @@ async fn run<P, S>(
     lead.publish(Common::Page { page, stored: true });
 }
 
+/// From when an answer's age counts: when the attempt that brought it was sent, less the age it had already. The wait for
+/// budget before is not its age.
+fn sent_at(response: &Response<ResponseBody>) -> Timestamp {
+    let sent = response.extensions().get::<SentAt>().map_or_else(Timestamp::now, |sent| sent.0);
+    sent.before(upstream_age(response))
+}
+
+/// The age it had already (RFC 9111 §5.1).
+fn upstream_age(response: &Response<ResponseBody>) -> Duration {
+    let age = response.headers().get(AGE).and_then(|age| age.to_str().ok()?.parse().ok());
+    Duration::from_secs(age.unwrap_or(0))
+}
+
 fn lifetime(response: &Response<ResponseBody>, ttl: Duration) -> Option<Duration> {
     if response.extensions().get::<HadCookie>().is_some() {
         return None;
     }
     let lifetime = freshness::lifetime(response.status(), response.headers(), ttl)?;
-    // What is old already is fresh for less (RFC 9111 §4.2.3).
-    let age = response.headers().get(AGE).and_then(|age| age.to_str().ok()?.parse().ok()).unwrap_or(0);
-    lifetime.checked_sub(Duration::from_secs(age)).filter(|left| !left.is_zero())
+    (upstream_age(response) < lifetime).then_some(lifetime)
 }
 
 fn page(mut headers: HeaderMap, body: Bytes, at: Timestamp, fresh_for: Duration) -> Page {

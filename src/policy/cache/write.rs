@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::Response;
+use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::Shared;
@@ -11,6 +12,7 @@ use crate::domain::operation::collection;
 use crate::exchange::{Exchange, Permit, Permitted};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::store::pages::PageStore;
+use crate::time::sleep;
 
 pub(super) async fn write<P, S>(
     shared: Arc<Shared<P>>,
@@ -26,7 +28,11 @@ where
     if may_have_happened(&outcome) {
         pending.invalidate().await;
     }
-    pending.done();
+    // An answer settles it; without one upstream may still be at it.
+    let settled = outcome.is_ok() || !may_have_happened(&outcome);
+    if settled {
+        pending.done();
+    }
     outcome
 }
 
@@ -51,7 +57,7 @@ fn may_have_happened(outcome: &Result<Response<ResponseBody>, Rejection>) -> boo
 /// What a write has to drop. A caller that leaves before the answer has been seen leaves an unknown outcome.
 struct Pending<P: PageStore> {
     shared: Arc<Shared<P>>,
-    environment: String,
+    budget: String,
     collections: Vec<String>,
 }
 
@@ -61,13 +67,11 @@ impl<P: PageStore> Pending<P> {
         let own = collection(permit.target().path()).to_owned();
         let named = route.invalidates.iter().map(|path| collection(path).to_owned());
         let collections = std::iter::once(own).chain(named).collect();
-        Self { shared, environment: permit.environment().environment.name.clone(), collections }
+        Self { shared, budget: permit.environment().environment.budget.clone(), collections }
     }
 
     async fn invalidate(&self) {
-        for collection in &self.collections {
-            self.shared.pages.invalidate(&self.environment, collection).await;
-        }
+        invalidate(&self.shared, &self.budget, &self.collections).await;
     }
 
     fn done(&mut self) {
@@ -80,14 +84,21 @@ impl<P: PageStore> Drop for Pending<P> {
         if self.collections.is_empty() {
             return;
         }
-        let (shared, environment) = (self.shared.clone(), std::mem::take(&mut self.environment));
+        let (shared, budget) = (self.shared.clone(), std::mem::take(&mut self.budget));
         let collections = std::mem::take(&mut self.collections);
-        let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
-            for collection in &collections {
-                shared.pages.invalidate(&environment, collection).await;
-            }
+        // Now, and once more when upstream must be done: a list fetched in between may lack the write. A task that drain
+        // does not wait for, because there are no pages to drop once the process has gone.
+        TaskTracker::new().spawn(async move {
+            invalidate(&shared, &budget, &collections).await;
+            sleep(shared.request_timeout).await;
+            invalidate(&shared, &budget, &collections).await;
         });
+    }
+}
+
+async fn invalidate<P: PageStore>(shared: &Shared<P>, budget: &str, collections: &[String]) {
+    for collection in collections {
+        shared.pages.invalidate(budget, collection).await;
     }
 }
 

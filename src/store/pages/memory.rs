@@ -21,7 +21,7 @@ const ENTRY_OVERHEAD: usize = 200;
 pub struct MemoryPages {
     pages: Cache<PageKey, Arc<Page>>,
     capacity: u64,
-    // Only collections that were written to are here, so callers cannot make it grow by asking.
+    // Only collections that were written to are here, so callers cannot make it grow by reading.
     generations: RwLock<HashMap<String, HashMap<String, AtomicU64>>>,
 }
 
