@@ -380,3 +380,15 @@ async fn every_line_of_a_field_that_goes_upstream_is_in_the_key() {
         assert_eq!(mock.received(), received, "{fields:?}");
     }
 }
+
+#[tokio::test]
+async fn a_stale_page_takes_the_place_of_one_that_is_late() {
+    let settings = "cache.ttl = '1ms'\nserver.request_timeout = '400ms'\nupstream.attempt_timeout = '200ms'";
+    let (mock, proxy) = pair(settings).await;
+    let first = proxy.get("/providers").await;
+    assert_eq!(first.status, 200);
+    mock.fault(Fault { next: 10, delay_ms: Some(5000), ..Fault::default() });
+    let late = proxy.get("/providers").await;
+    assert_eq!((late.status, &late.body), (200, &first.body));
+    assert_eq!(late.field("cache-status"), "metorial-proxy; fwd=stale; detail=error");
+}

@@ -4,12 +4,15 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
+use metorial_proxy::time::sleep;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -230,4 +233,92 @@ async fn every_answer_has_a_request_id_the_callers_own_where_it_is_sane() {
     }
     let sent: Vec<_> = mock.handle.requests().into_iter().flat_map(|record| record.headers).collect();
     assert!(sent.contains(&("x-request-id".into(), "trace-1.2_3".into())), "and it goes on to the API");
+}
+
+/// Opens an HTTP/2 connection on which nothing may be sent to us, and asks for `/providers` on it, with these fields.
+async fn ask_and_take_nothing(proxy: &Proxy, fields: &[(&str, &str)]) -> tokio::net::TcpStream {
+    // A field as HPACK's literal without indexing (RFC 7541 §6.2.2); lengths below 127 take one byte.
+    let literal = |(name, value): &(&str, &str)| {
+        let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+        [vec![0], text(name), text(value)].concat()
+    };
+    let pseudo =
+        [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/providers")];
+    let block: Vec<u8> = pseudo.iter().chain(fields).flat_map(literal).collect();
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    let mut peer = connect(proxy.address).await;
+    let no_window = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let headers = frame(1, 0x5, 1, &block);
+    let all = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), no_window, headers].concat();
+    peer.write_all(&all).await.expect("written");
+    peer
+}
+
+/// `PING` (RFC 9113 §6.7): a sign of life that takes nothing.
+const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_of_its_answer_loses_its_place_whatever_signs_of_life_it_sends() {
+    let (mock, proxy) = pair("server.max_in_flight = 1\nserver.body_idle_timeout = '1s'").await;
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    let authorization = format!("Bearer {KEY}");
+    let mut peer = ask_and_take_nothing(&proxy, &[("authorization", &authorization)]).await;
+    let mut statuses = Vec::new();
+    for _ in 0..100 {
+        statuses.push(proxy.get("/providers").await.status);
+        if statuses.contains(&503) && statuses.last() == Some(&200) {
+            break;
+        }
+        peer.write_all(&PING).await.ok();
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(statuses.contains(&503), "it had the only place: {statuses:?}");
+    assert_eq!(statuses.last(), Some(&200), "and lost it: {statuses:?}");
+    assert!(mock.received() >= 1);
+}
+
+#[tokio::test]
+async fn a_refusal_that_nobody_reads_keeps_nobody_out() {
+    let (_mock, proxy) = pair("server.max_in_flight = 1").await;
+    let mut peers = Vec::new();
+    for _ in 0..20 {
+        peers.push(ask_and_take_nothing(&proxy, &[]).await);
+        assert_eq!(proxy.get("/providers").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_head_has_a_length_and_no_body_in_either_protocol() {
+    let (_mock, proxy) = pair("").await;
+    let mut http1 = Connection::http1(connect(proxy.address).await).await;
+    let mut http2 = Connection::http2(connect(proxy.address).await).await;
+    for connection in [&mut http1, &mut http2] {
+        for _ in 0..2 {
+            let reply = connection.send(request("HEAD", "/providers", &[], "")).await.expect("whole");
+            assert_eq!(reply.status, 401);
+            assert!(reply.body.is_empty());
+            assert!(
+                reply.field("content-length").parse::<u64>().is_ok_and(|length| length > 100),
+                "{reply:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_over_the_limit_is_the_callers_fault_over_http2_too() {
+    let (url, _) = upstream(None).await;
+    let proxy = Proxy::start(&url, "upstream.http2 = 'always'\nserver.max_request_body = '1KiB'");
+    let chunked = format!(
+        "POST /provider-deployments HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n\
+         content-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\
+         fa0\r\n{}\r\n0\r\n\r\n",
+        "x".repeat(4000)
+    );
+    let reply = raw(proxy.address, &chunked).await;
+    assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
+    assert!(proxy.status().upstream.healthy, "nothing was wrong with upstream");
 }
