@@ -85,6 +85,14 @@ impl WindowRing {
     /// The moment from which they would be, if nobody else asked.
     pub fn check(&mut self, now: Nanos, n: u32) -> Result<(), Nanos> {
         let now = self.advance(now);
+        if n > self.plan.cap {
+            // More than ever fit at once: as many whole rings later as it takes.
+            let rounds = u64::from((n - 1) / self.plan.cap);
+            let rest = n - u32::try_from(rounds).unwrap_or(u32::MAX).saturating_mul(self.plan.cap);
+            let reach = (self.spent.len() as u64).saturating_mul(self.sub_window);
+            let first = self.fits_at(rest).max(self.gate).max(now);
+            return Err(first.saturating_add(rounds.saturating_mul(reach)));
+        }
         if now < self.gate {
             return Err(self.gate.max(self.fits_at(n)));
         }

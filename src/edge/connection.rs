@@ -31,7 +31,10 @@ use crate::exchange::Arrival;
 use crate::pipeline::{CurrentPipeline, Pipeline};
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
-use crate::time::timeout;
+use crate::time::{sleep, timeout};
+
+/// How long a connection that was just made is given for its first request when the proxy drains.
+const FIRST: Duration = Duration::from_secs(1);
 
 /// How long an idle connection may take to close.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -114,6 +117,14 @@ impl Server {
                 return;
             }
             () = drain.cancelled() => {
+                if !watch.has_begun() {
+                    // Just made: its first request is on its way, and whoever sent it takes a reset for a failure.
+                    tokio::select! {
+                        _ = connection.as_mut() => return,
+                        () = watch.first() => {}
+                        () = sleep(FIRST) => {}
+                    }
+                }
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = connection.as_mut() => ended,

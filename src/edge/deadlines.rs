@@ -49,6 +49,8 @@ impl Deadlines {
             idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
+            began: AtomicBool::new(false),
+            first: Notify::new(),
             answers: Mutex::default(),
             end: Notify::new(),
         });
@@ -82,6 +84,9 @@ pub struct Watch {
     served: AtomicU32,
     /// HTTP/2: a byte between two requests may be a ping, and begins no head.
     multiplexed: AtomicBool,
+    /// A request came.
+    began: AtomicBool,
+    first: Notify,
     /// When each answer under way last moved. Not when the socket did: a peer that takes nothing can still send pings.
     answers: Mutex<Vec<Arc<AtomicU64>>>,
     end: Notify,
@@ -102,9 +107,22 @@ impl Watch {
         if multiplexed {
             self.multiplexed.store(true, Ordering::Relaxed);
         }
+        if !self.began.swap(true, Ordering::Relaxed) {
+            self.first.notify_one();
+        }
         self.served.fetch_add(1, Ordering::Relaxed);
         self.waiting_for_head.store(0, Ordering::Relaxed);
         Serving { watch: self.clone(), moved: None }
+    }
+
+    /// Whether a request has come over this connection yet.
+    pub fn has_begun(&self) -> bool {
+        self.began.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the first request.
+    pub async fn first(&self) {
+        self.first.notified().await;
     }
 
     /// Waits until the connection is overdue; with what.

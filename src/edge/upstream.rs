@@ -173,8 +173,9 @@ type Unsent = (Box<TransportError>, Option<Request<RequestBody>>);
 
 fn unsent(mut error: TrySendError<Request<RequestBody>>) -> Unsent {
     let request = error.take_message();
-    let delivery = if request.is_some() { Delivery::Never } else { Delivery::Possible };
     let error = error.into_error();
+    let unsent = request.is_some() || fault::is_unprocessed(&error);
+    let delivery = if unsent { Delivery::Never } else { Delivery::Possible };
     let caller = fault::of_caller(&error);
     let (fault, detail) = (fault::of_hyper(&error), fault::chain(&error));
     (Box::new(TransportError { fault, delivery, detail, caller, body: None }), request)

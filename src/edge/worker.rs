@@ -128,8 +128,10 @@ struct Shared {
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
-            () = shared.drain.cancelled() => return,
+            // First, what the kernel has taken for us already: closing the socket would reset it.
+            biased;
             accepted = listener.accept() => accepted,
+            () = shared.drain.cancelled() => return,
         };
         match accepted {
             Ok((stream, peer)) => match shared.admission.admit(peer.ip()) {

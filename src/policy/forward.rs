@@ -17,7 +17,7 @@ use http::header::{
     STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
-use http::{Request, Response, StatusCode, Uri, response};
+use http::{Method, Request, Response, StatusCode, Uri, response};
 use http_body_util::BodyExt;
 use tower::{Layer, Service};
 
@@ -202,6 +202,10 @@ impl Shared {
         }
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(HeaderValue::from_str(id).ok().map(|id| (REQUEST_ID, id)));
+        // A method that means a body says how long it is, also where it is empty (RFC 9110 §8.6).
+        if bodyless && matches!(*stage.permit.method(), Method::POST | Method::PUT | Method::PATCH) {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         // Last, and inserted: whatever was allowed above, this is the only credential.
         headers.insert(AUTHORIZATION, stage.authorization.clone());
         let mut outgoing = Request::new(body);

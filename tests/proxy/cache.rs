@@ -392,3 +392,22 @@ async fn a_stale_page_takes_the_place_of_one_that_is_late() {
     assert_eq!((late.status, &late.body), (200, &first.body));
     assert_eq!(late.field("cache-status"), "metorial-proxy; fwd=stale; detail=error");
 }
+
+#[tokio::test]
+async fn a_write_that_was_never_sent_drops_nothing() {
+    let (mock, proxy) = pair("cache.ttl = '60s'").await;
+    assert_eq!(proxy.get("/provider-deployments").await.status, 200);
+    for _ in 0..3 {
+        let mut tcp = connect(proxy.address).await;
+        let head = format!(
+            "POST /provider-deployments HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n\
+             content-type: application/json\r\ncontent-length: 100\r\n\r\n{{"
+        );
+        tcp.write_all(head.as_bytes()).await.expect("written");
+        drop(tcp);
+    }
+    eventually("forgotten", || proxy.status().environments[0].queued == 0).await;
+    let list = proxy.get("/provider-deployments").await;
+    assert!(list.field("cache-status").starts_with("metorial-proxy; hit"), "{}", list.field("cache-status"));
+    assert_eq!(mock.received(), 1);
+}

@@ -237,3 +237,27 @@ async fn an_operator_can_drop_the_pages_of_a_collection() {
     let foreign = try_send(proxy.admin, request("POST", "/cache/invalidate", &host, body)).await;
     assert_eq!(foreign.expect("an answer").status, 403);
 }
+
+#[tokio::test]
+async fn a_connection_made_just_before_the_drain_gets_its_answer() {
+    let (_mock, proxy) = pair("").await;
+    let mut peers = Vec::new();
+    for _ in 0..20 {
+        peers.push(connect(proxy.address).await);
+    }
+    let server = proxy.into_server();
+    let drained = server.drain(Duration::ZERO, Duration::from_secs(10), std::future::pending());
+    let asked = async {
+        let ask = format!(
+            "GET /agents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n\r\n"
+        );
+        for peer in &mut peers {
+            peer.write_all(ask.as_bytes()).await.expect("sent");
+            let mut answer = String::new();
+            peer.read_to_string(&mut answer).await.expect("no reset");
+            assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        }
+    };
+    let (cut, ()) = tokio::join!(drained, asked);
+    assert_eq!(cut, 0);
+}

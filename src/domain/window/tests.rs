@@ -38,6 +38,19 @@ fn the_wait_for_several_counts_what_lapses_by_then() {
 }
 
 #[test]
+fn the_wait_for_more_than_ever_fits_is_that_of_as_many_windows() {
+    let mut ring = ring(10, 600);
+    assert_eq!(ring.check(SECOND, 10), Ok(()));
+    assert_eq!(ring.check(SECOND, 11), Err((1 + 602) * SECOND));
+    for _ in 0..10 {
+        assert_eq!(take(&mut ring, SECOND), Ok(()));
+    }
+    assert_eq!(ring.check(2 * SECOND, 10), Err(603 * SECOND));
+    assert_eq!(ring.check(2 * SECOND, 11), Err((603 + 602) * SECOND));
+    assert_eq!(ring.check(2 * SECOND, 21), Err((603 + 2 * 602) * SECOND));
+}
+
+#[test]
 fn a_snapshot_tells_what_is_left_and_when_it_grows() {
     let mut ring = ring(100, 600);
     assert_eq!(ring.snapshot(SECOND, 0), Snapshot { remaining: 100, grows_at: None });

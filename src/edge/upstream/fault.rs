@@ -39,6 +39,21 @@ pub(super) fn of_hyper(error: &hyper::Error) -> UpstreamFault {
     BROKE
 }
 
+/// Upstream says that it has not touched the request: a stream it refused (RFC 9113 §8.7), or one above the last that its
+/// GOAWAY names (§6.8).
+pub(super) fn is_unprocessed(error: &hyper::Error) -> bool {
+    let mut source: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let gone = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            return error.is_remote() && (refused || gone);
+        }
+        source = error.source();
+    }
+    false
+}
+
 /// It was the caller's body that broke.
 pub(super) fn of_caller(error: &hyper::Error) -> Option<Rejection> {
     let mut source: Option<&(dyn Error + 'static)> = error.source();

@@ -244,8 +244,16 @@ fn page(mut headers: HeaderMap, body: Bytes, at: Timestamp, fresh_for: Duration)
         headers.remove(name);
     }
     let theirs = headers.remove(ETAG).filter(|etag| etag.to_str().is_ok());
-    let etag = theirs.unwrap_or_else(|| mint_etag(&body));
-    Page { headers, body, etag, at, fresh_for }
+    let etag = theirs.map_or_else(|| mint_etag(&body), |etag| own(&etag));
+    // Copied, because what came is a slice of the connection's buffer, which a small page would keep alive whole.
+    headers.values_mut().for_each(|value| *value = own(value));
+    Page { headers, body: Bytes::copy_from_slice(&body), etag, at, fresh_for }
+}
+
+/// The same value in memory of its own.
+fn own(value: &HeaderValue) -> HeaderValue {
+    // What was a value once is one again.
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
 
 /// A strong validator: 128 bits of the body's SHA-256.

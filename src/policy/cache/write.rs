@@ -9,7 +9,7 @@ use tower::Service;
 use super::Shared;
 use crate::body::ResponseBody;
 use crate::domain::operation::collection;
-use crate::exchange::{Exchange, Permit, Permitted};
+use crate::exchange::{Exchange, Journal, Permitted};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::store::pages::PageStore;
 use crate::time::sleep;
@@ -23,13 +23,13 @@ where
     P: PageStore,
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
 {
-    let mut pending = Pending::new(shared, &exchange.stage.permit);
+    let mut pending = Pending::new(shared, &exchange);
     let outcome = inner.call(exchange).await;
-    if may_have_happened(&outcome) {
+    if pending.was_sent() && may_have_happened(&outcome) {
         pending.invalidate().await;
     }
     // An answer settles it; without one upstream may still be at it.
-    let settled = outcome.is_ok() || !may_have_happened(&outcome);
+    let settled = outcome.is_ok() || !may_have_happened(&outcome) || !pending.was_sent();
     if settled {
         pending.done();
     }
@@ -59,15 +59,22 @@ struct Pending<P: PageStore> {
     shared: Arc<Shared<P>>,
     budget: String,
     collections: Vec<String>,
+    journal: Arc<Journal>,
 }
 
 impl<P: PageStore> Pending<P> {
-    fn new(shared: Arc<Shared<P>>, permit: &Permit) -> Self {
+    fn new(shared: Arc<Shared<P>>, exchange: &Exchange<Permitted>) -> Self {
+        let (permit, journal) = (&exchange.stage.permit, exchange.journal.clone());
         let route = permit.route();
         let own = collection(permit.target().path()).to_owned();
         let named = route.invalidates.iter().map(|path| collection(path).to_owned());
         let collections = std::iter::once(own).chain(named).collect();
-        Self { shared, budget: permit.environment().environment.budget.clone(), collections }
+        Self { shared, budget: permit.environment().environment.budget.clone(), collections, journal }
+    }
+
+    /// Whether an attempt was made at all: one that still waits, or whose body never came, changed nothing.
+    fn was_sent(&self) -> bool {
+        self.journal.attempts() > 0
     }
 
     async fn invalidate(&self) {
@@ -81,7 +88,7 @@ impl<P: PageStore> Pending<P> {
 
 impl<P: PageStore> Drop for Pending<P> {
     fn drop(&mut self) {
-        if self.collections.is_empty() {
+        if self.collections.is_empty() || !self.was_sent() {
             return;
         }
         let (shared, budget) = (self.shared.clone(), std::mem::take(&mut self.budget));

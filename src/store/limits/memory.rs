@@ -54,7 +54,7 @@ impl LimitStore for MemoryLimits {
         let mut refused: Option<Refused> = None;
         for (budget, held_back) in budgets.into_iter().zip([held_back, 0]) {
             let ring = &mut rings[budget.0].ring;
-            let wanted = ahead.saturating_add(1).saturating_add(held_back).min(ring.plan().cap);
+            let wanted = ahead.saturating_add(1).saturating_add(held_back.min(ring.plan().cap - 1));
             if let Err(until) = ring.check(at.0, wanted) {
                 let until = Timestamp(until);
                 if refused.is_none_or(|refused| refused.until < until) {
