@@ -14,7 +14,7 @@ use super::{Page, PageStore, Usage};
 use crate::domain::page_key::PageKey;
 
 /// What moka and the allocator take for an entry beside its key and page.
-const ENTRY_OVERHEAD: usize = 200;
+const ENTRY_OVERHEAD: usize = 400;
 
 /// Pages of a single replica.
 #[derive(Debug)]
