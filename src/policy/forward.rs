@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
-    CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, SET_COOKIE,
-    STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap,
+    HeaderName, HeaderValue, SET_COOKIE, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri, response};
@@ -23,11 +22,13 @@ use tower::{Layer, Service};
 
 use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBody, Upload};
 use crate::exchange::{Armed, Delivery, Exchange, Failure, HadCookie, Journal, SentAt};
-use crate::rejection::{PROXY_STATUS, Rejection, UpstreamFault};
+use crate::rejection::{Rejection, UpstreamFault};
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::UpstreamFailure;
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, Timestamp, timeout_at};
+
+mod fields;
 
 /// Request fields that are passed on, beside the operator's own.
 const ALLOWED: [HeaderName; 7] = [
@@ -40,24 +41,6 @@ const ALLOWED: [HeaderName; 7] = [
     HeaderName::from_static("baggage"),
 ];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Response fields that never pass, beside `Access-Control-*` and what `Connection` names.
-const DROPPED: [HeaderName; 13] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    PROXY_AUTHENTICATE,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    SET_COOKIE,
-    // These speak for the upstream's host, and would bind ours.
-    ALT_SVC,
-    STRICT_TRANSPORT_SECURITY,
-    HeaderName::from_static("clear-site-data"),
-    PROXY_STATUS,
-];
 
 /// A body of known length up to this is read whole before the head is sent: head and body leave in one write, and a
 /// fault in it can still become a 502.
@@ -288,7 +271,7 @@ impl Shared {
         if response.headers().contains_key(SET_COOKIE) {
             response.extensions_mut().insert(HadCookie);
         }
-        clean(response.headers_mut());
+        fields::clean(response.headers_mut());
         let guard = &call.stage.guard;
         let found = |(name, value): (&HeaderName, &HeaderValue)| {
             guard.found_in(value.as_bytes()) || guard.found_in(name.as_str().as_bytes())
@@ -419,31 +402,6 @@ async fn gather(body: Outbound, length: u64) -> Result<Bytes, BodyError> {
     Ok(whole.map_or(first, BytesMut::freeze))
 }
 
-/// Takes out what belongs to the connection, to the upstream's host, or to our key.
-fn clean(headers: &mut HeaderMap) {
-    // A transfer coding overrides a length (RFC 9112 §6.3): passed on, the length would cut the body.
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(CONTENT_LENGTH);
-    }
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-        // Naming these would be an attack, not a hop's business (RFC 9110 §7.6.1).
-        .filter(|name| ![CONTENT_LENGTH, CONTENT_TYPE, http::header::CACHE_CONTROL].contains(name))
-        .collect();
-    for name in named.iter().chain(&DROPPED) {
-        headers.remove(name);
-    }
-    let foreign: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
-    for name in foreign {
-        headers.remove(name);
-    }
-}
-
 fn failure(fault: UpstreamFault) -> UpstreamFailure {
     match fault {
         UpstreamFault::Dns
@@ -460,33 +418,6 @@ fn failure(fault: UpstreamFault) -> UpstreamFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_belongs_to_the_connection_or_speaks_for_upstream_does_not_pass() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "close, x-hop"),
-            ("connection", "x-other-hop, content-length"),
-            ("x-hop", "1"),
-            ("x-other-hop", "1"),
-            ("keep-alive", "timeout=5"),
-            ("set-cookie", "a=b"),
-            ("access-control-allow-origin", "*"),
-            ("access-control-anything", "x"),
-            ("strict-transport-security", "max-age=1"),
-            ("alt-svc", "h3=\":443\""),
-            ("content-length", "3"),
-            ("content-type", "application/json"),
-            ("metorial-req-id", "req_1"),
-            ("location", "https://metorial.com/api"),
-        ] {
-            headers.append(name, value.parse().expect("a value"));
-        }
-        clean(&mut headers);
-        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["content-length", "content-type", "location", "metorial-req-id"]);
-    }
 
     #[test]
     fn the_target_is_put_behind_the_upstreams_base_path() {

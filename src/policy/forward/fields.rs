@@ -1,0 +1,83 @@
+//! Which fields of upstream's answers pass.
+
+use http::header::{
+    ALT_SVC, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, PROXY_AUTHENTICATE, SET_COOKIE,
+    STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+
+use crate::rejection::PROXY_STATUS;
+
+/// Response fields that never pass, beside `Access-Control-*` and what `Connection` names.
+const DROPPED: [HeaderName; 13] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    SET_COOKIE,
+    // These speak for the upstream's host, and would bind ours.
+    ALT_SVC,
+    STRICT_TRANSPORT_SECURITY,
+    HeaderName::from_static("clear-site-data"),
+    PROXY_STATUS,
+];
+
+/// Takes out what belongs to the connection, to the upstream's host, or to our key.
+pub(super) fn clean(headers: &mut HeaderMap) {
+    // A transfer coding overrides a length (RFC 9112 §6.3): passed on, the length would cut the body.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        // Naming these would be an attack, not a hop's business (RFC 9110 §7.6.1).
+        .filter(|name| ![CONTENT_LENGTH, CONTENT_TYPE, http::header::CACHE_CONTROL].contains(name))
+        .collect();
+    for name in named.iter().chain(&DROPPED) {
+        headers.remove(name);
+    }
+    let foreign: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
+    for name in foreign {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_the_connection_or_speaks_for_upstream_does_not_pass() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, x-hop"),
+            ("connection", "x-other-hop, content-length"),
+            ("x-hop", "1"),
+            ("x-other-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("set-cookie", "a=b"),
+            ("access-control-allow-origin", "*"),
+            ("access-control-anything", "x"),
+            ("strict-transport-security", "max-age=1"),
+            ("alt-svc", "h3=\":443\""),
+            ("content-length", "3"),
+            ("content-type", "application/json"),
+            ("metorial-req-id", "req_1"),
+            ("location", "https://metorial.com/api"),
+        ] {
+            headers.append(name, value.parse().expect("a value"));
+        }
+        clean(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "content-type", "location", "metorial-req-id"]);
+    }
+}
