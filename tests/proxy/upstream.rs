@@ -354,3 +354,20 @@ async fn a_guarded_stream_is_told_in_the_metrics() {
         raw(proxy.admin, "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
     assert!(metrics.contains("metorial_proxy_secret_guard_total 1"), "{metrics}");
 }
+
+#[tokio::test]
+async fn a_429_shuts_the_gate_whatever_is_wrong_with_its_body() {
+    for broken in ["content-encoding: gzip\r\ncontent-length: 3\r\n\r\nabc", "content-length: 100\r\n\r\ncut"]
+    {
+        let answer =
+            format!("HTTP/1.1 429 Too Many Requests\r\nretry-after: 30\r\nconnection: close\r\n{broken}");
+        let (url, accepted) = scripted(move |_| answer.clone().into_bytes()).await;
+        let proxy = Proxy::start(&url, "");
+        for _ in 0..3 {
+            let reply = proxy.get("/providers/x").await;
+            assert_eq!(reply.refusal(), (429, "rate_limit_exceeded".to_owned()), "{broken}");
+            assert_eq!(reply.json()["violated-policies"][0], "upstream");
+        }
+        assert_eq!(accepted.load(Relaxed), 1, "nothing goes upstream while it is shut");
+    }
+}
