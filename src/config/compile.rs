@@ -55,9 +55,12 @@ fn check_store(mut at: Reader<'_, '_>, raw: raw::Store) {
 }
 
 fn telemetry_of(mut at: Reader<'_, '_>, raw: raw::Telemetry) -> Telemetry {
-    let filter = |log: String| match EnvFilter::builder().parse(&log) {
-        Ok(_) if !log.trim().is_empty() => Ok(log),
-        _ => Err(Wrong::new(
+    // tracing-subscriber cuts its input at bytes and panics inside a longer character, so that is looked at first.
+    let readable =
+        |log: &str| log.is_ascii() && !log.trim().is_empty() && EnvFilter::builder().parse(log).is_ok();
+    let filter = |log: String| match readable(&log) {
+        true => Ok(log),
+        false => Err(Wrong::new(
             format!("{log:?} is no log filter"),
             "write a level (error, warn, info, debug, trace) or a filter such as \"info,metorial_proxy=debug\"",
         )),

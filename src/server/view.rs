@@ -15,6 +15,7 @@ use crate::edge::admin::{Invalidating, Status, Unknown, View};
 use crate::store::limits::{BudgetId, LimitStore};
 use crate::store::pages::PageStore;
 use crate::telemetry::exposition::Format;
+use crate::telemetry::logging;
 use crate::telemetry::metrics::{BudgetView, Metrics, Scrape, SecretView};
 use crate::time::{Instant, Timestamp, unix_now};
 
@@ -82,7 +83,7 @@ impl View for ServerView {
             budgets: budgets.collect(),
             secrets: secrets.collect(),
             tracked_clients: self.lasting.clients.tracked() as u64,
-            ..Scrape::default()
+            log_lines_dropped: logging::dropped(),
         };
         self.lasting.metrics.render(format, &scrape)
     }

@@ -4,6 +4,7 @@
 //! which are counted, and never a request.
 
 use std::io::{BufWriter, IsTerminal, stderr};
+use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -21,15 +22,15 @@ const QUEUE: usize = 8192;
 #[derive(Debug)]
 #[must_use = "dropping this ends the log"]
 pub struct LogGuard {
-    dropped: ErrorCounter,
     _worker: WorkerGuard,
 }
 
-impl LogGuard {
-    /// Lines lost so far because stderr was too slow.
-    pub fn dropped(&self) -> u64 {
-        u64::try_from(self.dropped.dropped_lines()).unwrap_or(u64::MAX)
-    }
+/// Of the one log of this process.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Lines lost so far because stderr was too slow; 0 where there is no log.
+pub fn dropped() -> u64 {
+    DROPPED.get().map_or(0, |dropped| u64::try_from(dropped.dropped_lines()).unwrap_or(u64::MAX))
 }
 
 /// Starts logging for the whole process.
@@ -54,7 +55,8 @@ pub fn init(filter: &str) -> Result<LogGuard, String> {
         registry.with(layer.fmt_fields(json::Fields).event_format(json::Line::utc())).try_init()
     };
     started.map_err(|error| format!("the log can't be started: {error}"))?;
-    Ok(LogGuard { dropped, _worker: worker })
+    DROPPED.set(dropped).ok();
+    Ok(LogGuard { _worker: worker })
 }
 
 /// Reads a filter: a level, or `target=level` parts separated by commas.
@@ -63,6 +65,10 @@ pub fn init(filter: &str) -> Result<LogGuard, String> {
 /// What is wrong with it, in words for an operator.
 pub fn parse(filter: &str) -> Result<EnvFilter, String> {
     let filter = filter.trim();
+    // tracing-subscriber cuts its input at bytes and panics inside a longer character.
+    if !filter.is_ascii() {
+        return Err(format!("the log filter {filter:?} holds a character that is not ASCII"));
+    }
     // To tracing a lone word that is no level is a target: a mistyped level would silence the log.
     if !filter.contains(['=', ',', '[', ':']) && filter.parse::<LevelFilter>().is_err() {
         return Err(format!(

@@ -48,3 +48,11 @@ proptest! {
         prop_assert!(loaded.is_err() || name == "METORIAL_KEYLESS");
     }
 }
+
+#[test]
+fn a_log_filter_with_a_character_beyond_ascii_is_refused_and_no_panic() {
+    let variables: Variables = [("METORIAL_PROXY_LOG".into(), "\u{3000}K[f^}\u{a800}>?$".into())].into();
+    let faults = load(&Sources { file: None, env: &variables }).expect_err("refused");
+    assert!(faults.iter().any(|fault| fault.path == "METORIAL_PROXY_LOG"), "{faults:?}");
+    assert!(crate::telemetry::logging::parse("\u{3000}K[f^}\u{a800}>?$").is_err());
+}
