@@ -1,4 +1,4 @@
-//! What it costs to count: the token buckets of clients, the window ring, and a draw from two budgets.
+//! What it costs to count: the token buckets of clients, a budget, and a draw from two budgets.
 
 #![expect(clippy::panic, reason = "a benchmark that measures something else must not go on")]
 
@@ -9,9 +9,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use criterion::Criterion;
+use metorial_proxy::domain::budget::Budget;
 use metorial_proxy::domain::client_ip::ClientKey;
-use metorial_proxy::domain::quota::{Quota, RingPlan};
-use metorial_proxy::domain::window::WindowRing;
+use metorial_proxy::domain::quota::{Plan, Quota};
 use metorial_proxy::store::clients::ClientLimits;
 use metorial_proxy::store::limits::{Draw, EGRESS, LimitStore, MemoryLimits};
 use mimalloc::MiMalloc;
@@ -32,7 +32,7 @@ fn main() {
         .sample_size(50)
         .configure_from_args();
     client_limits(&mut criterion);
-    window_ring(&mut criterion);
+    budget(&mut criterion);
     memory_limits(&mut criterion);
     criterion.final_summary();
 }
@@ -54,31 +54,32 @@ fn client_limits(criterion: &mut Criterion) {
     });
 }
 
-fn window_ring(criterion: &mut Criterion) {
-    let plan = RingPlan::of(Quota::PRODUCTION);
-    let mut ring = WindowRing::new(plan);
+fn budget(criterion: &mut Criterion) {
+    let plan = Plan::window(Quota::PRODUCTION);
+    let mut budget = Budget::new(plan);
     let mut now = 0;
     let mut take = || {
         now += PACE;
-        let taken = ring.check(now, 1);
-        ring.charge(now, 1);
+        let taken = budget.check(now, 1);
+        budget.charge(now);
+        budget.settle(now, now);
         taken
     };
     assert!((0..10_000).all(|_| take().is_ok()));
-    criterion.bench_function("window ring/check and charge", |bencher| bencher.iter(&mut take));
+    criterion.bench_function("budget/check, charge and settle", |bencher| bencher.iter(&mut take));
 
     criterion
-        .bench_function("window ring/snapshot", |bencher| bencher.iter(|| ring.snapshot(black_box(now), 0)));
+        .bench_function("budget/snapshot", |bencher| bencher.iter(|| budget.snapshot(black_box(now), 0)));
 
-    // Spent evenly over the window, the worst case for the search: the last one in a row of `plan.cap` waits longest.
-    let mut spent = WindowRing::new(plan);
-    for at in 0..u64::from(plan.cap) {
-        spent.charge(at * 120_000_000, 1);
+    // Spent evenly over the window, the worst case for the search: the last one in a row of all waits longest.
+    let mut spent = Budget::new(plan);
+    for at in 0..u64::from(plan.quota.requests) {
+        spent.charge(at * 120_000_000);
     }
     let end = 600_000_000_000;
-    for (name, ahead) in [("next in line", 1), ("last in line", plan.cap)] {
+    for (name, ahead) in [("next in line", 1), ("last in line", plan.quota.requests)] {
         assert!(spent.check(end, ahead).is_err_and(|until| until > end), "{name}");
-        criterion.bench_function(&format!("window ring/refusal, {name}"), |bencher| {
+        criterion.bench_function(&format!("budget/refusal, {name}"), |bencher| {
             bencher.iter(|| spent.check(black_box(end), ahead));
         });
     }
@@ -86,12 +87,13 @@ fn window_ring(criterion: &mut Criterion) {
 
 fn memory_limits(criterion: &mut Criterion) {
     let limits = MemoryLimits::default();
-    let budgets =
-        [limits.budget("production", RingPlan::of(PLENTY)), limits.budget(EGRESS, RingPlan::of(PLENTY))];
+    let budget = |name| limits.budget(name, &[], Plan::window(PLENTY));
+    let budgets = [budget("production"), budget(EGRESS)];
     let draw = Draw { budgets, ahead: 0, held_back: 0 };
     assert!(ready(limits.acquire(draw)).is_ok());
-    criterion.bench_function("memory limits/acquire from two", |bencher| {
-        bencher.iter(|| ready(limits.acquire(black_box(draw))));
+    criterion.bench_function("memory limits/acquire from two, and settle", |bencher| {
+        bencher
+            .iter(|| ready(limits.acquire(black_box(draw))).is_ok_and(|charge| limits.settle(charge, None)));
     });
 }
 

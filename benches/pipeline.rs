@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use metorial_proxy::body::{Arriving, RequestBody, ResponseBody};
 use metorial_proxy::config::{self, Config, Sources, Variables};
-use metorial_proxy::exchange::Arrival;
+use metorial_proxy::exchange::{Arrival, Journal};
 use metorial_proxy::pipeline::Pipeline;
 use metorial_proxy::policy::forward::{Answer, Transport, TransportError};
 use metorial_proxy::server;
@@ -216,7 +216,7 @@ impl Memory {
 }
 
 impl Transport for Memory {
-    async fn send(&self, _: Request<RequestBody>) -> Result<Answer, Box<TransportError>> {
+    async fn send(&self, _: Request<RequestBody>, _: &Journal) -> Result<Answer, Box<TransportError>> {
         let (mut head, ()) = Response::new(()).into_parts();
         head.headers.clone_from(&self.0.headers);
         Ok(Answer { head, body: Arriving::Held(RequestBody::Held(self.0.body.clone())), lease: None })

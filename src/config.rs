@@ -42,6 +42,8 @@ pub struct Config {
     pub environments: Vec<Arc<Environment>>,
     /// `[cache]`.
     pub cache: Cache,
+    /// `[store]`.
+    pub store: Store,
     /// `[telemetry]`.
     pub telemetry: Telemetry,
 }
@@ -205,6 +207,13 @@ pub struct Cache {
     pub ttl: Duration,
     /// How long past its freshness a page may stand in for an upstream that failed or a budget that is spent.
     pub stale_if_error: Duration,
+}
+
+/// `[store]`
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// Where what was spent is kept while the process is not there.
+    pub state_file: Option<PathBuf>,
 }
 
 /// `[telemetry]`

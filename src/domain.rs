@@ -3,6 +3,7 @@
 //! Everything here is decided from its arguments alone, so that each rule can be tested as a table.
 
 pub mod access;
+pub mod budget;
 pub mod client_ip;
 pub mod environment;
 pub mod freshness;
@@ -11,9 +12,11 @@ pub mod operation;
 pub mod origin;
 pub mod page_key;
 pub mod quota;
+mod ramp;
 pub mod ratelimit;
 pub mod secret_guard;
 pub mod shares;
 pub mod target;
+pub mod token_bucket;
 pub mod version;
 pub mod window;

@@ -5,6 +5,7 @@
 //! way and told on the way out (access log, metrics, limit fields) is written into the [`Journal`].
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -280,6 +281,8 @@ pub struct Journal {
     pub route: OnceLock<Arc<Route>>,
     /// The known route that was refused.
     pub refused_route: OnceLock<&'static str>,
+    /// Some of the attempt under way may have been written.
+    written: AtomicBool,
     notes: Mutex<Notes>,
 }
 
@@ -303,8 +306,25 @@ impl Journal {
             environment: OnceLock::new(),
             route: OnceLock::new(),
             refused_route: OnceLock::new(),
+            written: AtomicBool::new(false),
             notes: Mutex::default(),
         }
+    }
+
+    /// Another attempt begins: nothing of it has been written yet.
+    pub fn attempt(&self) {
+        self.written(false);
+        self.add_attempts(1);
+    }
+
+    /// Notes whether some of the attempt under way may have been written.
+    pub fn written(&self, written: bool) {
+        self.written.store(written, Ordering::Relaxed);
+    }
+
+    /// Whether some of the attempt under way may have been written.
+    pub fn is_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Notes how a list page was come by; a later note replaces an earlier one.
@@ -375,7 +395,7 @@ pub(crate) mod testing {
 
     /// `method` on `target`, permitted to client `client` in an example environment with budget 0, due in 20 s.
     pub(crate) fn permitted(method: Method, target: &'static str, client: u64) -> Exchange<Permitted> {
-        waiting(method, target, client, &Arc::new(Queue::new(Duration::from_secs(600))))
+        waiting(method, target, client, &Arc::new(Queue::new(Duration::from_secs(600), Arc::default())))
     }
 
     /// The same, where those who wait for the budget stand in `queue`.

@@ -23,7 +23,7 @@ use crate::mock::sync::lock;
 use crate::time;
 
 pub use crate::mock::faults::{Fault, Reset};
-pub use crate::mock::limit::{Algorithm, parse_quota};
+pub use crate::mock::limit::{Algorithm, Counter, Verdict, parse_quota};
 pub use crate::mock::record::Record;
 
 mod answer;

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -20,6 +21,7 @@ use crate::edge::admin::{self, Access};
 use crate::edge::admission::Admission;
 use crate::edge::connection::{self, Server as Connections};
 use crate::edge::deadlines::Limits;
+use crate::edge::state_file::{self, Past};
 use crate::edge::upstream::{Connector, Upstream};
 use crate::edge::worker::Worker;
 use crate::edge::{listener, tls};
@@ -91,7 +93,18 @@ impl Server {
         };
         let connector = connector(config)?;
         let metrics = Arc::new(Metrics::new());
-        let lasting = Arc::new(Lasting::new(config, metrics.clone()));
+        let past = config.store.state_file.as_deref().map(past).unwrap_or_default();
+        let lasting = Arc::new(Lasting::new(config, metrics.clone(), past));
+        if let Some(path) = &config.store.state_file {
+            // Now rather than when stopping, when nobody can mend it any more.
+            state_file::write(path, &lasting.limits.spent()).map_err(|error| {
+                let message = format!(
+                    "{} cannot be written: {error}; name a file in a folder that is there",
+                    path.display()
+                );
+                StartError::new("store.state_file", message)
+            })?;
+        }
         let workers = config.server.workers.max(1);
         // Everything is bound before anything is served: a half-started proxy would be worse than none.
         let admin = StdListener::bind(config.server.admin)
@@ -152,7 +165,10 @@ impl Server {
         let access = Access { token: config.server.admin_token.clone(), hosts: config.server.hosts.clone() };
         let background = TaskTracker::new();
         background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
-        background.spawn(housekeeping(lasting, stop.clone()));
+        background.spawn(housekeeping(lasting.clone(), stop.clone()));
+        if let Some(path) = config.store.state_file.clone() {
+            background.spawn(keep(path, lasting, stop.clone()));
+        }
         let server = Self {
             addresses,
             admin: admin_addr,
@@ -259,6 +275,47 @@ async fn housekeeping(lasting: Arc<Lasting>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = clients.tick() => lasting.clients.forget_idle(),
             _ = pages.tick() => lasting.pages.tidy().await,
+        }
+    }
+}
+
+/// What the state file says. Without it upstream's first answer tells as much, only later: no reason not to start.
+fn past(path: &Path) -> Past {
+    match state_file::read(path) {
+        Ok(past) => past.unwrap_or_default(),
+        Err(error) => {
+            tracing::error!(
+                path = %path.display(), error,
+                "the state file cannot be read: what was spent before is not known until upstream's first answer"
+            );
+            Past::default()
+        }
+    }
+}
+
+/// Writes the state file every few seconds, and when all is over.
+async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
+    let mut due = tokio::time::interval(Duration::from_secs(5));
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failed = false;
+    loop {
+        let last = tokio::select! {
+            () = stop.cancelled() => true,
+            _ = due.tick() => false,
+        };
+        let (path, spent) = (path.clone(), lasting.limits.spent());
+        let shown = path.display().to_string();
+        let written = tokio::task::spawn_blocking(move || state_file::write(&path, &spent)).await;
+        match written.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Err(error) if last || !failed => {
+                tracing::error!(path = shown, %error, "the state file cannot be written: the next start will not know what was spent");
+                failed = true;
+            }
+            Err(_) => {}
+            Ok(()) => failed = false,
+        }
+        if last {
+            return;
         }
     }
 }

@@ -7,3 +7,4 @@ pub mod clients;
 pub mod limits;
 pub mod pages;
 pub mod queues;
+pub mod refusals;

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-/// Nanoseconds of monotonic time since the process first asked; 584 years fit.
+/// Nanoseconds of monotonic time, from well before the process began; 584 years fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(pub u64);
+
+/// How long before the process the scale begins: what was spent in a window before it has a place too.
+const BEFORE: u64 = 2 * 24 * 3600 * 1_000_000_000;
 
 impl Timestamp {
     /// The present moment.
@@ -19,9 +22,13 @@ impl Timestamp {
         Self::of(Instant::now())
     }
 
-    /// `instant` on this scale; moments before the process' epoch count as the epoch.
+    /// `instant` on this scale.
     pub fn of(instant: Instant) -> Self {
-        Self(nanos(instant.saturating_duration_since(*EPOCH)))
+        match instant.checked_duration_since(*EPOCH) {
+            Some(since) => Self(BEFORE.saturating_add(nanos(since))),
+            // Another runtime's paused clock may be behind.
+            None => Self(BEFORE.saturating_sub(nanos(EPOCH.saturating_duration_since(instant)))),
+        }
     }
 
     /// How long from `earlier` to here; zero where `earlier` is later.
@@ -29,7 +36,7 @@ impl Timestamp {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// `duration` earlier; not before the epoch.
+    /// `duration` earlier; not before the scale begins.
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(nanos(duration)))
@@ -37,7 +44,10 @@ impl Timestamp {
 
     /// Back to an instant that timers understand.
     pub fn to_instant(self) -> Instant {
-        *EPOCH + Duration::from_nanos(self.0)
+        match self.0.checked_sub(BEFORE) {
+            Some(after) => *EPOCH + Duration::from_nanos(after),
+            None => EPOCH.checked_sub(Duration::from_nanos(BEFORE - self.0)).unwrap_or(*EPOCH),
+        }
     }
 }
 
@@ -49,11 +59,8 @@ impl std::ops::Add<Duration> for Timestamp {
     }
 }
 
-/// The epoch lies a little in the past, so that arithmetic near it never underflows.
-static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
-    let now = Instant::now();
-    now.checked_sub(Duration::from_secs(1)).unwrap_or(now)
-});
+/// When the process first asked.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

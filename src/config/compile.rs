@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::fault::{Wrong, nearest};
 use super::raw;
 use super::reader::{MOMENT, Reader};
 use super::value::{Field, Section};
-use super::{Config, Telemetry};
+use super::{Config, Store, Telemetry};
 
 mod access;
 mod budget;
@@ -33,7 +34,7 @@ pub(super) fn compile(mut file: Reader<'_, '_>, raw: Field<Section<raw::File>>) 
     let cache = file.section("cache", raw.cache);
     let cache = cache::compile(file.at("cache"), cache);
     let store = file.section("store", raw.store);
-    check_store(file.at("store"), store);
+    let store = store_of(file.at("store"), store);
     let telemetry = file.section("telemetry", raw.telemetry);
     let telemetry = telemetry_of(file.at("telemetry"), telemetry);
 
@@ -44,14 +45,22 @@ pub(super) fn compile(mut file: Reader<'_, '_>, raw: Field<Section<raw::File>>) 
     }
     let environments =
         environments.into_iter().map(|environment| environment.map(Arc::new)).collect::<Option<_>>()?;
-    Some(Config { server, clients, upstream, environments, cache, telemetry })
+    Some(Config { server, clients, upstream, environments, cache, store, telemetry })
 }
 
-/// These keys wait for a store that is shared; until then they are checked and change nothing.
-fn check_store(mut at: Reader<'_, '_>, raw: raw::Store) {
+fn store_of(mut at: Reader<'_, '_>, raw: raw::Store) -> Store {
+    // These keys wait for a store that is shared; until then they are checked and change nothing.
     at.checked("prefix", raw.prefix, |prefix| name(&prefix));
     at.duration("timeout", raw.timeout, Duration::from_millis(50), MOMENT..=Duration::from_secs(10));
     at.count("min_replicas", raw.min_replicas, 1, 1..=10_000);
+    let path = |path: String| match PathBuf::from(&path).file_name() {
+        Some(_) => Ok(PathBuf::from(&path)),
+        None => Err(Wrong::new(
+            format!("{path:?} names no file"),
+            "write a file in a folder that this proxy may write to, such as \"/var/lib/metorial-proxy/state.json\"",
+        )),
+    };
+    Store { state_file: at.checked("state_file", raw.state_file, path) }
 }
 
 fn telemetry_of(mut at: Reader<'_, '_>, raw: raw::Telemetry) -> Telemetry {

@@ -7,7 +7,6 @@ use super::reader::Reader;
 /// deletes its row here and adds it to `raw`.
 const LATER: &[(&str, Option<&str>)] = &[
     ("server.proxy_protocol", Some("false")),
-    ("environments.algorithm", Some("\"window\"")),
     ("environments.next_secret_key", None),
     ("environments.rules.query", None),
     ("environments.rules.query_strict", Some("false")),
@@ -21,7 +20,6 @@ const LATER: &[(&str, Option<&str>)] = &[
     ("store.username", None),
     ("store.password", None),
     ("store.pages_url", None),
-    ("store.state_file", None),
     ("telemetry.otlp", None),
 ];
 

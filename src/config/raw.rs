@@ -116,6 +116,7 @@ pub(super) struct Environment {
     pub(super) name: Field<String>,
     pub(super) kind: Field<String>,
     pub(super) limit: Field<Section<Quota>>,
+    pub(super) algorithm: Field<String>,
     pub(super) budget: Field<String>,
     pub(super) newcomer_reserve: Field<f64>,
     pub(super) secret_key: Field<Secret>,
@@ -158,6 +159,7 @@ pub(super) struct Store {
     pub(super) prefix: Field<String>,
     pub(super) timeout: Field<Span>,
     pub(super) min_replicas: Field<u64>,
+    pub(super) state_file: Field<String>,
 }
 
 /// `[telemetry]`

@@ -213,7 +213,7 @@ fn everything_that_is_wrong_is_told_at_once() {
         origins = ["https://app.example.com/"]
         versions = []
         allow = ["catalogue", "all", "GET no-slash", "FETCH /x"]
-        algorithm = "token-bucket"
+        algorithm = "leaky-bucket"
         [[environments.rules]]
         methods = ["get"]
         invalidates = ["provider-configs"]

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::domain::access::AccessTable;
 use crate::domain::key::{KeyDigest, SecretKey};
 use crate::domain::origin::Origins;
-use crate::domain::quota::Quota;
+use crate::domain::quota::{Algorithm, Plan, Quota};
+use crate::domain::shares::Rule;
 use crate::domain::version::Versions;
 
 /// One `[[environments]]` entry, compiled.
@@ -17,6 +18,8 @@ pub struct Environment {
     pub budget: String,
     /// What the API grants that budget.
     pub limit: Quota,
+    /// How that is counted.
+    pub algorithm: Algorithm,
     /// Share of the budget, 0 to 1, held back from clients above their fair share while two or more are active.
     pub newcomer_reserve: f32,
     /// The key that is injected.
@@ -33,6 +36,18 @@ pub struct Environment {
     pub access: AccessTable,
     /// Freshness of pages where neither upstream nor a rule says otherwise.
     pub ttl: Duration,
+}
+
+impl Environment {
+    /// The plan of its budget.
+    pub fn plan(&self) -> Plan {
+        Plan { quota: self.limit, algorithm: self.algorithm }
+    }
+
+    /// How its budget is shared among clients.
+    pub fn rule(&self) -> Rule {
+        Rule { requests: self.limit.requests, reserve: self.newcomer_reserve }
+    }
 }
 
 #[cfg(test)]
@@ -58,6 +73,7 @@ impl Environment {
             name: name.into(),
             budget: name.into(),
             limit: Quota::DEVELOPMENT,
+            algorithm: Algorithm::Window,
             newcomer_reserve: 0.2,
             secret_key: SecretKey::parse("metorial_sk_0123456789abcdef").expect("a key"),
             publishable_keys: vec![KeyDigest::parse("metorial_pk_test").expect("a key")],

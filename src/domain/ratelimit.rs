@@ -73,20 +73,24 @@ pub fn standing(client: Option<Standing>, environment: Option<Standing>) -> Opti
 /// What upstream said of its own count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observation {
-    /// Its limit.
-    pub limit: u32,
     /// What it has left.
     pub remaining: u32,
     /// Until its window turns over.
     pub reset: Duration,
 }
 
-/// Reads `RateLimit-Limit`, `-Remaining` and `-Reset`; `None` unless all three are there and make sense.
+/// Reads `RateLimit-Limit`, `-Remaining` and `-Reset`, else draft-11's `RateLimit`; `None` unless it makes sense.
 pub fn observe(headers: &HeaderMap, unix_now: u64) -> Option<Observation> {
-    let limit = u32::try_from(number(headers, &RATELIMIT_LIMIT)?).ok()?;
+    let Some(limit) = number(headers, &RATELIMIT_LIMIT) else {
+        // The policy that is nearest to its end.
+        let tightest = draft_items(headers).min_by_key(|(remaining, _)| *remaining)?;
+        let (remaining, reset) = (u32::try_from(tightest.0).ok()?, Duration::from_secs(tightest.1?));
+        return Some(Observation { remaining, reset });
+    };
+    let limit = u32::try_from(limit).ok()?;
     let remaining = u32::try_from(number(headers, &RATELIMIT_REMAINING)?).ok()?;
     let reset = delta(number(headers, &RATELIMIT_RESET)?, unix_now);
-    (remaining <= limit && limit > 0).then_some(Observation { limit, remaining, reset })
+    (remaining <= limit && limit > 0).then_some(Observation { remaining, reset })
 }
 
 /// How long upstream asks us to wait after a 429: `Retry-After`, else draft-11's `RateLimit`, else `RateLimit-Reset`.
@@ -110,17 +114,21 @@ fn retry_after(headers: &HeaderMap, unix_now: u64) -> Option<Duration> {
 
 /// The `t` of the first item of `RateLimit` that has nothing left.
 fn draft_reset(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(&RATELIMIT)?.to_str().ok()?;
-    text.split(',').find_map(|item| {
+    draft_items(headers)
+        .find_map(|(remaining, reset)| (remaining == 0).then_some(reset)?)
+        .map(Duration::from_secs)
+}
+
+/// `r` and `t` of each item of draft-11's `RateLimit` that has an `r`.
+fn draft_items(headers: &HeaderMap) -> impl Iterator<Item = (u64, Option<u64>)> {
+    let lines = headers.get_all(&RATELIMIT).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).filter_map(|item| {
         let parameter = |name: &str| {
             let mut parameters =
                 item.split(';').skip(1).filter_map(|parameter| parameter.trim().split_once('='));
             parameters.find(|(found, _)| *found == name).and_then(|(_, value)| value.parse::<u64>().ok())
         };
-        match (parameter("r"), parameter("t")) {
-            (Some(0), Some(t)) => Some(Duration::from_secs(t)),
-            _ => None,
-        }
+        Some((parameter("r")?, parameter("t")))
     })
 }
 
@@ -197,8 +205,13 @@ mod tests {
             observe(&headers(&fields), 1_800_000_000)
         };
         let reset = Duration::from_secs(60);
-        assert_eq!(read("100", "7", "1800000060"), Some(Observation { limit: 100, remaining: 7, reset }));
-        assert_eq!(read("100", "7", "60"), Some(Observation { limit: 100, remaining: 7, reset }));
+        assert_eq!(read("100", "7", "1800000060"), Some(Observation { remaining: 7, reset }));
+        assert_eq!(read("100", "7", "60"), Some(Observation { remaining: 7, reset }));
+        let draft = |value| observe(&headers(&[("ratelimit", value)]), 1_800_000_000);
+        let tightest = "\"a\";r=50;t=9, \"b\";r=7;t=60";
+        assert_eq!(draft(tightest), Some(Observation { remaining: 7, reset }));
+        assert_eq!(draft("\"a\";r=99999999999;t=1"), None);
+        assert_eq!(draft("\"a\";t=1"), None);
         for (limit, remaining) in [("0", "0"), ("5", "6"), ("x", "1"), ("5", "-1"), ("99999999999", "1")] {
             assert_eq!(read(limit, remaining, "60"), None, "{limit} {remaining}");
         }

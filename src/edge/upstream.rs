@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 
 use crate::body::{Arriving, BodyError, Lease, RequestBody};
-use crate::exchange::Delivery;
+use crate::exchange::{Delivery, Journal};
 use crate::policy::forward::{Answer, Transport, TransportError};
 use crate::rejection::UpstreamFault;
 use crate::time::Instant;
@@ -70,13 +70,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Transport for Upstream {
-    async fn send(&self, mut request: Request<RequestBody>) -> Result<Answer, Box<TransportError>> {
+    async fn send(
+        &self,
+        mut request: Request<RequestBody>,
+        journal: &Journal,
+    ) -> Result<Answer, Box<TransportError>> {
         // A connection that was idle may have been closed just now; then nothing was written, and the next one is tried.
         while let Some(connection) = self.0.checkout() {
+            journal.written(true);
             match self.0.send_over(connection, request).await {
                 Ok(answer) => return Ok(answer),
                 Err((error, unsent)) => match unsent {
-                    Some(unsent) => request = unsent,
+                    Some(unsent) => {
+                        journal.written(false);
+                        request = unsent;
+                    }
                     None => return Err(error),
                 },
             }
@@ -97,6 +105,7 @@ impl Transport for Upstream {
         if let Connection::Http2(sender) = &connection {
             *lock(&self.0.shared) = Some(sender.clone());
         }
+        journal.written(true);
         self.0.send_over(connection, request).await.map_err(|(mut error, unsent)| {
             error.body = unsent.map(Request::into_body);
             error

@@ -59,18 +59,21 @@ pub fn parse_quota(text: &str) -> Result<Quota, String> {
 
 /// What a limiter says to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub struct Verdict {
     /// It may pass, and was counted.
-    pub(crate) allowed: bool,
+    pub allowed: bool,
     /// What is left after it.
-    pub(crate) remaining: u32,
+    pub remaining: u32,
     /// How long until more is left.
-    pub(crate) reset: Duration,
+    pub reset: Duration,
 }
 
 /// One caller's count.
 #[derive(Debug)]
-pub(crate) enum Counter {
+pub struct Counter(Count);
+
+#[derive(Debug)]
+enum Count {
     Trailing(VecDeque<Timestamp>),
     /// The window's start and how many it holds; `lazy` ones start at a request.
     Fixed {
@@ -83,20 +86,21 @@ pub(crate) enum Counter {
 }
 
 impl Counter {
-    pub(crate) fn new(algorithm: Algorithm) -> Self {
-        match algorithm {
-            Algorithm::Trailing => Self::Trailing(VecDeque::new()),
-            Algorithm::Aligned => Self::Fixed { lazy: false, start: None, count: 0 },
-            Algorithm::Lazy => Self::Fixed { lazy: true, start: None, count: 0 },
-            Algorithm::Bucket => Self::Bucket(Timestamp::default()),
-        }
+    /// Nothing was counted yet.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Trailing => Count::Trailing(VecDeque::new()),
+            Algorithm::Aligned => Count::Fixed { lazy: false, start: None, count: 0 },
+            Algorithm::Lazy => Count::Fixed { lazy: true, start: None, count: 0 },
+            Algorithm::Bucket => Count::Bucket(Timestamp::default()),
+        })
     }
 
     /// Counts one request at `now` if the quota still holds.
-    pub(crate) fn take(&mut self, now: Timestamp, quota: Quota) -> Verdict {
-        match self {
-            Self::Trailing(log) => trailing(log, now, quota),
-            Self::Fixed { lazy, start, count } => {
+    pub fn take(&mut self, now: Timestamp, quota: Quota) -> Verdict {
+        match &mut self.0 {
+            Count::Trailing(log) => trailing(log, now, quota),
+            Count::Fixed { lazy, start, count } => {
                 let opened = match *start {
                     Some(start) if now.since(start) < quota.window => start,
                     _ => {
@@ -110,7 +114,7 @@ impl Counter {
                 let reset = quota.window.saturating_sub(now.since(opened));
                 Verdict { allowed, remaining: quota.requests - *count, reset }
             }
-            Self::Bucket(full_at) => bucket(full_at, now, quota),
+            Count::Bucket(full_at) => bucket(full_at, now, quota),
         }
     }
 }

@@ -173,7 +173,7 @@ mod tests {
         let environment = |name: &str, keys: &[&str], keyless| {
             let publishable_keys = keys.iter().map(|key| KeyDigest::parse(key).expect("a key")).collect();
             let environment = Environment { publishable_keys, keyless, ..Environment::example(name) };
-            let queue = Arc::new(Queue::new(environment.limit.window));
+            let queue = Arc::new(Queue::new(environment.limit.window, Arc::default()));
             let environment = Arc::new(environment);
             Arc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, index: 0 })
         };

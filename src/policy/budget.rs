@@ -2,7 +2,8 @@
 //!
 //! Inside retry, because every attempt pays. A request that finds the budget spent waits its turn as long as
 //! that can end within its deadline and `max_queue_wait`; otherwise it is refused at once, with the true time of its slot.
-//! Turns go round from client to client, and a reserve is held back from those above their fair share. One 429 from upstream shuts the whole budget, not just this request.
+//! Turns go round from client to client, and a reserve is held back from those above their fair share. One 429 from
+//! upstream shuts the whole budget, not just this request.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,14 +12,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
+use tokio::select;
 use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
 use crate::config::Retry;
 use crate::domain::client_ip::ClientKey;
-use crate::domain::environment::Environment;
-use crate::domain::ratelimit::{self, RATELIMIT_LIMIT};
-use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
+use crate::domain::ratelimit;
+use crate::domain::shares::Rule;
+use crate::exchange::{Delivery, EnvironmentHandle, Exchange, Failure, Journal, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection};
 use crate::store::limits::{BudgetId, Charge, Draw, EGRESS, LimitStore, Refused};
 use crate::store::queues::{Bounds, Lane, Queue};
@@ -26,23 +28,34 @@ use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, Timestamp, sleep_until, timeout_at, unix_now};
 
+mod attempt;
+
+use attempt::Attempt;
+
 /// Charges every attempt.
 pub struct BudgetLayer<L>(Arc<Shared<L>>);
 
+/// The budget of our own address.
+pub struct Egress {
+    /// Its place in the limit store.
+    pub budget: BudgetId,
+    /// How long it counts.
+    pub window: Duration,
+    /// Nobody stands in it; it keeps the count of refusals that spoke for the address.
+    pub queue: Arc<Queue>,
+}
+
 struct Shared<L> {
     limits: Arc<L>,
-    egress: BudgetId,
-    egress_window: Duration,
+    egress: Egress,
     retry: Retry,
     metrics: Arc<Metrics>,
 }
 
 impl<L: LimitStore> BudgetLayer<L> {
-    /// `egress`: the budget of our own address, which every request draws on too.
-    pub fn new(limits: Arc<L>, egress: BudgetId, retry: Retry, metrics: Arc<Metrics>) -> Self {
-        let egress_window =
-            limits.views().get(egress.0).map_or(Duration::ZERO, |view| view.plan.quota.window);
-        Self(Arc::new(Shared { limits, egress, egress_window, retry, metrics }))
+    /// `limits` and `egress` outlive the pipeline. Every request draws on `egress` too.
+    pub fn new(limits: Arc<L>, egress: Egress, retry: Retry, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Shared { limits, egress, retry, metrics }))
     }
 }
 
@@ -89,24 +102,31 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
-            let environment = exchange.stage.permit.environment().clone();
-            let budgets = [environment.budget, shared.egress];
-            let (client, of) = (exchange.stage.client, &*environment.environment);
-            let queue = &*environment.queue;
-            let asks = Asks { budgets, client, of, deadline: exchange.deadline };
-            let charge = match shared.reserve(queue, &asks).await {
+            let asks = Asks::of(&exchange, shared.egress.budget);
+            // Upstream's first answer tells what was spent before this process began.
+            let first = asks.handle.queue.first(asks.deadline).await;
+            let charge = match shared.reserve(&asks).await {
                 Ok(charge) => charge,
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
-            exchange.journal.add_attempts(1);
+            let attempt = Attempt::begin(&*shared.limits, &asks, charge);
             let mut outcome = inner.call(exchange).await;
-            if !matches!(&outcome, Err(failure) if failure.delivery == Delivery::Never) {
-                queue.spend(client);
-            }
             match &mut outcome {
-                Ok(response) => shared.listen(queue, &asks, response).await,
-                Err(failure) if failure.delivery == Delivery::Never => shared.limits.refund(charge).await,
-                Err(_) => {}
+                Ok(response) => {
+                    // A 429 has the gate speak for it.
+                    let heard = (response.status() != StatusCode::TOO_MANY_REQUESTS)
+                        .then(|| ratelimit::observe(response.headers(), unix_now()));
+                    attempt.answered(heard.flatten());
+                    shared.listen(&asks, charge, response).await;
+                }
+                Err(failure) if failure.delivery == Delivery::Possible => attempt.lost(),
+                Err(_) => {
+                    attempt.unsent();
+                    return outcome; // It has told nothing of the past.
+                }
+            }
+            if let Some(first) = first {
+                first.answered();
             }
             outcome
         })
@@ -114,62 +134,97 @@ where
 }
 
 /// Who asks for what.
-#[derive(Clone, Copy)]
-struct Asks<'a> {
+struct Asks {
     budgets: [BudgetId; 2],
     client: ClientKey,
-    of: &'a Environment,
+    handle: Arc<EnvironmentHandle>,
+    journal: Arc<Journal>,
     deadline: Instant,
+}
+
+impl Asks {
+    fn of(exchange: &Exchange<Permitted>, egress: BudgetId) -> Self {
+        let handle = exchange.stage.permit.environment().clone();
+        Self {
+            budgets: [handle.budget, egress],
+            client: exchange.stage.client,
+            handle,
+            journal: exchange.journal.clone(),
+            deadline: exchange.deadline,
+        }
+    }
+
+    fn rule(&self) -> Rule {
+        self.handle.environment.rule()
+    }
+
+    fn held_back(&self) -> u32 {
+        self.handle.queue.held_back(self.client, self.rule())
+    }
 }
 
 impl<L: LimitStore> Shared<L> {
     /// Draws from both budgets, waiting where that can end in time.
-    async fn reserve(&self, queue: &Queue, asks: &Asks<'_>) -> Result<Charge, Rejection> {
-        let Asks { budgets, client, of, deadline } = *asks;
-        queue.touch(client);
-        let held_back = || queue.held_back(client, of.limit.requests, of.newcomer_reserve);
-        let lane = if held_back() == 0 { Lane::Below } else { Lane::Above };
+    async fn reserve(&self, asks: &Asks) -> Result<Charge, Rejection> {
+        let queue = &*asks.handle.queue;
+        let held_back = queue.ask(asks.client, asks.rule());
+        let lane = if held_back == 0 { Lane::Below } else { Lane::Above };
         // Whoever comes now stands behind those who wait: it takes a slot at once only if theirs are there too.
-        let draw = Draw { budgets, ahead: queue.waiting(lane), held_back: held_back() };
-        let refused = match self.limits.acquire(draw).await {
-            Ok(charge) => return Ok(self.allowed(charge)),
+        let ahead = queue.waiting(lane);
+        let refused = match self.draw(asks, ahead, held_back).await {
+            Ok(charge) => return Ok(charge),
             Err(refused) => refused,
         };
-        let patience = deadline.min(Instant::now() + self.retry.max_queue_wait);
+        let patience = asks.deadline.min(Instant::now() + self.retry.max_queue_wait);
         if refused.until.to_instant() > patience {
-            return Err(self.refused(budgets, &refused));
+            return Err(self.refused(asks, &refused));
         }
         let bounds = Bounds { all: self.retry.max_queue, per_client: self.retry.max_queue_per_client };
-        let Some(mut place) = queue.enter(client, lane, bounds) else {
-            return Err(self.refused(budgets, &refused));
+        let Some(mut place) = queue.enter(asks.client, lane, bounds) else {
+            return Err(self.refused(asks, &refused));
         };
         if timeout_at(patience, place.turn()).await.is_err() {
             // Asked again: what was true when it came may be long past, or a gate may have shut since.
             let ahead = queue.waiting(lane).saturating_sub(1);
-            return match self.limits.acquire(Draw { budgets, ahead, held_back: held_back() }).await {
-                Ok(charge) => Ok(self.allowed(charge)),
-                Err(refused) => Err(self.refused(budgets, &refused)),
-            };
+            let drawn = self.draw(asks, ahead, asks.held_back()).await;
+            return drawn.map_err(|refused| self.refused(asks, &refused));
         }
         loop {
-            match self.limits.acquire(Draw { budgets, ahead: 0, held_back: held_back() }).await {
-                Ok(charge) => return Ok(self.allowed(charge)),
-                Err(refused) if refused.until.to_instant() > patience => {
-                    return Err(self.refused(budgets, &refused));
-                }
-                Err(refused) => sleep_until(refused.until.to_instant()).await,
+            let rung = place.rung();
+            let refused = match self.draw(asks, 0, asks.held_back()).await {
+                Ok(charge) => return Ok(charge),
+                Err(refused) => refused,
+            };
+            if refused.until.to_instant() > patience {
+                return Err(self.refused(asks, &refused));
+            }
+            select! {
+                () = sleep_until(refused.until.to_instant()) => {}
+                () = rung => {}
             }
         }
     }
 
-    fn allowed(&self, charge: Charge) -> Charge {
-        self.metrics.decision(Policy::Environment, Outcome::Allowed);
-        self.metrics.decision(Policy::Egress, Outcome::Allowed);
-        charge
+    async fn draw(&self, asks: &Asks, ahead: u32, held_back: u32) -> Result<Charge, Refused> {
+        let drawn = self.limits.acquire(Draw { budgets: asks.budgets, ahead, held_back }).await;
+        match drawn {
+            Ok(charge) => {
+                self.metrics.decision(Policy::Environment, Outcome::Allowed);
+                self.metrics.decision(Policy::Egress, Outcome::Allowed);
+                Ok(charge)
+            }
+            // What is held back shrinks as time passes: its slot may come sooner than the budget alone can say.
+            Err(refused) if held_back > 0 => {
+                let (queue, limits) = (&asks.handle.queue, &*self.limits);
+                let until = queue.next_slot(limits, &asks.budgets, ahead, asks.client, asks.rule());
+                Err(Refused { until: until.max(Timestamp::now()), ..refused })
+            }
+            Err(refused) => Err(refused),
+        }
     }
 
-    fn refused(&self, budgets: [BudgetId; 2], refused: &Refused) -> Rejection {
-        let (limit, policy) = match (refused.gate, refused.budget == budgets[0]) {
+    fn refused(&self, asks: &Asks, refused: &Refused) -> Rejection {
+        let (limit, policy) = match (refused.gate, refused.budget == asks.budgets[0]) {
             (true, _) => (Limit::Upstream, Policy::Upstream),
             (false, true) => (Limit::Environment, Policy::Environment),
             (false, false) => (Limit::Egress, Policy::Egress),
@@ -178,47 +233,51 @@ impl<L: LimitStore> Shared<L> {
         Rejection::RateLimited { limit, wait: refused.until.since(Timestamp::now()) }
     }
 
-    /// Takes note of upstream's count; on 429 shuts the budget it speaks for.
-    async fn listen(&self, queue: &Queue, asks: &Asks<'_>, response: &mut Response<ResponseBody>) {
-        let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
-        let headers = response.headers_mut();
-        let (of, [environment, egress]) = (asks.of, asks.budgets);
-        if !refused {
-            queue.answered();
-            if let Some(observation) = ratelimit::observe(headers, unix_now()) {
-                self.limits.observe(environment, observation).await;
+    /// On 429 shuts the budget it speaks for. What upstream says of its count is of our key, not of the caller's: what the
+    /// caller sees is ours.
+    async fn listen(&self, asks: &Asks, charge: Charge, response: &mut Response<ResponseBody>) {
+        let environment = &asks.handle.environment;
+        if response.status() != StatusCode::TOO_MANY_REQUESTS {
+            for queue in [&asks.handle.queue, &self.egress.queue] {
+                queue.refusals.answered(charge.at);
             }
-            // They speak of our key, not of the caller's: what the caller sees is ours.
             for name in ratelimit::UPSTREAM_FIELDS {
-                headers.remove(name);
+                response.headers_mut().remove(name);
             }
             return;
         }
-        let (budget, name, window) = if speaks_for_environment(headers) {
-            (environment, of.name.as_str(), of.limit.window)
+        let headers = response.headers();
+        let (budget, name, window, queue) = if speaks_for_environment(headers) {
+            (asks.handle.budget, environment.name.as_str(), environment.limit.window, &asks.handle.queue)
         } else {
-            (egress, EGRESS, self.egress_window)
+            (self.egress.budget, EGRESS, self.egress.window, &self.egress.queue)
         };
-        let refusals = queue.refused();
-        let wait = match ratelimit::retry_hint(headers, unix_now()) {
+        let refusals = queue.refusals.refused(charge.at, Timestamp::now());
+        let wait = match (ratelimit::retry_hint(headers, unix_now()), refusals) {
             // At least a second, also where the window is shorter.
-            Some(hint) => hint.min(window).max(Duration::from_secs(1)),
-            None => full_jitter(&self.retry, refusals),
+            (Some(hint), _) => hint.min(window).max(Duration::from_secs(1)),
+            (None, Some(before)) => full_jitter(&self.retry, before),
+            // In flight with another that was refused: that one's backoff is this one's.
+            (None, None) => Duration::ZERO,
         };
         self.metrics.upstream_rate_limited(name);
         tracing::warn!(
             budget = name,
+            request_id = &*asks.journal.request_id,
             wait_seconds = wait.as_secs_f64(),
             "upstream answered 429: the budget is shut"
         );
-        response.extensions_mut().insert(ShutFor(wait));
         self.limits.penalise(budget, wait).await;
+        let opens = self.limits.fits_at(budget, 0, 0);
+        response.extensions_mut().insert(ShutFor(opens.since(Timestamp::now())));
+        // Those who wait learn of it now, not when their slot would have come.
+        asks.handle.queue.ring();
     }
 }
 
 /// The API's limiter sends `RateLimit-*`; its edge, which counts our address, does not.
 fn speaks_for_environment(headers: &HeaderMap) -> bool {
-    headers.contains_key(RATELIMIT_LIMIT) || headers.contains_key(ratelimit::RATELIMIT)
+    ratelimit::UPSTREAM_FIELDS.iter().any(|name| headers.contains_key(name))
 }
 
 /// Exponential backoff with full jitter: anything up to `initial × 2ⁿ`, so that replicas do not come back together.

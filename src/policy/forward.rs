@@ -73,10 +73,11 @@ pub struct TransportError {
 
 /// What carries a request to upstream and its answer back.
 pub trait Transport: Clone + Send + Sync + 'static {
-    /// Sends one request, in origin form, with a `Host`.
+    /// Sends one request, in origin form, with a `Host`. Notes in the journal when it begins to write.
     fn send(
         &self,
         request: Request<RequestBody>,
+        journal: &Journal,
     ) -> impl Future<Output = Result<Answer, Box<TransportError>>> + Send;
 }
 
@@ -156,7 +157,7 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
             };
             journal.mended();
             let call = Call { stage: &stage, deadline, journal: &journal, sent: Timestamp::now(), upload };
-            shared.receive(transport.send(request), &call).await
+            shared.receive(transport.send(request, &journal), &call).await
         })
     }
 }

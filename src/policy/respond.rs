@@ -17,11 +17,10 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
-use crate::domain::client_ip::ClientKey;
 use crate::domain::quota::Quota;
 use crate::domain::ratelimit::{self, RATELIMIT, RATELIMIT_POLICY, Standing};
 use crate::exchange::{EnvironmentHandle, Exchange, Journal, Received};
-use crate::rejection::Rejection;
+use crate::rejection::{Limit, Rejection};
 use crate::store::limits::LimitStore;
 use crate::time::{Timestamp, whole_seconds};
 
@@ -137,20 +136,32 @@ impl<L: LimitStore> Shared<L> {
         if client.is_some() {
             let policy = environment.map_or(&self.client, |handle| &self.environments[handle.index]);
             insert(headers, RATELIMIT_POLICY, policy.clone());
-            let environment = environment.map(|handle| self.standing(handle, journal.client.get().copied()));
+            let environment = environment.map(|handle| self.standing(handle, journal));
             insert(headers, RATELIMIT, ratelimit::standing(client, environment).and_then(value));
         }
         insert(headers, CACHE_STATUS, journal.cache_status().and_then(|status| value(status.field())));
     }
 
-    /// As this caller sees it: what is held back from it is not there for it.
-    fn standing(&self, handle: &EnvironmentHandle, client: Option<ClientKey>) -> Standing {
-        let now = Timestamp::now();
-        let (limit, reserve) = (handle.environment.limit, handle.environment.newcomer_reserve);
-        let held_back = client.map_or(0, |client| handle.queue.held_back(client, limit.requests, reserve));
+    /// As this caller sees it: what is held back from it is not there for it, and those who wait before it are served first.
+    fn standing(&self, handle: &EnvironmentHandle, journal: &Journal) -> Standing {
+        let quota = handle.environment.limit;
+        let told = |remaining, wait| Standing { quota, remaining, grows_in: whole_seconds(wait) };
+        if let Some(Rejection::RateLimited { limit: Limit::Environment | Limit::Upstream, wait }) =
+            journal.rejection()
+        {
+            return told(0, wait);
+        }
+        let (client, rule) = (journal.client.get().copied(), handle.environment.rule());
+        let held_back = client.map_or(0, |client| handle.queue.held_back(client, rule));
         let snapshot = self.limits.snapshot(handle.budget, held_back);
-        let grows_in = snapshot.grows_at.map_or(0, |at| whole_seconds(Timestamp(at).since(now)));
-        Standing { quota: handle.environment.limit, remaining: snapshot.remaining, grows_in }
+        let grows_at = match client {
+            Some(client) if held_back > 0 && snapshot.remaining == 0 => {
+                Some(handle.queue.next_slot(&*self.limits, &[handle.budget], 0, client, rule))
+            }
+            _ => snapshot.grows_at.map(Timestamp),
+        };
+        let now = Timestamp::now();
+        told(snapshot.remaining, grows_at.map_or(Duration::ZERO, |at| at.since(now)))
     }
 }
 

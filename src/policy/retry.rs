@@ -14,6 +14,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
+use tracing::{Instrument as _, Span};
 
 use crate::body::{BodyError, RequestBody, ResponseBody, UploadFault};
 use crate::config::Retry as Config;
@@ -98,11 +99,21 @@ where
     shared.budget.deposit();
     exchange.request = hold(exchange.request, exchange.deadline).await?;
     let mut attempt = 1;
+    let mut again_for: Option<RetryReason> = None;
     loop {
         let spare = copy(&exchange);
-        let (deadline, journal) = (exchange.deadline, exchange.journal.clone());
+        let deadline = exchange.deadline;
         let method = exchange.stage.permit.method().clone();
-        let outcome = inner.call(exchange).await;
+        // The first is the request itself; only what comes after it is news.
+        let span = again_for.map_or_else(Span::none, |reason| {
+            tracing::info_span!("retry", request_id = &*exchange.journal.request_id, attempt, ?reason)
+        });
+        let outcome = inner.call(exchange).instrument(span).await;
+        // Counted when it was sent: the budgets may have refused it.
+        let sent = !matches!(&outcome, Err(failure) if failure.delivery == Delivery::Refused);
+        if let Some(reason) = again_for.filter(|_| sent) {
+            shared.metrics.retry(reason);
+        }
         let (rejection, reason, unused_body) = match outcome {
             Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                 // Its own 429 is never passed on.
@@ -135,8 +146,7 @@ where
             sleep(backoff).await;
         }
         attempt += 1;
-        shared.metrics.retry(reason);
-        tracing::debug!(request_id = %journal.request_id, attempt, reason = ?reason, "trying again");
+        again_for = Some(reason);
         exchange = again;
     }
 }

@@ -11,14 +11,16 @@ use tower::retry::budget::TpsBudget;
 use super::StartError;
 use crate::config::{ClientIpHeader, Config};
 use crate::domain::client_ip::X_FORWARDED_FOR;
+use crate::domain::environment::Environment;
 use crate::domain::origin::Origins;
-use crate::domain::quota::RingPlan;
+use crate::domain::quota::Plan;
+use crate::edge::state_file::Past;
 use crate::exchange::EnvironmentHandle;
 use crate::pipeline::{self, Layers, Pipeline};
 use crate::policy::admit::AdmitLayer;
 use crate::policy::authenticate::{AuthenticateLayer, Callers};
 use crate::policy::authorize::AuthorizeLayer;
-use crate::policy::budget::BudgetLayer;
+use crate::policy::budget::{BudgetLayer, Egress};
 use crate::policy::cache::{CacheLayer, CacheParts, Fills};
 use crate::policy::catch_panic::CatchPanicLayer;
 use crate::policy::client_limit::ClientLimitLayer;
@@ -33,7 +35,7 @@ use crate::policy::retry::{self, RetryLayer};
 use crate::store::clients::ClientLimits;
 use crate::store::limits::{BudgetId, EGRESS, LimitStore, MemoryLimits};
 use crate::store::pages::MemoryPages;
-use crate::store::queues::Queues;
+use crate::store::queues::{Queue, Queues};
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::metrics::Metrics;
 
@@ -49,19 +51,25 @@ pub(super) struct Lasting {
     pub(super) health: Arc<UpstreamHealth>,
     pub(super) environments: Vec<Arc<EnvironmentHandle>>,
     pub(super) egress: BudgetId,
+    egress_queue: Arc<Queue>,
     fills: Arc<Fills>,
     places: Arc<Semaphore>,
     retries: Arc<TpsBudget>,
 }
 
 impl Lasting {
-    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
+    /// `past`: what was spent before this process began, as far as that was kept.
+    pub(super) fn new(config: &Config, metrics: Arc<Metrics>, past: Past) -> Self {
         let limits = Arc::new(MemoryLimits::default());
-        let egress = limits.budget(EGRESS, RingPlan::of(config.upstream.egress_limit));
+        limits.recall(past.budgets, past.ago);
+        let egress = limits.budget(EGRESS, &[], Plan::window(config.upstream.egress_limit));
         let queues = Queues::default();
         let environments = config.environments.iter().enumerate().map(|(index, environment)| {
-            let budget = limits
-                .budget(&format!("environment:{}", environment.budget), RingPlan::of(environment.limit));
+            let same = |other: &&Arc<Environment>| other.budget == environment.budget;
+            let users: Vec<&str> =
+                config.environments.iter().filter(same).map(|user| user.name.as_str()).collect();
+            let name = format!("environment:{}", environment.budget);
+            let budget = limits.budget(&name, &users, environment.plan());
             let queue = queues.of(budget, environment.limit.window);
             Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, index })
         });
@@ -75,6 +83,7 @@ impl Lasting {
             health: Arc::default(),
             environments,
             egress,
+            egress_queue: queues.of(egress, config.upstream.egress_limit.window),
             fills: Arc::default(),
             places: Arc::new(Semaphore::new(config.server.max_in_flight.min(Semaphore::MAX_PERMITS))),
             retries: Arc::new(retry::budget(&config.upstream.retry)),
@@ -87,7 +96,7 @@ impl Lasting {
 /// # Errors
 /// What keeps the proxy from starting.
 pub fn pipeline_over(config: &Config, transport: impl Transport) -> Result<Pipeline, StartError> {
-    let lasting = Lasting::new(config, Arc::new(Metrics::new()));
+    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default());
     Ok(pipeline::build(layers(config, &lasting, &TaskTracker::new())?, transport))
 }
 
@@ -143,7 +152,16 @@ pub(super) fn layers(
             metrics: metrics.clone(),
         }),
         retry: RetryLayer::new(upstream.retry, lasting.retries.clone(), metrics.clone()),
-        budget: BudgetLayer::new(limits.clone(), lasting.egress, upstream.retry, metrics.clone()),
+        budget: BudgetLayer::new(
+            limits.clone(),
+            Egress {
+                budget: lasting.egress,
+                window: upstream.egress_limit.window,
+                queue: lasting.egress_queue.clone(),
+            },
+            upstream.retry,
+            metrics.clone(),
+        ),
         inject: InjectLayer::new(injected)
             .map_err(|message| StartError { place: "environments".to_owned(), message })?,
         forward: ForwardLayer::new(

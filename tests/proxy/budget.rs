@@ -286,12 +286,12 @@ async fn what_others_spend_on_the_same_account_is_taken_into_account() {
 async fn a_limit_of_the_operators_own_is_not_mistaken_for_the_apis() {
     // The API counts over ten minutes, this environment over one second.
     let (_mock, proxy) = pair(&format!("upstream.retry.max_queue_wait = '0s'\n{}", limit(4, "1s"))).await;
-    for _ in 0..3 {
+    for _ in 0..4 {
         assert_eq!(proxy.get("/providers/1").await.status, 404);
     }
     let status = || proxy.status().environments[0].remaining;
-    eventually("the window has passed", || status() == 3).await;
-    for _ in 0..3 {
+    eventually("the window has passed", || status() == 4).await;
+    for _ in 0..4 {
         assert_eq!(proxy.get("/providers/1").await.status, 404);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::config::fault::Wrong;
 use crate::config::reader::Reader;
-use crate::domain::quota::Quota;
+use crate::domain::quota::{Algorithm, Quota};
 
 /// What decides which budget an environment draws from.
 pub(super) struct Share {
@@ -12,6 +12,7 @@ pub(super) struct Share {
     pub(super) index: usize,
     pub(super) name: String,
     pub(super) limit: Quota,
+    pub(super) algorithm: Algorithm,
     /// The key its limit comes from.
     pub(super) limit_key: &'static str,
     /// The budget's name, if it has one.
@@ -52,6 +53,12 @@ pub(super) fn compile(file: &mut Reader<'_, '_>, shares: &[Share]) -> Vec<String
                 format!("is another than that of {:?}, which draws from the same budget", first.name);
             let cure = format!("give {:?} and {:?} the same kind or limit", first.name, share.name);
             file.entry("environments", share.index).refuse(share.limit_key, Wrong::new(message, cure));
+        }
+        if first.algorithm != share.algorithm {
+            let message =
+                format!("is another than that of {:?}, which draws from the same budget", first.name);
+            let cure = format!("give {:?} and {:?} the same algorithm", first.name, share.name);
+            file.entry("environments", share.index).refuse("algorithm", Wrong::new(message, cure));
         }
     }
     budgets

@@ -13,7 +13,7 @@ use crate::config::{raw, secret};
 use crate::domain::environment::Environment;
 use crate::domain::key::{InvalidKey, KeyDigest, SecretKey};
 use crate::domain::origin::{self, Origins};
-use crate::domain::quota::Quota;
+use crate::domain::quota::{Algorithm, Quota};
 use crate::domain::version::Versions;
 
 /// Taken, in metrics and `/status`.
@@ -74,6 +74,9 @@ fn one(
     let kind = at.checked("kind", raw.kind, |text| choice(&text, &kinds)).unwrap_or(Quota::DEVELOPMENT);
     let own_limit = at.quota("limit", raw.limit);
     let limit = own_limit.unwrap_or(kind);
+    let algorithms = [("window", Algorithm::Window), ("token-bucket", Algorithm::TokenBucket)];
+    let algorithm =
+        at.checked("algorithm", raw.algorithm, |text| choice(&text, &algorithms)).unwrap_or_default();
     let budget = at.checked("budget", raw.budget, |text| super::name(&text));
     let secret_key = secret_key(&mut at, raw.secret_key);
     let keyless = at.value("keyless", raw.keyless, false);
@@ -94,6 +97,7 @@ fn one(
         index,
         name: name.clone().unwrap_or_default(),
         limit,
+        algorithm,
         limit_key: if own_limit.is_some() { "limit" } else { "kind" },
         budget,
         fingerprint: secret_key.as_ref().map(SecretKey::fingerprint),
@@ -103,6 +107,7 @@ fn one(
         // Known once all environments are.
         budget: String::new(),
         limit,
+        algorithm,
         newcomer_reserve,
         secret_key,
         publishable_keys,

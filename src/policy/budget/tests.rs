@@ -4,7 +4,7 @@ use tokio_util::task::TaskTracker;
 use tower::{ServiceExt, service_fn};
 
 use super::*;
-use crate::domain::quota::{Quota, RingPlan};
+use crate::domain::quota::{Plan, Quota};
 use crate::exchange::testing::waiting;
 use crate::rejection::UpstreamFault;
 use crate::store::limits::MemoryLimits;
@@ -14,8 +14,13 @@ use crate::time::sleep;
 struct Bench {
     limits: Arc<MemoryLimits>,
     queue: Arc<Queue>,
+    egress: Arc<Queue>,
     sent: Arc<Mutex<Vec<u64>>>,
     answer: fn() -> Result<Response<ResponseBody>, Failure>,
+}
+
+fn queue(seconds: u64) -> Arc<Queue> {
+    Arc::new(Queue::new(Duration::from_secs(seconds), Arc::default()))
 }
 
 fn ok() -> Result<Response<ResponseBody>, Failure> {
@@ -36,15 +41,10 @@ impl Bench {
     /// `requests` per ten minutes; the egress budget is out of the way.
     fn new(requests: u32) -> Self {
         let limits = Arc::new(MemoryLimits::default());
-        let plan = |requests, seconds| RingPlan::of(Quota { requests, window: Duration::from_secs(seconds) });
-        limits.budget("test", plan(requests, 600));
-        limits.budget(EGRESS, plan(1000, 10));
-        Self {
-            limits,
-            queue: Arc::new(Queue::new(Duration::from_secs(600))),
-            sent: Arc::default(),
-            answer: ok,
-        }
+        let plan = |requests, seconds| Plan::window(Quota { requests, window: Duration::from_secs(seconds) });
+        limits.budget("test", &[], plan(requests, 600));
+        limits.budget(EGRESS, &[], plan(1000, 10));
+        Self { limits, queue: queue(600), egress: queue(10), sent: Arc::default(), answer: ok }
     }
 
     /// The answer to one request of `client`.
@@ -53,7 +53,9 @@ impl Bench {
         client: u64,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Rejection>> + Send + 'static {
         let metrics = Arc::new(Metrics::new());
-        let layer = BudgetLayer::new(self.limits.clone(), BudgetId(1), RETRY, metrics);
+        let egress =
+            Egress { budget: BudgetId(1), window: Duration::from_secs(10), queue: self.egress.clone() };
+        let layer = BudgetLayer::new(self.limits.clone(), egress, RETRY, metrics);
         let (sent, answer) = (self.sent.clone(), self.answer);
         let inner = service_fn(move |exchange: Exchange<Permitted>| {
             sent.lock().expect("unpoisoned").push(exchange.stage.client.0);

@@ -15,6 +15,7 @@ use http::header::{AGE, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue
 use http::{Method, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::select;
 use tokio::sync::{oneshot, watch};
 use tower::Service;
 
@@ -29,21 +30,21 @@ use crate::time::{Instant, Timestamp, timeout_at};
 
 /// Fills under way, by page. Outlives the pipeline.
 #[derive(Default)]
-pub struct Fills(Mutex<HashMap<PageKey, watch::Receiver<Option<Common>>>>);
+pub struct Fills(Mutex<HashMap<PageKey, watch::Sender<Option<Common>>>>);
 
 impl Fills {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PageKey, watch::Receiver<Option<Common>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PageKey, watch::Sender<Option<Common>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins the fill of a page, as its leader where there is none.
     fn join(self: &Arc<Self>, key: &PageKey) -> (watch::Receiver<Option<Common>>, Option<Lead>) {
         let mut fills = self.lock();
-        if let Some(receiver) = fills.get(key) {
-            return (receiver.clone(), None);
+        if let Some(sender) = fills.get(key) {
+            return (sender.subscribe(), None);
         }
         let (sender, receiver) = watch::channel(None);
-        fills.insert(key.clone(), receiver.clone());
+        fills.insert(key.clone(), sender.clone());
         (receiver, Some(Lead { fills: self.clone(), key: key.clone(), sender }))
     }
 }
@@ -59,11 +60,31 @@ impl Lead {
     fn publish(self, common: Common) {
         self.sender.send_replace(Some(common));
     }
+
+    /// Resolves when everybody has left while `journal`'s request still waits for its turn: then nobody can join any more.
+    /// What has gone upstream is paid for, and goes on.
+    async fn abandoned(&self, journal: &Journal) {
+        loop {
+            self.sender.closed().await;
+            if journal.attempts() > 0 {
+                return std::future::pending().await;
+            }
+            let mut fills = self.fills.lock();
+            if self.sender.receiver_count() == 0 {
+                fills.remove(&self.key);
+                return;
+            }
+        }
+    }
 }
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        self.fills.lock().remove(&self.key);
+        let mut fills = self.fills.lock();
+        // Abandoned, its place may be another's by now.
+        if fills.get(&self.key).is_some_and(|sender| sender.same_channel(&self.sender)) {
+            fills.remove(&self.key);
+        }
     }
 }
 
@@ -178,7 +199,14 @@ async fn run<P, S>(
     let deadline = exchange.deadline;
     let permit = exchange.stage.permit.clone();
     let ttl = permit.route().ttl.unwrap_or(permit.environment().environment.ttl);
-    let response = match inner.call(exchange).await {
+    let journal = exchange.journal.clone();
+    let response = select! {
+        // What is there is taken, even where nobody is left: it can be kept.
+        biased;
+        response = inner.call(exchange) => response,
+        () = lead.abandoned(&journal) => return,
+    };
+    let response = match response {
         Ok(response) => response,
         Err(rejection) => return lead.publish(Common::Failed(rejection)),
     };

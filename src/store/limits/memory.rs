@@ -1,115 +1,200 @@
-//! Budgets in this process: one ring each, all under one lock, so that a draw from several is one step.
+//! Budgets in this process, all under one lock, so that a draw from several is one step.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{BudgetId, BudgetView, Charge, Draw, LimitStore, Refused};
-use crate::domain::quota::RingPlan;
+use crate::domain::budget::{Budget, Snapshot, Told};
+use crate::domain::quota::Plan;
 use crate::domain::ratelimit::Observation;
-use crate::domain::window::{Snapshot, WindowRing};
 use crate::time::Timestamp;
 
 /// Budgets of a single replica.
 #[derive(Debug, Default)]
 pub struct MemoryLimits {
     // Held for some tens of nanoseconds, never over an await: two budgets under two locks would take longer.
-    budgets: Mutex<Vec<Budget>>,
+    budgets: Mutex<Vec<Entry>>,
 }
 
 #[derive(Debug)]
-struct Budget {
+struct Entry {
     name: String,
-    ring: WindowRing,
+    users: Vec<String>,
+    budget: Budget,
+}
+
+/// What a budget has spent, to be kept while the process is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpentBudget {
+    /// Its identity.
+    pub name: String,
+    /// The environments that draw from it.
+    pub users: Vec<String>,
+    /// What it was made from.
+    pub plan: Plan,
+    /// How many, and how long ago, oldest first.
+    pub spent: Vec<(Duration, u32)>,
+    /// How long its gate is still shut.
+    pub gate: Duration,
 }
 
 impl MemoryLimits {
-    fn lock(&self) -> MutexGuard<'_, Vec<Budget>> {
-        // A ring is valid after every step, so a panic elsewhere leaves it usable.
+    /// What every budget has spent.
+    pub fn spent(&self) -> Vec<SpentBudget> {
+        let now = Timestamp::now();
+        let mut entries = self.lock();
+        let spent = entries.iter_mut().map(|Entry { name, users, budget }| {
+            let spent = budget.spent(now.0);
+            SpentBudget {
+                name: name.clone(),
+                users: users.clone(),
+                plan: budget.plan(),
+                spent: spent.into_iter().map(|(at, n)| (now.since(Timestamp(at)), n)).collect(),
+                gate: Timestamp(budget.gate()).since(now),
+            }
+        });
+        spent.collect()
+    }
+
+    /// Budgets as they were `ago`; to be called before any of them is asked for.
+    pub fn recall(&self, spent: Vec<SpentBudget>, ago: Duration) {
+        let now = Timestamp::now();
+        let entries = spent.into_iter().map(|SpentBudget { name, users, plan, spent, gate }| {
+            let mut budget = Budget::new(plan);
+            budget.recall(now.0, spent.into_iter().map(|(age, n)| (now.before(age + ago).0, n)));
+            let gate = gate.saturating_sub(ago);
+            if !gate.is_zero() {
+                budget.penalise((now + gate).0);
+            }
+            Entry { name, users, budget }
+        });
+        self.lock().extend(entries);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        // A budget is valid after every step, so a panic elsewhere leaves it usable.
         self.budgets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with_ring<T>(&self, budget: BudgetId, with: impl FnOnce(&mut WindowRing) -> T) -> T {
-        with(&mut self.lock()[budget.0].ring)
+    fn with<T>(&self, budget: BudgetId, with: impl FnOnce(&mut Budget) -> T) -> T {
+        with(&mut self.lock()[budget.0].budget)
     }
 }
 
 impl LimitStore for MemoryLimits {
-    fn budget(&self, name: &str, plan: RingPlan) -> BudgetId {
-        let mut budgets = self.lock();
-        if let Some(at) = budgets.iter().position(|budget| budget.name == name) {
-            let budget = &mut budgets[at];
-            if *budget.ring.plan() != plan {
-                budget.ring = budget.ring.replan(plan);
-            }
-            return BudgetId(at);
+    fn budget(&self, name: &str, users: &[&str], plan: Plan) -> BudgetId {
+        let now = Timestamp::now();
+        let mut entries = self.lock();
+        let known: Vec<String> = users.iter().map(|user| (*user).to_owned()).collect();
+        let at = entries.iter().position(|entry| entry.name == name);
+        let at = at.unwrap_or_else(|| {
+            let former = entries.iter().find(|entry| entry.users.iter().any(|user| known.contains(user)));
+            let budget = former.map_or_else(|| Budget::new(plan), |former| former.budget.replan(now.0, plan));
+            entries.push(Entry { name: name.to_owned(), users: Vec::new(), budget });
+            entries.len() - 1
+        });
+        let entry = &mut entries[at];
+        if entry.budget.plan() != plan {
+            entry.budget = entry.budget.replan(now.0, plan);
         }
-        budgets.push(Budget { name: name.to_owned(), ring: WindowRing::new(plan) });
-        BudgetId(budgets.len() - 1)
+        entry.users = known;
+        BudgetId(at)
     }
 
     async fn acquire(&self, draw: Draw) -> Result<Charge, Refused> {
         let Draw { budgets, ahead, held_back } = draw;
-        let mut rings = self.lock();
+        let mut entries = self.lock();
         let at = Timestamp::now();
         let mut refused: Option<Refused> = None;
-        for (budget, held_back) in budgets.into_iter().zip([held_back, 0]) {
-            let ring = &mut rings[budget.0].ring;
-            let wanted = ahead.saturating_add(1).saturating_add(held_back.min(ring.plan().cap - 1));
-            if let Err(until) = ring.check(at.0, wanted) {
+        for (id, held_back) in budgets.into_iter().zip([held_back, 0]) {
+            let budget = &mut entries[id.0].budget;
+            if let Err(until) = budget.check(at.0, wanted(budget, ahead, held_back)) {
                 let until = Timestamp(until);
                 if refused.is_none_or(|refused| refused.until < until) {
-                    refused = Some(Refused { budget, until, gate: ring.gate() > at.0 });
+                    refused = Some(Refused { budget: id, until, gate: budget.gate() > at.0 });
                 }
             }
         }
         match refused {
             Some(refused) => Err(refused),
             None => {
-                for budget in budgets {
-                    rings[budget.0].ring.charge(at.0, 1);
+                for id in budgets {
+                    entries[id.0].budget.charge(at.0);
                 }
                 Ok(Charge { budgets, at })
             }
         }
     }
 
-    async fn refund(&self, charge: Charge) {
-        let mut rings = self.lock();
-        for budget in charge.budgets {
-            rings[budget.0].ring.refund(charge.at.0, 1);
+    fn refund(&self, charge: Charge) {
+        let mut entries = self.lock();
+        for id in charge.budgets {
+            entries[id.0].budget.refund(charge.at.0);
         }
+    }
+
+    fn settle(&self, charge: Charge, observation: Option<Observation>) -> bool {
+        let mut entries = self.lock();
+        let now = Timestamp::now();
+        for id in charge.budgets {
+            entries[id.0].budget.settle(charge.at.0, now.0);
+        }
+        let Some(Observation { remaining, reset }) = observation else { return false };
+        // Upstream speaks of the key, not of our address.
+        let budget = &mut entries[charge.budgets[0].0].budget;
+        let told = Told { remaining, reset: (now + reset).0 };
+        budget.observe(now.0, charge.at.0, told)
     }
 
     async fn penalise(&self, budget: BudgetId, wait: Duration) {
         let until = Timestamp::now() + wait;
-        self.with_ring(budget, |ring| ring.penalise(until.0));
-    }
-
-    async fn observe(&self, budget: BudgetId, observation: Observation) {
-        let now = Timestamp::now();
-        let reset = now + observation.reset;
-        self.with_ring(budget, |ring| ring.observe(now.0, observation.remaining, reset.0));
+        self.with(budget, |budget| budget.penalise(until.0));
     }
 
     fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
         let now = Timestamp::now();
-        self.with_ring(budget, |ring| ring.snapshot(now.0, held_back))
+        self.with(budget, |budget| budget.snapshot(now.0, held_back))
+    }
+
+    fn fits_at(&self, budget: BudgetId, ahead: u32, held_back: u32) -> Timestamp {
+        let now = Timestamp::now();
+        self.with(budget, |budget| {
+            let wanted = wanted(budget, ahead, held_back);
+            Timestamp(budget.fits_at(now.0, wanted))
+        })
     }
 
     fn views(&self) -> Vec<BudgetView> {
         let now = Timestamp::now();
-        let mut budgets = self.lock();
-        let views = budgets.iter_mut().map(|budget| BudgetView {
-            name: budget.name.clone(),
-            plan: *budget.ring.plan(),
-            snapshot: budget.ring.snapshot(now.0, 0),
-            gate: Timestamp(budget.ring.gate()).since(now),
+        let mut entries = self.lock();
+        let views = entries.iter_mut().map(|entry| BudgetView {
+            name: entry.name.clone(),
+            quota: entry.budget.plan().quota,
+            snapshot: entry.budget.snapshot(now.0, 0),
+            gate: Timestamp(entry.budget.gate()).since(now),
         });
         views.collect()
     }
 }
 
+/// What has to be there for one more behind `ahead` others. However much is held back, some moment has room for one.
+fn wanted(budget: &Budget, ahead: u32, held_back: u32) -> u32 {
+    let most = budget.plan().quota.requests.saturating_sub(1);
+    ahead.saturating_add(1).saturating_add(held_back.min(most))
+}
+
 #[cfg(test)]
 mod tests {
-    super::super::contract::suite!(super::MemoryLimits::default());
+    use super::super::contract::suite;
+    use super::MemoryLimits;
+
+    mod window {
+        use super::*;
+        suite!(MemoryLimits::default(), Window);
+    }
+
+    mod token_bucket {
+        use super::*;
+        suite!(MemoryLimits::default(), TokenBucket);
+    }
 }

@@ -1,0 +1,322 @@
+//! A budget: what may still be sent, and exactly when more may.
+//!
+//! Four things hold requests back, and all of them only ever let more through as time passes, so that the first moment at
+//! which a request fits is known: what was spent (a [`WindowRing`], or a [`TokenBucket`]), what others on the same account
+//! have spent as far as upstream's own count shows it, the gate that a 429 shuts, and the slow start after it.
+//!
+//! Pure: the caller says what time it is.
+
+use crate::domain::quota::{Algorithm, Plan};
+use crate::domain::ramp;
+use crate::domain::token_bucket::TokenBucket;
+use crate::domain::window::WindowRing;
+
+/// Nanoseconds on the caller's monotonic scale.
+type Nanos = u64;
+
+/// One budget.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    plan: Plan,
+    count: Count,
+    /// Of a slow start.
+    step: Nanos,
+    gate: Gate,
+    foreign: Foreign,
+    /// Charged, and not answered yet.
+    in_flight: u64,
+}
+
+/// How a budget looks to a caller at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Requests that would be admitted now.
+    pub remaining: u32,
+    /// When `remaining` grows next; `None` while nothing is spent.
+    pub grows_at: Option<Nanos>,
+}
+
+/// Upstream's own count, as an answer told it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// What it has left.
+    pub remaining: u32,
+    /// When that grows.
+    pub reset: Nanos,
+}
+
+#[derive(Debug, Clone)]
+enum Count {
+    Window(WindowRing),
+    TokenBucket(TokenBucket),
+}
+
+/// Nothing passes before `until`, and then a slow start.
+#[derive(Debug, Clone, Copy, Default)]
+struct Gate {
+    until: Nanos,
+    /// Charged since it opened.
+    passed: u64,
+}
+
+/// What others on the account have spent: an estimate, which each answer replaces.
+#[derive(Debug, Clone, Copy, Default)]
+struct Foreign {
+    amount: u64,
+    /// From here on upstream gives it back, who knows how fast: a slow start finds out.
+    lapses: Nanos,
+    /// What the answer before made of it.
+    before: u64,
+    /// The latest charge whose answer was heard: an older one has older news.
+    heard: Nanos,
+}
+
+impl Budget {
+    /// One of which nothing is spent.
+    pub fn new(plan: Plan) -> Self {
+        let count = match plan.algorithm {
+            Algorithm::Window => Count::Window(WindowRing::new(plan.quota)),
+            Algorithm::TokenBucket => Count::TokenBucket(TokenBucket::new(plan.quota)),
+        };
+        // A hundredth of the window, so that a start is over long before the window is.
+        let step = nanos(plan.quota.window) / 100;
+        let step = step.clamp(10_000_000, 1_000_000_000);
+        Self { plan, count, step, gate: Gate::default(), foreign: Foreign::default(), in_flight: 0 }
+    }
+
+    /// A budget of another plan that holds what this one has spent, its gate and its estimate.
+    #[must_use]
+    pub fn replan(&self, now: Nanos, plan: Plan) -> Self {
+        let mut next =
+            Self { gate: self.gate, foreign: self.foreign, in_flight: self.in_flight, ..Self::new(plan) };
+        next.recall(now, self.spent(now));
+        next
+    }
+
+    /// What it was made from.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Whether `n` more would be admitted at `now`; nothing is charged.
+    ///
+    /// # Errors
+    /// The moment from which they would be, if nobody else asked.
+    pub fn check(&mut self, now: Nanos, n: u32) -> Result<(), Nanos> {
+        let now = self.advance(now);
+        let used = self.count.used() + self.foreign.at(self.step, now);
+        if used + u64::from(n) <= self.limit() && self.gate.room(self.step, now) >= u64::from(n) {
+            return Ok(());
+        }
+        Err(self.fits_at(now, n))
+    }
+
+    /// Charges one to `now`. To be called after [`check`](Self::check) said yes, in the same step.
+    pub fn charge(&mut self, now: Nanos) {
+        let now = self.advance(now);
+        self.count.charge(now, 1);
+        self.in_flight += 1;
+        if self.gate.until > 0 {
+            self.gate.passed += 1;
+        }
+    }
+
+    /// Gives back what was charged at `charged` and surely never sent.
+    pub fn refund(&mut self, charged: Nanos) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if charged >= self.gate.until {
+            self.gate.passed = self.gate.passed.saturating_sub(1);
+        }
+        self.count.refund(charged);
+    }
+
+    /// What was charged at `charged` has been answered, or will never be: upstream has counted it by `now`, if ever.
+    pub fn settle(&mut self, charged: Nanos, now: Nanos) {
+        let now = self.advance(now);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if let Count::Window(ring) = &mut self.count {
+            ring.settle(charged, now);
+        }
+    }
+
+    /// Shuts the gate until `until`: upstream said 429. An earlier moment than it knows of never opens it sooner.
+    pub fn penalise(&mut self, until: Nanos) {
+        if until > self.gate.until {
+            self.gate = Gate { until, passed: 0 };
+        }
+    }
+
+    /// When the gate opens, or opened last; zero when it never shut.
+    pub fn gate(&self) -> Nanos {
+        self.gate.until
+    }
+
+    /// Takes note of what the answer to a request charged at `charged` said of upstream's own count. To be called after
+    /// [`settle`](Self::settle).
+    ///
+    /// Where upstream has less left than there is here, others have spent the difference. What is in flight it may have
+    /// counted or not: that much is believed only when two answers in a row agree, because answers overtake each other. What
+    /// upstream has *spent* is no measure: an operator's window may be shorter than its own. Our own spend is never
+    /// forgotten for any of it. `true` where more is left than was thought.
+    pub fn observe(&mut self, now: Nanos, charged: Nanos, told: Told) -> bool {
+        let now = self.advance(now);
+        if charged < self.foreign.heard {
+            return false;
+        }
+        let thought = self.foreign.at(self.step, now);
+        let left = self.limit().saturating_sub(self.count.used());
+        let certain = left.saturating_sub(u64::from(told.remaining));
+        let likely = (left + self.in_flight).saturating_sub(u64::from(told.remaining));
+        self.foreign = Foreign {
+            amount: certain.max(likely.min(self.foreign.before)),
+            lapses: told.reset.clamp(now, now.saturating_add(nanos(self.plan.quota.window))),
+            before: likely,
+            heard: charged,
+        };
+        self.foreign.amount < thought
+    }
+
+    /// What is left at `now` for a caller from whom `held_back` is held back, and when that grows.
+    pub fn snapshot(&mut self, now: Nanos, held_back: u32) -> Snapshot {
+        let now = self.advance(now);
+        let foreign = self.foreign.at(self.step, now);
+        let free = self.limit().saturating_sub(self.count.used() + foreign + u64::from(held_back));
+        let remaining = u32::try_from(free.min(self.gate.room(self.step, now))).unwrap_or(u32::MAX);
+        let grows_at = if remaining == 0 {
+            Some(self.fits_at(now, held_back.saturating_add(1).min(self.plan.quota.requests)))
+        } else {
+            let foreign = (foreign > 0).then(|| ramp::next(self.step, self.foreign.lapses, now));
+            let gate =
+                (self.gate.room(self.step, now) < free).then(|| ramp::next(self.step, self.gate.until, now));
+            gate.or([self.count.next_lapse(), foreign].into_iter().flatten().min())
+        };
+        Snapshot { remaining, grows_at }
+    }
+
+    /// The first moment from `now` on at which `n` fit, were nothing more spent.
+    pub fn fits_at(&mut self, now: Nanos, n: u32) -> Nanos {
+        let now = self.advance(now);
+        let requests = self.plan.quota.requests.max(1);
+        // More than ever fit at once: as many whole windows later as it takes.
+        let rounds = u64::from(n.saturating_sub(1) / requests);
+        let n = u64::from(n) - rounds * u64::from(requests);
+        let open = self.gate.opens_at(self.step, n);
+        let first = self.counted_out(now, n).max(open).max(now);
+        first.saturating_add(rounds.saturating_mul(self.count.reach()))
+    }
+
+    /// What was spent within the window and when, for whoever takes it over.
+    pub fn spent(&self, now: Nanos) -> Vec<(Nanos, u32)> {
+        match &self.count {
+            Count::Window(ring) => ring.spent().collect(),
+            Count::TokenBucket(bucket) => {
+                let used = u32::try_from(bucket.used()).unwrap_or(u32::MAX);
+                if used > 0 { vec![(now, used)] } else { Vec::new() }
+            }
+        }
+    }
+
+    /// Charges what was spent before this budget was there, oldest first; what has lapsed by `now` is left out.
+    pub fn recall(&mut self, now: Nanos, spent: impl IntoIterator<Item = (Nanos, u32)>) {
+        for (at, n) in spent {
+            let at = self.advance(at.min(now));
+            self.count.charge(at, n);
+        }
+        self.advance(now);
+    }
+
+    fn limit(&self) -> u64 {
+        u64::from(self.plan.quota.requests)
+    }
+
+    fn advance(&mut self, now: Nanos) -> Nanos {
+        match &mut self.count {
+            Count::Window(ring) => ring.advance(now),
+            Count::TokenBucket(bucket) => bucket.advance(now),
+        }
+    }
+
+    /// The first moment at which `n` fit beside what was spent, here and by others.
+    fn counted_out(&mut self, now: Nanos, n: u64) -> Nanos {
+        let mut from = now;
+        loop {
+            let foreign = self.foreign.at(self.step, from);
+            let fewer = (foreign > 0).then(|| ramp::next(self.step, self.foreign.lapses, from));
+            let fits = (n + foreign <= self.limit()).then(|| self.count.fits_at(n + foreign).max(from));
+            match (fits, fewer) {
+                (Some(fits), Some(fewer)) if fits < fewer => return fits,
+                (_, Some(fewer)) => from = fewer,
+                (fits, None) => return fits.unwrap_or(from),
+            }
+        }
+    }
+}
+
+impl Count {
+    fn used(&self) -> u64 {
+        match self {
+            Self::Window(ring) => ring.used(),
+            Self::TokenBucket(bucket) => bucket.used(),
+        }
+    }
+
+    fn charge(&mut self, at: Nanos, n: u32) {
+        match self {
+            Self::Window(ring) => ring.charge(at, n),
+            Self::TokenBucket(bucket) => bucket.charge(n),
+        }
+    }
+
+    fn refund(&mut self, charged: Nanos) {
+        match self {
+            Self::Window(ring) => ring.refund(charged, 1),
+            Self::TokenBucket(bucket) => bucket.refund(1),
+        }
+    }
+
+    fn fits_at(&mut self, n: u64) -> Nanos {
+        match self {
+            Self::Window(ring) => ring.fits_at(n),
+            Self::TokenBucket(bucket) => bucket.fits_at(n),
+        }
+    }
+
+    fn next_lapse(&mut self) -> Option<Nanos> {
+        match self {
+            Self::Window(ring) => ring.next_lapse(),
+            Self::TokenBucket(bucket) => bucket.next_lapse(),
+        }
+    }
+
+    fn reach(&self) -> Nanos {
+        match self {
+            Self::Window(ring) => ring.reach(),
+            Self::TokenBucket(bucket) => bucket.reach(),
+        }
+    }
+}
+
+impl Gate {
+    /// How many it lets pass at `now`.
+    fn room(&self, step: Nanos, now: Nanos) -> u64 {
+        if self.until == 0 { u64::MAX } else { ramp::open(step, self.until, now).saturating_sub(self.passed) }
+    }
+
+    /// When it lets `n` more pass.
+    fn opens_at(&self, step: Nanos, n: u64) -> Nanos {
+        if self.until == 0 { 0 } else { ramp::opens_at(step, self.until, self.passed + n) }
+    }
+}
+
+impl Foreign {
+    fn at(&self, step: Nanos, now: Nanos) -> u64 {
+        if self.amount == 0 { 0 } else { self.amount.saturating_sub(ramp::open(step, self.lapses, now)) }
+    }
+}
+
+fn nanos(duration: std::time::Duration) -> Nanos {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

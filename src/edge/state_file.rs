@@ -1,0 +1,182 @@
+//! `store.state_file`: what was spent, kept while the process is not there.
+//!
+//! Written every few seconds and when stopping, always whole (a new file takes the old one's place), read on start. It holds counts
+//! and names, no keys. Ages are bridged by the wall clock, the only one that both processes share; should it have stepped back, they
+//! count as if no time had passed.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::quota::{Algorithm, Plan, Quota};
+use crate::store::limits::SpentBudget;
+use crate::time::unix_now;
+
+/// What was spent before this process began.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// By budget.
+    pub budgets: Vec<SpentBudget>,
+    /// How long ago it stood so.
+    pub ago: Duration,
+}
+
+/// Of another format nothing is read.
+const FORMAT: u32 = 1;
+/// A larger file is none of ours.
+const LARGEST: u64 = 64 * 1024 * 1024;
+/// No quota of a configuration has a longer window.
+const DAY: u64 = 24 * 3600;
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    format: u32,
+    /// Unix time.
+    saved_at: u64,
+    budgets: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    name: String,
+    environments: Vec<String>,
+    requests: u32,
+    window_ms: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    token_bucket: bool,
+    /// Milliseconds ago, and how many, oldest first.
+    spent: Vec<(u64, u32)>,
+    gate_ms: u64,
+}
+
+impl Entry {
+    fn of(budget: &SpentBudget) -> Self {
+        Self {
+            name: budget.name.clone(),
+            environments: budget.users.clone(),
+            requests: budget.plan.quota.requests,
+            window_ms: millis(budget.plan.quota.window),
+            token_bucket: budget.plan.algorithm == Algorithm::TokenBucket,
+            spent: budget.spent.iter().map(|(age, n)| (millis(*age), *n)).collect(),
+            gate_ms: millis(budget.gate),
+        }
+    }
+
+    fn read(self) -> Result<SpentBudget, String> {
+        if self.requests == 0 || !(1..=DAY * 1000).contains(&self.window_ms) {
+            return Err(format!("budget {:?} has no possible limit", self.name));
+        }
+        let quota = Quota { requests: self.requests, window: Duration::from_millis(self.window_ms) };
+        let algorithm = if self.token_bucket { Algorithm::TokenBucket } else { Algorithm::Window };
+        Ok(SpentBudget {
+            name: self.name,
+            users: self.environments,
+            plan: Plan { quota, algorithm },
+            spent: self.spent.into_iter().map(|(age, n)| (Duration::from_millis(age), n)).collect(),
+            gate: Duration::from_millis(self.gate_ms),
+        })
+    }
+}
+
+/// Reads the file; `None` where there is none yet.
+///
+/// # Errors
+/// Why what it says cannot be had.
+pub fn read(path: &Path) -> Result<Option<Past>, String> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut text = Vec::new();
+    file.take(LARGEST).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    let state: State = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    if state.format != FORMAT {
+        return Err(format!("it has format {}, this version reads {FORMAT}", state.format));
+    }
+    let budgets = state.budgets.into_iter().map(Entry::read).collect::<Result<_, _>>()?;
+    // Both moments are cut to whole seconds: less than the true age is on the safe side.
+    let ago = unix_now().saturating_sub(state.saved_at).saturating_sub(1);
+    Ok(Some(Past { budgets, ago: Duration::from_secs(ago) }))
+}
+
+/// Puts a new file in the old one's place.
+///
+/// # Errors
+/// Why it cannot: the old file is as it was.
+pub fn write(path: &Path, budgets: &[SpentBudget]) -> io::Result<()> {
+    let state =
+        State { format: FORMAT, saved_at: unix_now(), budgets: budgets.iter().map(Entry::of).collect() };
+    let mut text = serde_json::to_vec(&state)?;
+    text.push(b'\n');
+    let beside = beside(path);
+    let mut file = File::create(&beside)?;
+    let written = file.write_all(&text).and_then(|()| file.sync_data());
+    if let Err(error) = written.and_then(|()| std::fs::rename(&beside, path)) {
+        // The first error is the one to tell.
+        std::fs::remove_file(&beside).ok();
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// In the same folder, so that it can take the file's place in one step.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    PathBuf::from(name)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("metorial-proxy-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_nothing_else_is_left_behind() {
+        let path = scratch("state.json");
+        assert!(read(&path).expect("no file is no fault").is_none());
+        let budgets = vec![SpentBudget {
+            name: "environment:secret:0123abcd".into(),
+            users: vec!["production".into(), "staging".into()],
+            plan: Plan { quota: Quota::PRODUCTION, algorithm: Algorithm::TokenBucket },
+            spent: vec![(Duration::from_secs(500), 7), (Duration::from_millis(1500), 2)],
+            gate: Duration::from_secs(3),
+        }];
+        write(&path, &[]).expect("written");
+        write(&path, &budgets).expect("written");
+        let past = read(&path).expect("read").expect("there");
+        assert_eq!(past.budgets, budgets);
+        assert!(past.ago <= Duration::from_secs(60));
+        assert!(!beside(&path).exists());
+        std::fs::remove_file(&path).expect("removed");
+    }
+
+    #[test]
+    fn a_file_that_makes_no_sense_is_an_error_that_says_why() {
+        let path = scratch("nonsense.json");
+        let budget = r#"{"name": "b", "environments": [], "requests": 1, "window_ms": 99999999999, "spent": [], "gate_ms": 0}"#;
+        for (text, why) in [
+            (String::new(), "EOF"),
+            ("{}".into(), "format"),
+            (r#"{"format": 9, "saved_at": 0, "budgets": []}"#.into(), "format 9"),
+            (format!(r#"{{"format": 1, "saved_at": 0, "budgets": [{budget}]}}"#), "\"b\""),
+        ] {
+            std::fs::write(&path, &text).expect("written");
+            let error = read(&path).expect_err("nonsense");
+            assert!(error.contains(why), "{text}: {error}");
+        }
+        std::fs::remove_file(&path).expect("removed");
+        assert!(write(&scratch("no-such-folder").join("state.json"), &[]).is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! The turns of one lane: whose is the next slot.
+//!
+//! The turn goes round from client to client (deficit round robin at one request each); within a client it is first come,
+//! first served. Whoever leaves, however that happens, frees the place and passes the turn on.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::oneshot;
+
+use super::lock;
+use crate::domain::client_ip::ClientKey;
+
+/// The turns of one lane.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    state: Mutex<State>,
+    /// Places, for those who look without the lock.
+    waiting: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Somebody has the turn.
+    taken: bool,
+    /// Clients that wait, in the order of their turns.
+    round: VecDeque<ClientKey>,
+    /// Who waits for the turn, by client, first come first served.
+    lines: HashMap<ClientKey, VecDeque<oneshot::Sender<Turn>>>,
+    /// Places by client, with those that have the turn.
+    places: HashMap<ClientKey, u32>,
+}
+
+impl Turns {
+    pub(super) fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn enter(self: &Arc<Self>, client: ClientKey, per_client: usize) -> Option<Place> {
+        let mut state = lock(&self.state);
+        let mine = state.places.get(&client).copied().unwrap_or(0);
+        if mine as usize >= per_client {
+            return None;
+        }
+        state.places.insert(client, mine + 1);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let (turn, waits) = if state.taken {
+            let (sender, receiver) = oneshot::channel();
+            if !state.lines.contains_key(&client) {
+                state.round.push_back(client);
+            }
+            state.lines.entry(client).or_default().push_back(sender);
+            (None, Some(receiver))
+        } else {
+            state.taken = true;
+            (Some(Turn(Some(self.clone()))), None)
+        };
+        Some(Place { turns: self.clone(), client, turn, waits })
+    }
+
+    /// Gives the turn to the next client's first in line.
+    fn pass(self: &Arc<Self>) {
+        let mut state = lock(&self.state);
+        while let Some(client) = state.round.pop_front() {
+            let Some(mut line) = state.lines.remove(&client) else { continue };
+            let next = line.pop_front();
+            if !line.is_empty() {
+                state.lines.insert(client, line);
+                state.round.push_back(client);
+            }
+            let Some(next) = next else { continue };
+            match next.send(Turn(Some(self.clone()))) {
+                Ok(()) => return,
+                // It has left: its turn must not come back to us by way of its drop.
+                Err(mut unwanted) => unwanted.0 = None,
+            }
+        }
+        state.taken = false;
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_forgotten(&self) -> bool {
+        let state = lock(&self.state);
+        !state.taken && state.round.is_empty() && state.lines.is_empty() && state.places.is_empty()
+    }
+}
+
+/// The right to take the next slot.
+#[derive(Debug)]
+struct Turn(Option<Arc<Turns>>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(turns) = self.0.take() {
+            turns.pass();
+        }
+    }
+}
+
+/// A place in a queue; leaving it, however that happens, frees it and passes the turn on.
+#[derive(Debug)]
+pub(super) struct Place {
+    turns: Arc<Turns>,
+    client: ClientKey,
+    turn: Option<Turn>,
+    /// Where the turn comes from.
+    waits: Option<oneshot::Receiver<Turn>>,
+}
+
+impl Place {
+    /// Waits until it is this one's turn.
+    pub(super) async fn turn(&mut self) {
+        if let Some(waits) = &mut self.waits {
+            // The sender lives in the queue as long as this place does.
+            self.turn = waits.await.ok();
+            self.waits = None;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // First of all, so that the line below is known to have left it.
+        drop(self.waits.take());
+        drop(self.turn.take());
+        let mut state = lock(&self.turns.state);
+        self.turns.waiting.fetch_sub(1, Ordering::Relaxed);
+        if let Some(mine) = state.places.get_mut(&self.client) {
+            *mine -= 1;
+            if *mine == 0 {
+                state.places.remove(&self.client);
+            }
+        }
+        if let Some(line) = state.lines.get_mut(&self.client) {
+            line.retain(|waiting| !waiting.is_closed());
+            if line.is_empty() {
+                state.lines.remove(&self.client);
+                state.round.retain(|client| *client != self.client);
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Budgets under demand on a virtual clock: a smaller form of `cargo bench --bench budgets`, and how clients share.
+
+#[path = "support/simulation.rs"]
+mod simulation;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+use metorial_proxy::domain::quota::{Algorithm, Quota};
+use metorial_proxy::mock::Algorithm as Counting;
+use metorial_proxy::time::{Instant, sleep};
+use simulation::{Demand, Outcome, Proxy, Scenario, on_a_virtual_clock, run};
+use tokio_util::task::TaskTracker;
+
+const SCENARIO: Scenario = Scenario {
+    quota: Quota::DEVELOPMENT,
+    egress: false,
+    algorithm: Algorithm::Window,
+    upstream: Counting::Trailing,
+    tells: false,
+    demand: Demand::Backlog,
+    windows: 12,
+    seed: 1,
+};
+
+/// That nothing was refused upstream, and next to nothing of the budget was left.
+#[track_caller]
+fn assert_good(scenario: Scenario, outcome: Outcome) {
+    assert_eq!(outcome.tripped, 0, "{scenario:?}: {outcome:?}");
+    assert!(outcome.share() >= 0.98, "{scenario:?}: {outcome:?}");
+}
+
+#[test]
+fn a_development_budget_never_trips_an_api_however_it_counts_and_is_used_up() {
+    for demand in Demand::ALL {
+        for upstream in [Counting::Trailing, Counting::Aligned, Counting::Lazy, Counting::Bucket] {
+            let scenario = Scenario { demand, upstream, ..SCENARIO };
+            assert_good(scenario, run(scenario));
+        }
+    }
+}
+
+#[test]
+fn nor_does_the_budget_of_our_address_whose_window_is_hardly_longer_than_the_networks_delays() {
+    let scenario = Scenario { quota: Quota::PER_IP, egress: true, windows: 4, ..SCENARIO };
+    for demand in [Demand::Bursts, Demand::Poisson] {
+        assert_good(scenario, run(Scenario { demand, ..scenario }));
+    }
+    // At the end of so few windows what still waits in turns counts for more.
+    let outcome = run(scenario);
+    assert!(outcome.tripped == 0 && outcome.share() >= 0.95, "{outcome:?}");
+}
+
+#[test]
+fn an_api_that_tells_its_count_is_believed_without_loss() {
+    for demand in Demand::ALL {
+        let scenario = Scenario { tells: true, demand, windows: 4, ..SCENARIO };
+        assert_good(scenario, run(scenario));
+    }
+}
+
+#[test]
+fn a_production_budget_never_trips_the_api() {
+    let scenario = Scenario { quota: Quota::PRODUCTION, demand: Demand::Bursts, windows: 3, ..SCENARIO };
+    assert_good(scenario, run(scenario));
+}
+
+#[test]
+fn a_token_bucket_of_the_same_figures_trips_it() {
+    let outcome = run(Scenario { algorithm: Algorithm::TokenBucket, ..SCENARIO });
+    assert!(outcome.tripped > 50, "{outcome:?}");
+}
+
+#[test]
+fn a_run_depends_on_its_scenario_alone() {
+    let scenario = Scenario { demand: Demand::Poisson, windows: 4, ..SCENARIO };
+    assert_eq!(run(scenario), run(scenario));
+    assert_ne!(run(scenario), run(Scenario { seed: 2, ..scenario }));
+}
+
+#[test]
+fn beside_one_that_always_has_forty_waiting_those_who_ask_for_little_are_served() {
+    let quota = Quota { requests: 200, window: Duration::from_secs(4) };
+    let (greedy, modest, asked) = on_a_virtual_clock(1, || async {
+        let proxy = Proxy::new(Scenario { quota, ..SCENARIO }, &mut fastrand::Rng::with_seed(1));
+        let [greedy, modest, asked] = [0; 3].map(|_| Arc::new(AtomicU64::new(0)));
+        let (end, tasks) = (Instant::now() + Duration::from_secs(40), TaskTracker::new());
+        for _ in 0..40 {
+            let (proxy, greedy) = (proxy.clone(), greedy.clone());
+            tasks.spawn(async move {
+                while Instant::now() < end {
+                    match proxy.ask(0).await {
+                        StatusCode::OK => drop(greedy.fetch_add(1, Ordering::Relaxed)),
+                        _ => sleep(Duration::from_millis(100)).await,
+                    }
+                }
+            });
+        }
+        for client in 1..=10 {
+            let (proxy, modest, asked, spawner) =
+                (proxy.clone(), modest.clone(), asked.clone(), tasks.clone());
+            tasks.spawn(async move {
+                sleep(Duration::from_millis(100) * client).await;
+                while Instant::now() < end {
+                    let (proxy, modest) = (proxy.clone(), modest.clone());
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    spawner.spawn(async move {
+                        if proxy.ask(client).await == StatusCode::OK {
+                            modest.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                    sleep(Duration::from_secs(1)).await;
+                }
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+        assert_eq!(proxy.tripped(), 0);
+        [greedy, modest, asked].map(|count| count.load(Ordering::Relaxed))
+    })
+    .into();
+    assert!(modest * 100 >= asked * 95, "{modest} of {asked}");
+    // Ten windows and the one that follows.
+    assert!((greedy + modest) * 100 >= 11 * 200 * 75, "{greedy} and {modest}");
+}
