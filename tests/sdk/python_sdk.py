@@ -6,6 +6,7 @@ Started by tests/sdk_python.rs. Holds the publishable key alone. One line per ch
 import argparse
 import faulthandler
 import json
+import re
 import time
 
 import requests
@@ -20,9 +21,13 @@ arguments.add_argument("--key", required=True, help="the publishable key")
 arguments.add_argument("--secret-ends", required=True, help="the last four characters of the secret key")
 arguments.add_argument("--proxy", required=True)
 arguments.add_argument("--mock", required=True)
-arguments.add_argument("--tight-proxy", required=True, help="a proxy whose budget is --tight-budget in 5 s, uncached")
+arguments.add_argument("--tight-proxy", required=True, help="a proxy whose budget is --small-budget in 5 s, uncached")
 arguments.add_argument("--tight-mock", required=True)
-arguments.add_argument("--tight-budget", required=True, type=int)
+arguments.add_argument(
+    "--distant-proxy", required=True, help="the same in 600 s, which its clients.max_retry_after of 1 s leaves out"
+)
+arguments.add_argument("--distant-mock", required=True)
+arguments.add_argument("--small-budget", required=True, type=int)
 given = arguments.parse_args()
 
 
@@ -80,7 +85,7 @@ def pages_and_rights():
 
 
 class Watch:
-    """Notes each answer's status and Retry-After below the SDK, and each sleep of the SDK."""
+    """Notes each answer's status and what it tells of limits below the SDK, and each sleep of the SDK."""
 
     def __init__(self):
         self.answers, self.sleeps = [], []
@@ -89,7 +94,8 @@ class Watch:
 
         def watched_send(*args, **kwargs):
             answer = send(*args, **kwargs)
-            self.answers.append((answer.status_code, answer.headers.get("Retry-After")))
+            told = [answer.headers.get(name) for name in ("Retry-After", "RateLimit")]
+            self.answers.append((answer.status_code, *told))
             return answer
 
         def watched_sleep(seconds):
@@ -104,35 +110,42 @@ class Watch:
         self.sleeps.clear()
         self.really = really
 
+    def refusals(self):
+        """Retry-After and RateLimit of each 429."""
+        return [told for status, *told in self.answers if status == 429]
+
     def waits(self):
         """The Retry-After of each 429: whole seconds, at most the window and its guard against jitter, rounded up."""
-        waits = [int(retry_after) for status, retry_after in self.answers if status == 429]
+        waits = [int(retry_after) for retry_after, _ in self.refusals()]
         assert all(1 <= wait <= 6 for wait in waits), waits
         return waits
 
 
-def limits_and_waits():
-    watch = Watch()
-    deployments = Metorial(api_key=given.key, api_host=given.tight_proxy).provider_deployments
-    wanted = deployments.list(limit=1).items[0].id
-
-    # The SDK tries four times; without really waiting in between all of them are refused.
-    watch.reset(really=False)
-    admitted = 1
+def spend(deployments, wanted):
+    """Spends the small budget of one window. The error of the first request beyond it."""
+    admitted = 1  # The one that found out what to ask for.
     try:
-        while admitted <= given.tight_budget:
+        while admitted <= given.small_budget:
             deployments.get(wanted)
             admitted += 1
-        raise AssertionError(f"{admitted} requests were admitted in one window of {given.tight_budget}")
+        raise AssertionError(f"{admitted} requests were admitted in one window of {given.small_budget}")
     except RateLimitError as limited:
         assert limited.status_code == 429
         assert limited.body["code"] == "rate_limit_exceeded", limited.body
         assert limited.body["violated-policies"] == ["environment"], limited.body
         assert limited.request_id == limited.body["request_id"], (limited.request_id, limited.body)
-    # One in five may be held back as a guard against jitter on the way to the API.
-    assert given.tight_budget - 1 <= admitted <= given.tight_budget, admitted
-    passed(f"a budget of {given.tight_budget} admits {admitted}, then comes 429")
+        assert admitted == given.small_budget, admitted
+        passed(f"a budget of {given.small_budget} admits {admitted}, then comes 429")
+        return limited
 
+
+def short_waits_are_slept(watch):
+    deployments = Metorial(api_key=given.key, api_host=given.tight_proxy).provider_deployments
+    wanted = deployments.list(limit=1).items[0].id
+
+    # The SDK tries four times; without really waiting in between all of them are refused.
+    watch.reset(really=False)
+    spend(deployments, wanted)
     waits = watch.waits()
     assert len(waits) == 4, watch.answers
     assert watch.sleeps == [wait + 3 for wait in waits[:3]], (watch.sleeps, waits)
@@ -141,7 +154,7 @@ def limits_and_waits():
     # And now it really sleeps, once, and then it is let through.
     watch.reset(really=True)
     started = time.monotonic()
-    for _ in range(4 * given.tight_budget):
+    for _ in range(4 * given.small_budget):
         assert deployments.get(wanted).id == wanted
         if watch.sleeps:
             break
@@ -151,6 +164,23 @@ def limits_and_waits():
     assert took >= watch.sleeps[0], (took, watch.sleeps)
     assert watch.answers[-1][0] == 200, watch.answers
     passed(f"the SDK slept for {watch.sleeps[0]} s as told, and the next attempt succeeded")
+
+
+def long_waits_are_told_after_short_sleeps(watch):
+    deployments = Metorial(api_key=given.key, api_host=given.distant_proxy).provider_deployments
+    wanted = deployments.list(limit=1).items[0].id
+
+    # Without Retry-After the SDK tries four times as well, but it doesn't sleep for what there is to wait.
+    watch.reset(really=False)
+    limited = spend(deployments, wanted)
+    refusals = watch.refusals()
+    assert [retry_after for retry_after, _ in refusals] == [None] * 4, refusals
+    assert watch.sleeps == [3, 3, 3], watch.sleeps
+    wait = limited.body["retry_after"]
+    assert 590 <= wait <= 610, wait
+    for _, rate_limit in refusals:
+        assert re.fullmatch(r'"environment";r=0;t=(59|60)\d', rate_limit), rate_limit
+    passed(f"of a wait beyond max_retry_after the SDK tells after 9 s: {wait} s, in the body")
 
 
 def what_the_api_saw(mock, methods):
@@ -165,7 +195,10 @@ def what_the_api_saw(mock, methods):
     passed(f"the API saw {len(seen['requests'])} requests, each with the secret key alone, and refused none")
 
 
+watch = Watch()
 pages_and_rights()
 what_the_api_saw(given.mock, {"GET"})
-limits_and_waits()
+short_waits_are_slept(watch)
 what_the_api_saw(given.tight_mock, {"GET"})
+long_waits_are_told_after_short_sleeps(watch)
+what_the_api_saw(given.distant_mock, {"GET"})
