@@ -1,13 +1,17 @@
 //! Limits: what callers are told, who is refused, who waits, and that the API's own 429 is never passed on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use metorial_proxy::domain::quota::Quota;
-use metorial_proxy::mock::{Fault, Options};
+use metorial_proxy::mock::{Algorithm, Fault, Options};
+use metorial_proxy::server::Server;
+use metorial_proxy::time::{Instant, timeout_at};
 use serde_json::json;
 
 use crate::client::{Reply, request};
-use crate::harness::{KEY, Mock, OTHER, OTHER_KEY, Proxy, eventually, pair};
+use crate::harness::{KEY, Mock, OTHER, OTHER_KEY, Proxy, eventually, load, pair, scratch};
 
 /// An environment's limit, to be appended to other settings.
 fn limit(requests: u32, window: &str) -> String {
@@ -267,6 +271,172 @@ async fn a_429_is_waited_out_in_a_window_shorter_than_a_second_too() {
 }
 
 #[tokio::test]
+async fn under_backlog_the_api_never_has_to_refuse_however_it_counts_and_next_to_nothing_is_left() {
+    let quota = Quota { requests: 100, window: Duration::from_secs(2) };
+    let run = async |algorithm| {
+        let mock = Mock::with(Options { limit: quota, algorithm, ..Options::default() }).await;
+        let proxy = Proxy::start(
+            mock.url(),
+            &format!("server.trusted_proxies = ['127.0.0.1']\n{}", limit(100, "2s")),
+        );
+        let until = Instant::now() + quota.window * 3 - Duration::from_millis(200);
+        let client = async |client: u32| {
+            let address = format!("203.0.113.{client}");
+            while Instant::now() < until {
+                let fields = [("x-forwarded-for", address.as_str())];
+                let ask = proxy.call("GET", "/providers/x", &fields, "");
+                let status = timeout_at(until, ask).await.map_or(404, |reply| reply.status);
+                assert!([404, 429].contains(&status), "{status}");
+            }
+        };
+        let client = &client;
+        let clients = (0..50).map(|nth| client(nth));
+        join_all(clients).await;
+        (mock.handle.counted(), mock.handle.refused())
+    };
+    let (trailing, aligned, lazy, bucket) = tokio::join!(
+        run(Algorithm::Trailing),
+        run(Algorithm::Aligned),
+        run(Algorithm::Lazy),
+        run(Algorithm::Bucket)
+    );
+    for (counted, refused) in [trailing, aligned, lazy, bucket] {
+        // Of three windows, and what is under way at the end of them.
+        assert!(counted >= 285, "{counted}");
+        assert_eq!(refused, 0);
+    }
+}
+
+#[tokio::test]
+async fn one_client_leaves_a_reserve_for_newcomers_once_a_second_is_known() {
+    let toml = format!("server.trusted_proxies = ['127.0.0.1']\n{}", limit(100, "1h"));
+    let (mock, proxy) = pair(&toml).await;
+    let from = async |client: u32| {
+        let address = format!("203.0.113.{client}");
+        proxy.call("GET", "/providers/x", &[("x-forwarded-for", address.as_str())], "").await
+    };
+    assert_eq!(from(0).await.status, 404, "a second client is known");
+    let mut greedy = 0;
+    let refused = loop {
+        let reply = from(1).await;
+        match reply.status {
+            404 => greedy += 1,
+            _ => break reply,
+        }
+    };
+    assert_eq!(greedy, 79, "what is left but for the reserve");
+    assert_refused_by("environment", &refused);
+    assert!(refused.field("ratelimit").starts_with("\"environment\";r=0;t="), "{refused:?}");
+    for newcomer in 10..30 {
+        assert_eq!(from(newcomer).await.status, 404, "{newcomer}");
+    }
+    assert_eq!(mock.handle.counted(), 100);
+    assert_refused_by("environment", &from(40).await);
+}
+
+#[tokio::test]
+async fn a_client_that_waits_as_long_as_it_was_told_is_served_and_not_a_second_before() {
+    let (_mock, proxy) = pair(&format!("upstream.retry.max_queue_wait = '0s'\n{}", limit(2, "3s"))).await;
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/providers/x").await.status, 404);
+    }
+    let refused = proxy.get("/providers/x").await;
+    let wait: u64 = refused.field("retry-after").parse().expect("seconds");
+    assert_eq!(refused.field("ratelimit"), format!("\"environment\";r=0;t={wait}"));
+    assert_eq!(wait, 4, "three seconds and the guard, rounded up");
+    let told = Instant::now();
+    eventually("its slot has come", || proxy.status().environments[0].remaining > 0).await;
+    assert!(told.elapsed() > Duration::from_secs(wait - 2) && told.elapsed() <= Duration::from_secs(wait));
+    assert_eq!(proxy.get("/providers/x").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_while_it_waits_frees_its_place_also_where_a_page_was_asked_for() {
+    let (mock, proxy) = pair(&limit(1, "4s")).await;
+    assert_eq!(proxy.get("/providers/x").await.status, 404);
+    let queued = || proxy.status().environments[0].queued;
+    for target in ["/providers/y", "/providers?limit=7"] {
+        let leaving = async {
+            tokio::select! {
+                reply = proxy.get(target) => panic!("{reply:?}"),
+                () = eventually("it waits", || queued() == 1) => {}
+            }
+        };
+        leaving.await;
+        eventually("its place is free", || queued() == 0).await;
+    }
+    eventually("the window is over", || proxy.status().environments[0].remaining == 1).await;
+    assert_eq!(mock.received(), 1, "neither was sent, and neither will be");
+    assert_eq!(proxy.get("/providers?limit=7").await.status, 200, "and the next who asks is served");
+}
+
+#[tokio::test]
+async fn after_a_restart_upstreams_first_answer_tells_what_was_spent_before() {
+    let quota = Quota { requests: 10, window: Duration::from_secs(3600) };
+    let mock = Mock::with(Options { limit: quota, ..Options::default() }).await;
+    let spend = async |proxy: &Proxy, asked: usize| {
+        let replies = join_all((0..asked).map(|_| proxy.get("/providers/x"))).await;
+        replies.iter().filter(|reply| reply.status == 404).count()
+    };
+    assert_eq!(spend(&Proxy::start(mock.url(), &limit(10, "1h")), 7).await, 7);
+    assert_eq!(spend(&Proxy::start(mock.url(), &limit(10, "1h")), 7).await, 3);
+    assert_eq!((mock.handle.counted(), mock.handle.refused()), (10, 0));
+}
+
+#[tokio::test]
+async fn a_state_file_keeps_what_was_spent_also_where_upstream_tells_nothing() {
+    let without = ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"];
+    let headers: BTreeMap<_, _> = without.iter().map(|name| ((*name).to_owned(), None)).collect();
+    let (mock, state) = (Mock::start().await, scratch("state.json"));
+    mock.fault(Fault { headers, next: 1000, ..Fault::default() });
+    let toml = format!("store.state_file = '{}'\n{}", state.display(), limit(10, "1h"));
+    for (name, served) in [("main", 6), ("renamed", 4), ("main", 0)] {
+        let proxy = Proxy::start(mock.url(), &format!("{toml}name = '{name}'\n"));
+        let replies = join_all((0..6).map(|_| proxy.get("/providers/x"))).await;
+        assert_eq!(replies.iter().filter(|reply| reply.status == 404).count(), served, "{name}");
+        proxy.into_server().drain(Duration::ZERO, Duration::from_secs(5), std::future::pending()).await;
+    }
+    // Another secret is not another account.
+    let rotated = format!("{toml}secret_key = {{ env = 'OTHER_SECRET_KEY' }}\n");
+    let proxy = Proxy::start(mock.url(), &rotated);
+    assert_refused_by("environment", &proxy.get("/providers/x").await);
+    let text = std::fs::read_to_string(&state).expect("a file");
+    assert!(!text.contains("metorial_"), "{text}");
+    std::fs::remove_file(&state).expect("removed");
+    assert_eq!(mock.received(), 10);
+}
+
+#[tokio::test]
+async fn a_state_file_that_makes_no_sense_is_no_reason_not_to_start_and_one_that_cannot_be_written_is() {
+    let (mock, state) = (Mock::start().await, scratch("nonsense.json"));
+    std::fs::write(&state, "{").expect("written");
+    let proxy = Proxy::start(mock.url(), &format!("store.state_file = '{}'", state.display()));
+    assert_eq!(proxy.get("/providers/x").await.status, 404);
+    let text = std::fs::read_to_string(&state).expect("a file");
+    assert!(text.starts_with("{\"format\":1,"), "{text}");
+    std::fs::remove_file(&state).expect("removed");
+
+    let nowhere = scratch("no-such-folder").join("state.json");
+    let config = load(mock.url(), &format!("store.state_file = '{}'", nowhere.display())).expect("loads");
+    let Err(error) = Server::start(&config) else { panic!("it started") };
+    assert_eq!(error.place, "store.state_file");
+    assert!(error.message.contains("cannot be written"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_bucket_is_there_for_those_who_ask_for_it() {
+    let toml =
+        format!("upstream.retry.max_queue_wait = '0s'\n{}algorithm = 'token-bucket'\n", limit(4, "2s"));
+    let (_mock, proxy) = pair(&toml).await;
+    for _ in 0..4 {
+        assert_eq!(proxy.get("/providers/x").await.status, 404);
+    }
+    let refused = proxy.get("/providers/x").await;
+    assert_refused_by("environment", &refused);
+    assert_eq!(refused.field("retry-after"), "1", "the next token, not the next window");
+}
+
+#[tokio::test]
 async fn what_others_spend_on_the_same_account_is_taken_into_account() {
     let quota = Quota { requests: 4, window: Duration::from_secs(3600) };
     let mock = Mock::with(Options { limit: quota, ..Options::default() }).await;
@@ -279,6 +449,26 @@ async fn what_others_spend_on_the_same_account_is_taken_into_account() {
     assert_eq!(proxy.get("/providers/1").await.status, 404, "this answer tells of the others");
     assert_eq!(proxy.get("/providers/1").await.status, 404);
     assert_refused_by("environment", &proxy.get("/providers/1").await);
+    assert_eq!(mock.handle.refused(), 0);
+}
+
+#[tokio::test]
+async fn what_others_spent_comes_back_when_it_does_upstream() {
+    let quota = Quota { requests: 6, window: Duration::from_secs(2) };
+    let mock = Mock::with(Options { limit: quota, ..Options::default() }).await;
+    let proxy = Proxy::start(mock.url(), &format!("upstream.retry.max_queue_wait = '0s'\n{}", limit(6, "2s")));
+    let secret = format!("Bearer {}", crate::harness::SECRET);
+    let direct = request("GET", "/providers/1", &[("authorization", &secret)], "");
+    for _ in 0..4 {
+        crate::client::try_send(mock.address, direct.clone()).await.expect("an answer");
+    }
+    let remaining = || proxy.status().environments[0].remaining;
+    assert_eq!(proxy.get("/providers/1").await.status, 404);
+    assert_eq!(remaining(), 1);
+    eventually("all of it is there again", || remaining() == 6).await;
+    for _ in 0..6 {
+        assert_eq!(proxy.get("/providers/1").await.status, 404);
+    }
     assert_eq!(mock.handle.refused(), 0);
 }
 

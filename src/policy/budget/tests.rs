@@ -17,6 +17,10 @@ struct Bench {
     egress: Arc<Queue>,
     sent: Arc<Mutex<Vec<u64>>>,
     answer: fn() -> Result<Response<ResponseBody>, Failure>,
+    /// How long an answer takes.
+    takes: Duration,
+    /// Whether a request is written when it is sent.
+    writes: bool,
 }
 
 fn queue(seconds: u64) -> Arc<Queue> {
@@ -44,7 +48,15 @@ impl Bench {
         let plan = |requests, seconds| Plan::window(Quota { requests, window: Duration::from_secs(seconds) });
         limits.budget("test", &[], plan(requests, 600));
         limits.budget(EGRESS, &[], plan(1000, 10));
-        Self { limits, queue: queue(600), egress: queue(10), sent: Arc::default(), answer: ok }
+        Self {
+            limits,
+            queue: queue(600),
+            egress: queue(10),
+            sent: Arc::default(),
+            answer: ok,
+            takes: Duration::ZERO,
+            writes: true,
+        }
     }
 
     /// The answer to one request of `client`.
@@ -56,10 +68,16 @@ impl Bench {
         let egress =
             Egress { budget: BudgetId(1), window: Duration::from_secs(10), queue: self.egress.clone() };
         let layer = BudgetLayer::new(self.limits.clone(), egress, RETRY, metrics);
-        let (sent, answer) = (self.sent.clone(), self.answer);
+        let (sent, answer, takes, writes) = (self.sent.clone(), self.answer, self.takes, self.writes);
         let inner = service_fn(move |exchange: Exchange<Permitted>| {
             sent.lock().expect("unpoisoned").push(exchange.stage.client.0);
-            async move { answer() }
+            exchange.journal.written(writes);
+            async move {
+                if !takes.is_zero() {
+                    sleep(takes).await;
+                }
+                answer()
+            }
         });
         let exchange = waiting(http::Method::GET, "/provider-deployments", client, &self.queue);
         async move { layer.layer(inner).oneshot(exchange).await.map_err(|failure| failure.rejection) }
@@ -246,4 +264,145 @@ async fn a_lone_client_gets_everything() {
         assert_eq!(bench.send(1).await, Ok(200));
     }
     assert!(bench.send(1).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_one_client_is_counted_before_it_is_answered() {
+    let tasks = TaskTracker::new();
+    let mut bench = Bench::new(100);
+    assert_eq!(bench.send(2).await, Ok(200), "a second client is known");
+    bench.takes = Duration::from_secs(1);
+    let burst: Vec<_> = (0..100).map(|_| tasks.spawn(bench.send(1))).collect();
+    let mut served = 0;
+    for request in burst {
+        served += u32::from(request.await.expect("ends").is_ok());
+    }
+    assert_eq!(served, 79);
+    assert_eq!(bench.send(3).await, Ok(200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_counts_in_that_less_is_held_back_as_time_passes() {
+    let bench = Bench::new(100);
+    assert_eq!(bench.send(2).await, Ok(200), "a second client is known");
+    sleep(Duration::from_secs(500)).await;
+    while bench.send(1).await.is_ok() {}
+    // The other is forgotten before any of what was spent comes back.
+    let Err(Rejection::RateLimited { wait, .. }) = bench.send(1).await else { panic!("not refused") };
+    assert!(wait < Duration::from_secs(250), "{wait:?}");
+    sleep(wait - Duration::from_secs(6)).await;
+    assert!(bench.send(1).await.is_err(), "no sooner than told, even with five seconds of patience");
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(bench.send(1).await, Ok(200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_before_a_byte_was_written_spends_nothing_and_afterwards_it_does() {
+    let tasks = TaskTracker::new();
+    for written in [false, true] {
+        let mut bench = Bench::new(2);
+        assert_eq!(bench.send(1).await, Ok(200));
+        (bench.takes, bench.writes) = (Duration::from_secs(1), written);
+        let leaving = tasks.spawn(bench.send(1));
+        tokio::task::yield_now().await;
+        assert_eq!((bench.sent().len(), bench.left()), (2, 0));
+        leaving.abort();
+        assert!(leaving.await.is_err());
+        assert_eq!(bench.left(), u32::from(!written), "written: {written}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_back_goes_to_who_waits_at_once() {
+    let tasks = TaskTracker::new();
+    let mut bench = Bench::new(2);
+    assert_eq!(bench.send(1).await, Ok(200));
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(bench.send(1).await, Ok(200));
+    sleep(Duration::from_secs(597)).await;
+    let since = Timestamp::now();
+    bench.answer = || failed(Delivery::Never);
+    let unsent = tasks.spawn(bench.send(1));
+    tokio::task::yield_now().await;
+    bench.answer = ok;
+    let next = tasks.spawn(bench.send(2));
+    assert!(unsent.await.expect("ends").is_err());
+    assert_eq!(next.await.expect("ends"), Ok(200));
+    assert!(Timestamp::now().since(since) <= Duration::from_secs(3), "the second slot would have come later");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_gate_shuts_those_who_cannot_wait_for_it_learn_so_at_once() {
+    let tasks = TaskTracker::new();
+    let mut bench = Bench::new(2);
+    for _ in 0..2 {
+        assert_eq!(bench.send(1).await, Ok(200));
+    }
+    sleep(Duration::from_secs(599)).await;
+    let waiting: Vec<_> = (2..4).map(|client| tasks.spawn(bench.send(client))).collect();
+    tokio::task::yield_now().await;
+    let since = Timestamp::now();
+    bench.limits.penalise(BudgetId(0), Duration::from_secs(60)).await;
+    bench.queue.ring();
+    bench.answer = ok;
+    for waiting in waiting {
+        let refused = waiting.await.expect("ends").expect_err("shut");
+        assert!(matches!(refused, Rejection::RateLimited { limit: Limit::Upstream, .. }), "{refused:?}");
+    }
+    assert_eq!(Timestamp::now(), since, "none of them waited for its slot");
+}
+
+#[tokio::test(start_paused = true)]
+async fn until_the_first_answer_one_request_asks_alone() {
+    let tasks = TaskTracker::new();
+    let mut bench = Bench::new(100);
+    bench.takes = Duration::from_millis(300);
+    // Before this process began, 97 were spent.
+    bench.answer = || {
+        answered(200, &[("ratelimit-limit", "100"), ("ratelimit-remaining", "2"), ("ratelimit-reset", "60")])
+    };
+    let all: Vec<_> = (0..10).map(|client| tasks.spawn(bench.send(client))).collect();
+    sleep(Duration::from_millis(299)).await;
+    assert_eq!(bench.sent().len(), 1);
+    sleep(Duration::from_millis(2)).await;
+    assert_eq!(bench.sent().len(), 3, "and then as many as are left");
+    let mut served = 0;
+    for request in all {
+        served += u32::from(request.await.expect("ends").is_ok());
+    }
+    assert_eq!(served, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_does_not_answer_the_first_holds_the_others_up_for_a_second() {
+    let tasks = TaskTracker::new();
+    let mut bench = Bench::new(100);
+    bench.takes = Duration::from_secs(3600);
+    let _waiting: Vec<_> = (0..10).map(|client| tasks.spawn(bench.send(client))).collect();
+    sleep(Duration::from_millis(999)).await;
+    assert_eq!(bench.sent().len(), 1);
+    sleep(Duration::from_millis(2)).await;
+    assert_eq!(bench.sent().len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_hint_429s_in_a_row_back_off_further_and_those_in_flight_together_are_one() {
+    let tasks = TaskTracker::new();
+    let mut bench = Bench::new(1000);
+    assert_eq!(bench.send(1).await, Ok(200));
+    (bench.takes, bench.answer) = (Duration::from_millis(10), || answered(429, &[("ratelimit-limit", "1")]));
+    let together: Vec<_> = (0..50).map(|client| tasks.spawn(bench.send(client))).collect();
+    for request in together {
+        assert_eq!(request.await.expect("ends"), Ok(429));
+    }
+    let gate = || bench.limits.views()[0].gate;
+    assert!(gate() <= RETRY.initial_backoff, "fifty at once are one refusal: {:?}", gate());
+    let mut longest = Duration::ZERO;
+    for _ in 0..20 {
+        longest = longest.max(gate());
+        assert!(gate() <= RETRY.max_backoff);
+        sleep(gate()).await;
+        assert_eq!(bench.send(1).await, Ok(429));
+    }
+    assert!(longest > RETRY.initial_backoff * 4, "{longest:?}");
 }
