@@ -43,14 +43,19 @@ impl ClientIp {
 pub struct ClientKey(pub u64);
 
 impl ClientKey {
-    /// The wider network this client is folded into when too many clients are tracked: IPv4 /16, IPv6 /32.
-    ///
-    /// Networks lie in `0:1::/32` and `0:2::/32`, where no client lives either.
-    pub fn parent(self) -> Self {
+    /// The wider networks this client is folded into when too many are tracked, nearest first: IPv4 /16; IPv6 /32, then
+    /// /16. So there are never more than some 130,000 networks beside the clients.
+    pub fn networks(self) -> impl Iterator<Item = Self> {
+        std::iter::successors(self.wider(), |network| network.wider())
+    }
+
+    /// Networks lie in `0:1::/32` to `0:3::/32`, where no client lives either.
+    fn wider(self) -> Option<Self> {
         match self.0 >> 32 {
-            0 => Self((self.0 & 0xffff_0000) | 1 << 32),
-            1 | 2 => self,
-            high => Self(high | 2 << 32),
+            0 => Some(Self((self.0 & 0xffff_0000) | 1 << 32)),
+            2 => Some(Self((self.0 & 0xffff_0000) | 3 << 32)),
+            1 | 3 => None,
+            high => Some(Self(high | 2 << 32)),
         }
     }
 }
@@ -181,10 +186,23 @@ mod tests {
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
         let wide = |text: &str| ClientIp::new(text.parse().expect("an address")).key(48);
         assert_eq!(wide("2001:db8:1:1::1"), wide("2001:db8:1:2::1"));
-        for text in ["192.0.2.1", "192.0.0.0", "2001:db8::1", "2001:db8:0:1::"] {
-            assert_ne!(key(text).parent(), key(text), "{text}");
-            assert_eq!(key(text).parent().parent(), key(text).parent(), "{text}");
+    }
+
+    #[test]
+    fn clients_are_folded_into_ever_wider_networks_that_are_nobody_elses() {
+        let key = |text: &str| ClientIp::new(text.parse().expect("an address")).key(64);
+        let networks = |text: &str| key(text).networks().collect::<Vec<_>>();
+        assert_eq!(networks("192.0.2.1"), networks("192.0.99.1"));
+        assert_ne!(networks("192.0.2.1"), networks("192.1.2.1"));
+        assert_eq!(networks("2001:db8::1"), networks("2001:db8:7:1::"));
+        let (near, far) = (networks("2001:db8::"), networks("2001:db9::"));
+        assert_eq!((near.len(), near[0] == far[0], near[1] == far[1]), (2, false, true));
+        for text in ["192.0.2.1", "192.0.0.0", "2001:db8::1", "2001::"] {
+            let mut all = networks(text);
+            all.push(key(text));
+            all.sort_unstable();
+            all.dedup();
+            assert_eq!(all.len(), networks(text).len() + 1, "{text}");
         }
-        assert_eq!(key("192.0.2.1").parent(), key("192.0.99.1").parent());
     }
 }

@@ -97,9 +97,9 @@ impl Shares {
     /// What `client` spent at `spent_at` was given back.
     pub fn refund(&mut self, spent_at: Nanos, client: ClientKey) {
         let part = spent_at / self.part;
-        if part + PARTS >= self.newest
-            && let Some(spend) = self.clients.get_mut(&client).filter(|spend| part <= spend.seen)
-            && part + KEPT as u64 > spend.seen
+        let counted = self.counted_as(client);
+        if let Some(spend) = counted.and_then(|client| self.clients.get_mut(&client))
+            && (spend.seen.saturating_sub(PARTS)..=spend.seen).contains(&part)
         {
             let spent = &mut spend.parts[slot(part)];
             *spent = spent.saturating_sub(1);
@@ -129,8 +129,13 @@ impl Shares {
 
     /// What `client`, or the network it is counted with, has spent as it counts in `part`.
     fn spent(&self, client: ClientKey, part: u64) -> u32 {
-        let known = [client, client.parent()].into_iter().find_map(|client| self.clients.get(&client));
-        known.map_or(0, |spend| spend.sum(part))
+        let counted = self.counted_as(client).and_then(|client| self.clients.get(&client));
+        counted.map_or(0, |spend| spend.sum(part))
+    }
+
+    /// `client`, or the network that it is counted with.
+    fn counted_as(&self, client: ClientKey) -> Option<ClientKey> {
+        std::iter::once(client).chain(client.networks()).find(|client| self.clients.contains_key(client))
     }
 
     /// How many of those known now are still active in `part`.
@@ -155,8 +160,10 @@ impl Shares {
 
     fn of(&mut self, now: Nanos, client: ClientKey) -> (u64, &mut Spend) {
         let part = self.advance(now);
-        let full = self.clients.len() >= self.max_clients;
-        let client = if full && !self.clients.contains_key(&client) { client.parent() } else { client };
+        let client = match self.clients.contains_key(&client) || self.clients.len() < self.max_clients {
+            true => client,
+            false => self.counted_as(client).or_else(|| client.networks().last()).unwrap_or(client),
+        };
         let spend = self.clients.entry(client).or_insert_with(|| {
             self.seen[slot(part)] += 1;
             Spend { seen: part, ..Spend::default() }
@@ -263,8 +270,9 @@ mod tests {
         let mut shares = Shares::new(600 * SECOND, 100);
         for client in 0..100_000 {
             shares.spend(SECOND, ClientKey(0x2001_0db8_0000_0000 + client));
+            shares.spend(SECOND, ClientKey(0x2001_0000_0000_0000 + (client << 32)));
         }
-        assert!(shares.active() <= 101);
+        assert!(shares.active() <= 103, "{}", shares.active());
         assert_eq!(shares.seen.iter().sum::<u32>() as usize, shares.active());
     }
 }

@@ -1,8 +1,9 @@
 //! One token bucket per client IP: governor's keyed GCRA over a bounded table of our own.
 //!
 //! GCRA never refuses a client that stays within the documented limit in every window, and costs one number a key. The
-//! table is ours because governor's own grows with every address that calls: here it is bounded, and beyond the bound an
-//! unknown client shares the bucket of its wider network, so neither is a door left open nor are bystanders shut out.
+//! table is ours because governor's own grows with every address that calls: here it is bounded. A full one first forgets
+//! whose bucket is full again, which says nothing; where that is not enough an unknown client shares the bucket of its wider
+//! network. So neither is a door left open nor are bystanders shut out.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -49,8 +50,8 @@ impl ClientLimits {
         let nanos = quota.window.as_nanos().div_ceil(u128::from(burst.get()));
         let period = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
         let cells = Cells::with_period(period).unwrap_or_else(|| Cells::per_second(burst)).allow_burst(burst);
-        let table = Shared(Arc::new(Table::new(max_tracked)));
         let start = TokioClock.now();
+        let table = Shared(Arc::new(Table::new(max_tracked, start)));
         let limiter = RateLimiter::new(cells, table.clone(), TokioClock);
         Self { limiter, table, start, period, quota }
     }
@@ -107,26 +108,48 @@ impl ClientLimits {
 }
 
 const SHARDS: usize = 64;
+/// How often a full shard looks for clients that it can forget.
+const SWEEP: u64 = 1_000_000_000;
+/// Networks that a full shard still takes in: all of IPv4's, were there need. Beyond, IPv6's are folded once more.
+const NETWORKS: usize = 65_536 / SHARDS;
 
 /// Theoretical arrival times by client: sharded, so that workers rarely meet; bounded.
 struct Table {
-    shards: Vec<Mutex<HashMap<ClientKey, u64, RandomState>>>,
+    shards: Vec<Mutex<Shard>>,
     max_per_shard: usize,
     hasher: RandomState,
+    start: Nanos,
+}
+
+struct Shard {
+    arrivals: HashMap<ClientKey, u64, RandomState>,
+    swept: u64,
 }
 
 impl Table {
-    fn new(max_tracked: usize) -> Self {
+    fn new(max_tracked: usize, start: Nanos) -> Self {
         // Seeded at random: an attacker cannot choose addresses that collide.
         let hasher = RandomState::default();
-        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
-        Self { shards, max_per_shard: max_tracked.div_ceil(SHARDS).max(1), hasher }
+        let empty = || Shard { arrivals: HashMap::with_hasher(hasher.clone()), swept: 0 };
+        let shards = (0..SHARDS).map(|_| Mutex::new(empty())).collect();
+        Self { shards, max_per_shard: max_tracked.div_ceil(SHARDS).max(1), hasher, start }
     }
 
-    fn shard(&self, key: &ClientKey) -> MutexGuard<'_, HashMap<ClientKey, u64, RandomState>> {
+    fn shard(&self, key: &ClientKey) -> MutexGuard<'_, Shard> {
         // The high bits choose the shard, because the map inside uses the low ones.
         let shard = usize::try_from(self.hasher.hash_one(key) >> 58).unwrap_or_default();
         lock(&self.shards[shard % SHARDS])
+    }
+}
+
+impl Shard {
+    /// Whether it has more than `most`, also without those whose buckets are full again by `now`.
+    fn is_full(&mut self, most: usize, now: u64) -> bool {
+        if self.arrivals.len() >= most && now >= self.swept + SWEEP {
+            self.swept = now;
+            self.arrivals.retain(|_, arrival| *arrival > now);
+        }
+        self.arrivals.len() >= most
     }
 }
 
@@ -154,42 +177,49 @@ impl Table {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut shard = self.shard(key);
-        let full = shard.len() >= self.max_per_shard;
-        if let Some(arrival) = shard.get_mut(key) {
-            let (outcome, next) = measure(Some(Nanos::new(*arrival)))?;
-            *arrival = next.as_u64();
+        let mut key = *key;
+        let mut networks = key.networks();
+        let mut most = self.max_per_shard;
+        loop {
+            let mut shard = self.shard(&key);
+            if let Some(arrival) = shard.arrivals.get_mut(&key) {
+                let (outcome, next) = measure(Some(Nanos::new(*arrival)))?;
+                *arrival = next.as_u64();
+                return Ok(outcome);
+            }
+            if shard.arrivals.len() >= most
+                && shard.is_full(most, TokioClock.now().as_u64().saturating_sub(self.start.as_u64()))
+                && let Some(network) = networks.next()
+            {
+                (key, most) = (network, self.max_per_shard + NETWORKS);
+                continue;
+            }
+            let (outcome, next) = measure(None)?;
+            shard.arrivals.insert(key, next.as_u64());
             return Ok(outcome);
         }
-        if full && key.parent() != *key {
-            drop(shard);
-            return self.measure_and_replace(&key.parent(), measure);
-        }
-        let (outcome, next) = measure(None)?;
-        shard.insert(*key, next.as_u64());
-        Ok(outcome)
     }
 }
 
 impl ShrinkableKeyedStateStore<ClientKey> for Shared {
     fn retain_recent(&self, drop_below: Nanos) {
         for shard in &self.0.shards {
-            lock(shard).retain(|_, arrival| *arrival > drop_below.as_u64());
+            lock(shard).arrivals.retain(|_, arrival| *arrival > drop_below.as_u64());
         }
     }
 
     fn shrink_to_fit(&self) {
         for shard in &self.0.shards {
-            let mut shard = lock(shard);
+            let arrivals = &mut lock(shard).arrivals;
             // Only where it pays: a steady number of clients is not moved about every few seconds.
-            if shard.capacity() > 64 && shard.capacity() > shard.len() * 4 {
-                shard.shrink_to_fit();
+            if arrivals.capacity() > 64 && arrivals.capacity() > arrivals.len() * 4 {
+                arrivals.shrink_to_fit();
             }
         }
     }
 
     fn len(&self) -> usize {
-        self.0.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.0.shards.iter().map(|shard| lock(shard).arrivals.len()).sum()
     }
 
     fn is_empty(&self) -> bool {
@@ -259,8 +289,20 @@ mod tests {
             "the attacker's network shares one bucket"
         );
         assert!(limits.check(ClientKey(0x2a00_0000_0000_0001)).is_ok(), "a bystander elsewhere is served");
+        // A second later most have recovered and are forgotten, so a bystander next to the attacker is served too.
+        sleep(Duration::from_secs(2)).await;
+        assert!(limits.check(ClientKey(0x2001_0db8_ffff_ffff)).is_ok());
         sleep(Duration::from_secs(30)).await;
         limits.forget_idle();
         assert_eq!(limits.tracked(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn networks_are_bounded_too() {
+        let limits = limits(10, 10, 640);
+        for network in 0..300_000u64 {
+            limits.check(ClientKey((0x2001_0000 + network) << 32)).ok();
+        }
+        assert!(limits.tracked() <= 640 + 65_536 + 2 * SHARDS, "{}", limits.tracked());
     }
 }

@@ -456,7 +456,8 @@ async fn what_others_spend_on_the_same_account_is_taken_into_account() {
 async fn what_others_spent_comes_back_when_it_does_upstream() {
     let quota = Quota { requests: 6, window: Duration::from_secs(2) };
     let mock = Mock::with(Options { limit: quota, ..Options::default() }).await;
-    let proxy = Proxy::start(mock.url(), &format!("upstream.retry.max_queue_wait = '0s'\n{}", limit(6, "2s")));
+    let proxy =
+        Proxy::start(mock.url(), &format!("upstream.retry.max_queue_wait = '0s'\n{}", limit(6, "2s")));
     let secret = format!("Bearer {}", crate::harness::SECRET);
     let direct = request("GET", "/providers/1", &[("authorization", &secret)], "");
     for _ in 0..4 {
