@@ -387,7 +387,7 @@ async fn after_a_restart_upstreams_first_answer_tells_what_was_spent_before() {
 async fn a_state_file_keeps_what_was_spent_also_where_upstream_tells_nothing() {
     let without = ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"];
     let headers: BTreeMap<_, _> = without.iter().map(|name| ((*name).to_owned(), None)).collect();
-    let (mock, state) = (Mock::start().await, scratch("state.json"));
+    let (mock, state) = (Mock::start().await, scratch(&format!("state-{}.json", std::process::id())));
     mock.fault(Fault { headers, next: 1000, ..Fault::default() });
     let toml = format!("store.state_file = '{}'\n{}", state.display(), limit(10, "1h"));
     for (name, served) in [("main", 6), ("renamed", 4), ("main", 0)] {
@@ -400,6 +400,7 @@ async fn a_state_file_keeps_what_was_spent_also_where_upstream_tells_nothing() {
     let rotated = format!("{toml}secret_key = {{ env = 'OTHER_SECRET_KEY' }}\n");
     let proxy = Proxy::start(mock.url(), &rotated);
     assert_refused_by("environment", &proxy.get("/providers/x").await);
+    proxy.into_server().drain(Duration::ZERO, Duration::from_secs(5), std::future::pending()).await;
     let text = std::fs::read_to_string(&state).expect("a file");
     assert!(!text.contains("metorial_"), "{text}");
     std::fs::remove_file(&state).expect("removed");
@@ -408,12 +409,13 @@ async fn a_state_file_keeps_what_was_spent_also_where_upstream_tells_nothing() {
 
 #[tokio::test]
 async fn a_state_file_that_makes_no_sense_is_no_reason_not_to_start_and_one_that_cannot_be_written_is() {
-    let (mock, state) = (Mock::start().await, scratch("nonsense.json"));
+    let (mock, state) = (Mock::start().await, scratch(&format!("nonsense-{}.json", std::process::id())));
     std::fs::write(&state, "{").expect("written");
     let proxy = Proxy::start(mock.url(), &format!("store.state_file = '{}'", state.display()));
     assert_eq!(proxy.get("/providers/x").await.status, 404);
     let text = std::fs::read_to_string(&state).expect("a file");
     assert!(text.starts_with("{\"format\":1,"), "{text}");
+    proxy.into_server().drain(Duration::ZERO, Duration::from_secs(5), std::future::pending()).await;
     std::fs::remove_file(&state).expect("removed");
 
     let nowhere = scratch("no-such-folder").join("state.json");

@@ -1,11 +1,17 @@
 //! The API at its worst: unreachable, silent, broken, talkative. And large bodies, both ways.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use metorial_proxy::domain::key::SecretKey;
 use metorial_proxy::mock::{Fault, Options, Reset};
+use metorial_proxy::time::sleep;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
 
 use crate::client::{raw, request, try_send};
 use crate::harness::{KEY, Mock, OTHER_SECRET, Proxy, SECRET, eventually, pair, scripted, upstream};
@@ -98,6 +104,115 @@ async fn what_is_safe_is_tried_again_after_a_reset_and_what_is_not_is_not() {
     assert_eq!(reply.refusal(), (502, "upstream_error".to_owned()));
     assert_eq!(reply.field("proxy-status"), "metorial-proxy; error=connection_terminated");
     assert_eq!(mock.received(), 5);
+}
+
+/// A server that answers so many requests on each connection and meets the next with a close, unanswered. Counts the heads it
+/// has read.
+async fn forgetful(answered: usize) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let heads = Arc::new(AtomicU64::new(0));
+    let (count, tasks) = (heads.clone(), TaskTracker::new());
+    tasks.clone().spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let count = count.clone();
+            tasks.spawn(async move {
+                for nth in 0..=answered {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") && !head.ends_with(b"{}") {
+                        match tcp.read_buf(&mut head).await {
+                            Ok(0) | Err(_) => return,
+                            Ok(_) => {}
+                        }
+                    }
+                    count.fetch_add(1, Relaxed);
+                    if nth < answered {
+                        tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+                            .await
+                            .expect("written");
+                    }
+                }
+            });
+        }
+    });
+    (url, heads)
+}
+
+#[tokio::test]
+async fn a_connection_that_upstream_closes_as_we_write_is_no_proof_that_nothing_was_done() {
+    let (url, heads) = forgetful(1).await;
+    let proxy = Proxy::start(&url, "");
+    for _ in 0..5 {
+        assert_eq!(proxy.get("/providers/x").await.status, 200);
+    }
+    // Each but the first met a close, and was sent again.
+    assert_eq!(heads.load(Relaxed), 9);
+    let reply = proxy.post("/provider-deployments", "{}").await;
+    assert_eq!(reply.refusal(), (502, "upstream_error".to_owned()));
+    assert_eq!(heads.load(Relaxed), 10, "it may have been done: nobody asks twice");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_in_the_middle_is_asked_for_again_where_that_is_safe() {
+    let (mock, proxy) = pair("").await;
+    for fault in [
+        Fault { reset: Some(Reset::AfterHead), ..Fault::default() },
+        Fault { truncate: Some(10), ..Fault::default() },
+    ] {
+        mock.fault(fault.clone());
+        assert_eq!(proxy.get("/providers/x").await.status, 404);
+        mock.fault(fault);
+        assert_eq!(proxy.post("/provider-deployments", r#"{"name": "once"}"#).await.status, 502);
+    }
+    assert_eq!(mock.received(), 6);
+}
+
+#[tokio::test]
+async fn an_answer_that_trickles_has_until_the_attempt_ends() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let (tasks, accepted) = (TaskTracker::new(), Arc::new(AtomicU64::new(0)));
+    let count = accepted.clone();
+    tasks.clone().spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            count.fetch_add(1, Relaxed);
+            tasks.spawn(async move {
+                tcp.peek(&mut [0]).await.expect("a request");
+                tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n").await.ok();
+                // Until the other side has had enough.
+                while tcp.write_all(b"x").await.is_ok() {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            });
+        }
+    });
+    let proxy = Proxy::start(&url, "upstream.attempt_timeout = '200ms'\nupstream.retry.max_attempts = 2");
+    assert_eq!(proxy.get("/providers/x").await.refusal(), (504, "upstream_timeout".to_owned()));
+    assert_eq!(accepted.load(Relaxed), 2);
+}
+
+#[tokio::test]
+async fn every_attempt_is_counted_and_only_those_that_were_sent() {
+    let (mock, proxy) = pair(&format!(
+        "upstream.retry.max_queue_wait = '0s'\n[[environments]]\nlimit = {{ requests = 3, window = '1h' }}\n"
+    ))
+    .await;
+    let metrics = async || {
+        let fields = [("host", proxy.admin.to_string())];
+        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let reply = try_send(proxy.admin, request("GET", "/metrics", &fields, "".to_owned())).await;
+        String::from_utf8(reply.expect("an answer").body.to_vec()).expect("text")
+    };
+    mock.fault(Fault { reset: Some(Reset::Before), next: 3, ..Fault::default() });
+    // The third is sent, and there is no budget for a fourth.
+    let reply = proxy.get("/providers/x").await;
+    assert_eq!(reply.refusal(), (429, "rate_limit_exceeded".to_owned()));
+    assert_eq!(mock.received(), 3);
+    let text = metrics().await;
+    assert!(text.contains("metorial_proxy_retries_total{reason=\"connection_lost\"} 2\n"), "{text}");
+    let attempts = text.lines().filter(|line| line.starts_with("http_client_request_duration_seconds_count"));
+    let attempts: u64 = attempts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
+    assert_eq!(attempts, 3, "{text}");
 }
 
 #[tokio::test]
