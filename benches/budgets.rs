@@ -13,7 +13,6 @@
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use metorial_proxy::domain::quota::{Algorithm, Quota};
 use metorial_proxy::mock::Algorithm as Counting;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use criterion::Criterion;
-use metorial_proxy::domain::budget::Budget;
+use metorial_proxy::domain::budget::{Budget, Wanted};
 use metorial_proxy::domain::client_ip::ClientKey;
 use metorial_proxy::domain::quota::{Plan, Quota};
 use metorial_proxy::store::clients::ClientLimits;
@@ -60,7 +60,7 @@ fn budget(criterion: &mut Criterion) {
     let mut now = 0;
     let mut take = || {
         now += PACE;
-        let taken = budget.check(now, 1);
+        let taken = budget.check(now, Wanted::default());
         budget.charge(now);
         budget.settle(now, now);
         taken
@@ -77,10 +77,11 @@ fn budget(criterion: &mut Criterion) {
         spent.charge(at * 120_000_000);
     }
     let end = 600_000_000_000;
-    for (name, ahead) in [("next in line", 1), ("last in line", plan.quota.requests)] {
-        assert!(spent.check(end, ahead).is_err_and(|until| until > end), "{name}");
+    for (name, ahead) in [("next in line", 0), ("last in line", plan.quota.requests - 1)] {
+        let wanted = Wanted { ahead, held_back: 0 };
+        assert!(spent.check(end, wanted).is_err_and(|until| until > end), "{name}");
         criterion.bench_function(&format!("budget/refusal, {name}"), |bencher| {
-            bencher.iter(|| spent.check(black_box(end), ahead));
+            bencher.iter(|| spent.check(black_box(end), wanted));
         });
     }
 }

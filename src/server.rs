@@ -74,6 +74,8 @@ pub struct Server {
     admin: SocketAddr,
     view: Arc<ServerView>,
     ready: Arc<AtomicBool>,
+    /// The state file, and what it keeps.
+    state: Option<(PathBuf, Arc<Lasting>)>,
     workers: Vec<JoinHandle<usize>>,
     background: TaskTracker,
     drain: CancellationToken,
@@ -95,16 +97,6 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let past = config.store.state_file.as_deref().map(past).unwrap_or_default();
         let lasting = Arc::new(Lasting::new(config, metrics.clone(), past));
-        if let Some(path) = &config.store.state_file {
-            // Now rather than when stopping, when nobody can mend it any more.
-            state_file::write(path, &lasting.limits.spent()).map_err(|error| {
-                let message = format!(
-                    "{} cannot be written: {error}; name a file in a folder that is there",
-                    path.display()
-                );
-                StartError::new("store.state_file", message)
-            })?;
-        }
         let workers = config.server.workers.max(1);
         // Everything is bound before anything is served: a half-started proxy would be worse than none.
         let admin = StdListener::bind(config.server.admin)
@@ -120,6 +112,17 @@ impl Server {
             for (worker, listener) in sockets.iter_mut().zip(bound) {
                 worker.push(listener);
             }
+        }
+        if let Some(path) = &config.store.state_file {
+            // Now rather than when stopping, when nobody can mend it any more; and not before all is bound, because an instance
+            // that is in the way may be keeping this file.
+            state_file::write(path, &lasting.limits.spent()).map_err(|error| {
+                let message = format!(
+                    "{} cannot be written: {error}; name a file in a folder that is there",
+                    path.display()
+                );
+                StartError::new("store.state_file", message)
+            })?;
         }
         let (drain, cut, stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -166,14 +169,16 @@ impl Server {
         let background = TaskTracker::new();
         background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
         background.spawn(housekeeping(lasting.clone(), stop.clone()));
-        if let Some(path) = config.store.state_file.clone() {
-            background.spawn(keep(path, lasting, stop.clone()));
+        let state_file = config.store.state_file.clone();
+        if let Some(path) = state_file.clone() {
+            background.spawn(keep(path, lasting.clone(), stop.clone()));
         }
         let server = Self {
             addresses,
             admin: admin_addr,
             view,
             ready,
+            state: state_file.map(|path| (path, lasting)),
             workers: threads,
             background,
             drain,
@@ -254,6 +259,10 @@ impl Server {
         self.background.close();
         let due = if hurried { Instant::now() } else { deadline };
         timeout_at(due, self.background.wait()).await.ok();
+        if let Some((path, lasting)) = &self.state {
+            // Here and not in a task, which a deadline could cut.
+            told(path, state_file::write(path, &lasting.limits.spent()));
+        }
         cut
     }
 }
@@ -293,30 +302,27 @@ fn past(path: &Path) -> Past {
     }
 }
 
-/// Writes the state file every few seconds, and when all is over.
+/// Writes the state file every few seconds.
 async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
     let mut due = tokio::time::interval(Duration::from_secs(5));
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failed = false;
     loop {
-        let last = tokio::select! {
-            () = stop.cancelled() => true,
-            _ = due.tick() => false,
-        };
-        let (path, spent) = (path.clone(), lasting.limits.spent());
-        let shown = path.display().to_string();
-        let written = tokio::task::spawn_blocking(move || state_file::write(&path, &spent)).await;
-        match written.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Err(error) if last || !failed => {
-                tracing::error!(path = shown, %error, "the state file cannot be written: the next start will not know what was spent");
-                failed = true;
-            }
-            Err(_) => {}
-            Ok(()) => failed = false,
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = due.tick() => {}
         }
-        if last {
-            return;
-        }
+        let (at, spent) = (path.clone(), lasting.limits.spent());
+        let written = tokio::task::spawn_blocking(move || state_file::write(&at, &spent)).await;
+        told(&path, written.unwrap_or_else(|error| Err(io::Error::other(error))));
+    }
+}
+
+fn told(path: &Path, written: io::Result<()>) {
+    if let Err(error) = written {
+        tracing::error!(
+            path = %path.display(), %error,
+            "the state file cannot be written: the next start will not know what was spent"
+        );
     }
 }
 

@@ -1,5 +1,7 @@
 //! Budgets under demand on a virtual clock: a smaller form of `cargo bench --bench budgets`, and how clients share.
 
+#![cfg(test)]
+
 #[path = "support/simulation.rs"]
 mod simulation;
 

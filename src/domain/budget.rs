@@ -36,6 +36,15 @@ pub struct Snapshot {
     pub grows_at: Option<Nanos>,
 }
 
+/// What is asked of a budget: one request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// So many others are served before.
+    pub ahead: u32,
+    /// So much of the budget is not for this caller.
+    pub held_back: u32,
+}
+
 /// Upstream's own count, as an answer told it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
@@ -63,8 +72,13 @@ struct Gate {
 #[derive(Debug, Clone, Copy, Default)]
 struct Foreign {
     amount: u64,
-    /// From here on upstream gives it back, who knows how fast: a slow start finds out.
+    /// From here on upstream gives it back, who knows how fast. One request may go and see; until its answer replaces the
+    /// estimate, more follow as in a slow start.
     lapses: Nanos,
+    /// When that one went.
+    probed: Option<Nanos>,
+    /// Here the last of it has lapsed upstream too.
+    expires: Nanos,
     /// What the answer before made of it.
     before: u64,
     /// The latest charge whose answer was heard: an older one has older news.
@@ -98,17 +112,17 @@ impl Budget {
         self.plan
     }
 
-    /// Whether `n` more would be admitted at `now`; nothing is charged.
+    /// Whether `wanted` would be admitted at `now`; nothing is charged.
     ///
     /// # Errors
-    /// The moment from which they would be, if nobody else asked.
-    pub fn check(&mut self, now: Nanos, n: u32) -> Result<(), Nanos> {
+    /// The moment from which it would be, if nobody else asked.
+    pub fn check(&mut self, now: Nanos, wanted: Wanted) -> Result<(), Nanos> {
         let now = self.advance(now);
-        let used = self.count.used() + self.foreign.at(self.step, now);
-        if used + u64::from(n) <= self.limit() && self.gate.room(self.step, now) >= u64::from(n) {
+        let free = self.free(now).saturating_sub(self.spared(wanted));
+        if free.min(self.gate.room(self.step, now)) > u64::from(wanted.ahead) {
             return Ok(());
         }
-        Err(self.fits_at(now, n))
+        Err(self.fits_at(now, wanted))
     }
 
     /// Charges one to `now`. To be called after [`check`](Self::check) said yes, in the same step.
@@ -118,6 +132,9 @@ impl Budget {
         self.in_flight += 1;
         if self.gate.until > 0 {
             self.gate.passed += 1;
+        }
+        if self.foreign.amount > 0 && now >= self.foreign.lapses {
+            self.foreign.probed.get_or_insert(now);
         }
     }
 
@@ -163,13 +180,16 @@ impl Budget {
         if charged < self.foreign.heard {
             return false;
         }
-        let thought = self.foreign.at(self.step, now);
+        let thought = self.foreign.at(self.step, now, self.foreign.probed);
         let left = self.limit().saturating_sub(self.count.used());
         let certain = left.saturating_sub(u64::from(told.remaining));
         let likely = (left + self.in_flight).saturating_sub(u64::from(told.remaining));
+        let expires = now.saturating_add(nanos(self.plan.quota.window));
         self.foreign = Foreign {
             amount: certain.max(likely.min(self.foreign.before)),
-            lapses: told.reset.clamp(now, now.saturating_add(nanos(self.plan.quota.window))),
+            lapses: told.reset.clamp(now, expires),
+            probed: None,
+            expires,
             before: likely,
             heard: charged,
         };
@@ -179,29 +199,31 @@ impl Budget {
     /// What is left at `now` for a caller from whom `held_back` is held back, and when that grows.
     pub fn snapshot(&mut self, now: Nanos, held_back: u32) -> Snapshot {
         let now = self.advance(now);
-        let foreign = self.foreign.at(self.step, now);
-        let free = self.limit().saturating_sub(self.count.used() + foreign + u64::from(held_back));
-        let remaining = u32::try_from(free.min(self.gate.room(self.step, now))).unwrap_or(u32::MAX);
+        let wanted = Wanted { ahead: 0, held_back };
+        let free = self.free(now).saturating_sub(self.spared(wanted));
+        let open = self.gate.room(self.step, now);
+        let remaining = u32::try_from(free.min(open)).unwrap_or(u32::MAX);
         let grows_at = if remaining == 0 {
-            Some(self.fits_at(now, held_back.saturating_add(1).min(self.plan.quota.requests)))
+            Some(self.fits_at(now, wanted))
+        } else if open < free {
+            Some(ramp::next(self.step, self.gate.until, now))
         } else {
-            let foreign = (foreign > 0).then(|| ramp::next(self.step, self.foreign.lapses, now));
-            let gate =
-                (self.gate.room(self.step, now) < free).then(|| ramp::next(self.step, self.gate.until, now));
-            gate.or([self.count.next_lapse(), foreign].into_iter().flatten().min())
+            let foreign = self.foreign.shrinks_at(self.step, now, self.foreign.probed);
+            [self.count.next_lapse(), foreign].into_iter().flatten().min()
         };
         Snapshot { remaining, grows_at }
     }
 
-    /// The first moment from `now` on at which `n` fit, were nothing more spent.
-    pub fn fits_at(&mut self, now: Nanos, n: u32) -> Nanos {
+    /// The first moment from `now` on at which `wanted` fits, were nothing more spent than by those ahead of it.
+    pub fn fits_at(&mut self, now: Nanos, wanted: Wanted) -> Nanos {
         let now = self.advance(now);
-        let requests = self.plan.quota.requests.max(1);
+        let (limit, spared) = (self.limit(), self.spared(wanted));
+        let all = u64::from(wanted.ahead) + 1 + spared;
         // More than ever fit at once: as many whole windows later as it takes.
-        let rounds = u64::from(n.saturating_sub(1) / requests);
-        let n = u64::from(n) - rounds * u64::from(requests);
-        let open = self.gate.opens_at(self.step, n);
-        let first = self.counted_out(now, n).max(open).max(now);
+        let rounds = (all - 1) / limit;
+        let n = all - rounds * limit;
+        let open = self.gate.opens_at(self.step, n.saturating_sub(spared).max(1));
+        let first = self.counted_out(now, n, wanted.ahead > 0).max(open).max(now);
         first.saturating_add(rounds.saturating_mul(self.count.reach()))
     }
 
@@ -226,7 +248,17 @@ impl Budget {
     }
 
     fn limit(&self) -> u64 {
-        u64::from(self.plan.quota.requests)
+        u64::from(self.plan.quota.requests.max(1))
+    }
+
+    /// What of the budget is not for this caller. However much is held back, some moment has room for one.
+    fn spared(&self, wanted: Wanted) -> u64 {
+        u64::from(wanted.held_back).min(self.limit() - 1)
+    }
+
+    fn free(&self, now: Nanos) -> u64 {
+        let foreign = self.foreign.at(self.step, now, self.foreign.probed);
+        self.limit().saturating_sub(self.count.used() + foreign)
     }
 
     fn advance(&mut self, now: Nanos) -> Nanos {
@@ -237,11 +269,19 @@ impl Budget {
     }
 
     /// The first moment at which `n` fit beside what was spent, here and by others.
-    fn counted_out(&mut self, now: Nanos, n: u64) -> Nanos {
+    ///
+    /// Whether others' spend has lapsed is found out by whoever goes first: by those ahead, where there are any.
+    fn counted_out(&mut self, now: Nanos, n: u64, ahead: bool) -> Nanos {
+        let probed = match self.foreign.probed {
+            None if ahead && self.foreign.amount > 0 => {
+                Some(self.counted_out(now, 1, false).max(self.foreign.lapses))
+            }
+            probed => probed,
+        };
         let mut from = now;
         loop {
-            let foreign = self.foreign.at(self.step, from);
-            let fewer = (foreign > 0).then(|| ramp::next(self.step, self.foreign.lapses, from));
+            let foreign = self.foreign.at(self.step, from, probed);
+            let fewer = self.foreign.shrinks_at(self.step, from, probed);
             let fits = (n + foreign <= self.limit()).then(|| self.count.fits_at(n + foreign).max(from));
             match (fits, fewer) {
                 (Some(fits), Some(fewer)) if fits < fewer => return fits,
@@ -309,8 +349,27 @@ impl Gate {
 }
 
 impl Foreign {
-    fn at(&self, step: Nanos, now: Nanos) -> u64 {
-        if self.amount == 0 { 0 } else { self.amount.saturating_sub(ramp::open(step, self.lapses, now)) }
+    /// What is left of it at `now`, where the first to see went at `probed`.
+    fn at(&self, step: Nanos, now: Nanos, probed: Option<Nanos>) -> u64 {
+        if self.amount == 0 || now >= self.expires {
+            return 0;
+        }
+        if now < self.lapses {
+            return self.amount;
+        }
+        self.amount.saturating_sub(probed.map_or(1, |probed| ramp::open(step, probed, now).max(1)))
+    }
+
+    /// When less is left of it than at `now`.
+    fn shrinks_at(&self, step: Nanos, now: Nanos, probed: Option<Nanos>) -> Option<Nanos> {
+        if self.at(step, now, probed) == 0 {
+            return None;
+        }
+        if now < self.lapses {
+            return Some(self.lapses);
+        }
+        let next = probed.map_or(self.expires, |probed| ramp::next(step, probed, now));
+        Some(next.min(self.expires))
     }
 }
 

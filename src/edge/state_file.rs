@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -112,7 +113,8 @@ pub fn write(path: &Path, budgets: &[SpentBudget]) -> io::Result<()> {
         State { format: FORMAT, saved_at: unix_now(), budgets: budgets.iter().map(Entry::of).collect() };
     let mut text = serde_json::to_vec(&state)?;
     text.push(b'\n');
-    let beside = beside(path);
+    static NTH: AtomicU64 = AtomicU64::new(0);
+    let beside = beside(path, NTH.fetch_add(1, Ordering::Relaxed));
     let mut file = File::create(&beside)?;
     let written = file.write_all(&text).and_then(|()| file.sync_data());
     if let Err(error) = written.and_then(|()| std::fs::rename(&beside, path)) {
@@ -123,10 +125,10 @@ pub fn write(path: &Path, budgets: &[SpentBudget]) -> io::Result<()> {
     Ok(())
 }
 
-/// In the same folder, so that it can take the file's place in one step.
-fn beside(path: &Path) -> PathBuf {
+/// In the same folder, so that it can take the file's place in one step; nobody else's.
+fn beside(path: &Path, nth: u64) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    name.push(format!(".{}-{nth}.new", std::process::id()));
     PathBuf::from(name)
 }
 
@@ -158,7 +160,10 @@ mod tests {
         let past = read(&path).expect("read").expect("there");
         assert_eq!(past.budgets, budgets);
         assert!(past.ago <= Duration::from_secs(60));
-        assert!(!beside(&path).exists());
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let files = std::fs::read_dir(std::env::temp_dir()).expect("a folder").flatten();
+        let ours = files.filter(|file| file.file_name().to_string_lossy().starts_with(&name));
+        assert_eq!(ours.count(), 1);
         std::fs::remove_file(&path).expect("removed");
     }
 

@@ -149,7 +149,8 @@ impl<L: LimitStore> Shared<L> {
         if let Some(Rejection::RateLimited { limit: Limit::Environment | Limit::Upstream, wait }) =
             journal.rejection()
         {
-            return told(0, wait);
+            // As in the body: nothing is left, so it is not now.
+            return told(0, wait.max(Duration::from_secs(1)));
         }
         let (client, rule) = (journal.client.get().copied(), handle.environment.rule());
         let held_back = client.map_or(0, |client| handle.queue.held_back(client, rule));

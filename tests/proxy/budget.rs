@@ -289,9 +289,7 @@ async fn under_backlog_the_api_never_has_to_refuse_however_it_counts_and_next_to
                 assert!([404, 429].contains(&status), "{status}");
             }
         };
-        let client = &client;
-        let clients = (0..50).map(|nth| client(nth));
-        join_all(clients).await;
+        join_all((0..50).map(client)).await;
         (mock.handle.counted(), mock.handle.refused())
     };
     let (trailing, aligned, lazy, bucket) = tokio::join!(

@@ -193,9 +193,9 @@ async fn an_answer_that_trickles_has_until_the_attempt_ends() {
 
 #[tokio::test]
 async fn every_attempt_is_counted_and_only_those_that_were_sent() {
-    let (mock, proxy) = pair(&format!(
-        "upstream.retry.max_queue_wait = '0s'\n[[environments]]\nlimit = {{ requests = 3, window = '1h' }}\n"
-    ))
+    let (mock, proxy) = pair(
+        "upstream.retry.max_queue_wait = '0s'\n[[environments]]\nlimit = { requests = 3, window = '1h' }\n",
+    )
     .await;
     let metrics = async || {
         let fields = [("host", proxy.admin.to_string())];

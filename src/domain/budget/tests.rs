@@ -11,8 +11,13 @@ fn budget(requests: u32, seconds: u64) -> Budget {
     Budget::new(Plan::window(Quota { requests, window: Duration::from_secs(seconds) }))
 }
 
+/// One request behind `n - 1` others.
+fn nth(n: u32) -> Wanted {
+    Wanted { ahead: n - 1, held_back: 0 }
+}
+
 fn take(budget: &mut Budget, now: Nanos) -> Result<(), Nanos> {
-    budget.check(now, 1).map(|()| budget.charge(now))
+    budget.check(now, nth(1)).map(|()| budget.charge(now))
 }
 
 /// So many that were charged and answered at once.
@@ -30,12 +35,12 @@ fn remaining(budget: &mut Budget, now: Nanos) -> u32 {
 #[test]
 fn the_wait_for_more_than_ever_fits_is_that_of_as_many_windows() {
     let mut budget = budget(10, 600);
-    assert_eq!(budget.check(SECOND, 10), Ok(()));
-    assert_eq!(budget.check(SECOND, 11), Err((1 + 602) * SECOND));
+    assert_eq!(budget.check(SECOND, nth(10)), Ok(()));
+    assert_eq!(budget.check(SECOND, nth(11)), Err((1 + 602) * SECOND));
     spend(&mut budget, SECOND, 10);
-    assert_eq!(budget.check(2 * SECOND, 10), Err(603 * SECOND));
-    assert_eq!(budget.check(2 * SECOND, 11), Err((603 + 602) * SECOND));
-    assert_eq!(budget.check(2 * SECOND, 21), Err((603 + 2 * 602) * SECOND));
+    assert_eq!(budget.check(2 * SECOND, nth(10)), Err(603 * SECOND));
+    assert_eq!(budget.check(2 * SECOND, nth(11)), Err((603 + 602) * SECOND));
+    assert_eq!(budget.check(2 * SECOND, nth(21)), Err((603 + 2 * 602) * SECOND));
 }
 
 #[test]
@@ -55,11 +60,11 @@ fn a_snapshot_tells_what_is_left_and_when_it_grows() {
 fn a_shut_gate_admits_nothing_until_it_opens() {
     let mut budget = budget(100, 600);
     budget.penalise(30 * SECOND);
-    assert_eq!(budget.check(SECOND, 1), Err(30 * SECOND));
+    assert_eq!(budget.check(SECOND, nth(1)), Err(30 * SECOND));
     assert_eq!(budget.snapshot(SECOND, 0), Snapshot { remaining: 0, grows_at: Some(30 * SECOND) });
     budget.penalise(10 * SECOND);
-    assert_eq!(budget.check(29 * SECOND, 1), Err(30 * SECOND), "an earlier hint never opens it sooner");
-    assert_eq!(budget.check(30 * SECOND, 1), Ok(()));
+    assert_eq!(budget.check(29 * SECOND, nth(1)), Err(30 * SECOND), "an earlier hint never opens it sooner");
+    assert_eq!(budget.check(30 * SECOND, nth(1)), Ok(()));
 }
 
 #[test]
@@ -80,12 +85,12 @@ fn after_the_gate_it_starts_slowly_and_says_when() {
     budget.penalise(30 * SECOND);
     assert_eq!(take(&mut budget, 30 * SECOND), Ok(()));
     assert_eq!(take(&mut budget, 30 * SECOND), Err(31 * SECOND));
-    assert_eq!(budget.check(30 * SECOND, 3), Err(32 * SECOND));
+    assert_eq!(budget.check(30 * SECOND, nth(3)), Err(32 * SECOND));
     assert_eq!(budget.snapshot(31 * SECOND, 0), Snapshot { remaining: 2, grows_at: Some(32 * SECOND) });
     budget.refund(30 * SECOND);
     assert_eq!(take(&mut budget, 30 * SECOND), Ok(()), "what was never sent gives its place to another");
     budget.penalise(50 * SECOND);
-    assert_eq!(budget.check(50 * SECOND, 2), Err(51 * SECOND), "another 429 begins it anew");
+    assert_eq!(budget.check(50 * SECOND, nth(2)), Err(51 * SECOND), "another 429 begins it anew");
 }
 
 #[test]
@@ -97,16 +102,19 @@ fn what_others_spent_on_the_account_counts_until_it_lapses() {
     assert_eq!(remaining(&mut budget, 2 * SECOND), 60);
     budget.observe(3 * SECOND, SECOND, told(85, 50));
     assert_eq!(remaining(&mut budget, 3 * SECOND), 85, "a later answer re-estimates");
-    assert_eq!(remaining(&mut budget, 50 * SECOND), 86, "one comes back at the reset,");
-    assert_eq!(remaining(&mut budget, 51 * SECOND), 88, "then more, as long as no answer says otherwise,");
-    assert_eq!(remaining(&mut budget, 52 * SECOND), 90, "and our own spend is never forgotten for it");
+    assert_eq!(remaining(&mut budget, 50 * SECOND), 86, "at the reset one may go and see");
+    assert_eq!(remaining(&mut budget, 51 * SECOND), 86, "and no more, as long as none does;");
+    spend(&mut budget, 51 * SECOND, 1);
+    assert_eq!(remaining(&mut budget, 51 * SECOND), 85);
+    assert_eq!(remaining(&mut budget, 52 * SECOND), 87, "then more, until its answer tells better,");
+    assert_eq!(remaining(&mut budget, 53 * SECOND), 89, "and our own spend is never forgotten for it");
     budget.observe(53 * SECOND, 53 * SECOND, told(99, 60));
-    assert_eq!(remaining(&mut budget, 53 * SECOND), 90, "a generous answer raises nothing");
+    assert_eq!(remaining(&mut budget, 53 * SECOND), 89, "a generous answer raises nothing");
     budget.observe(54 * SECOND, 2 * SECOND, told(0, 60));
-    assert_eq!(remaining(&mut budget, 54 * SECOND), 90, "an answer that was overtaken is old news");
+    assert_eq!(remaining(&mut budget, 54 * SECOND), 89, "an answer that was overtaken is old news");
     budget.observe(54 * SECOND, 54 * SECOND, told(0, 9_000_000));
-    assert_eq!(budget.check(54 * SECOND, 1), Err(603 * SECOND), "our own lapses first");
-    assert_eq!(budget.check(54 * SECOND, 11), Err(654 * SECOND), "and no estimate outlives the window");
+    assert_eq!(budget.check(54 * SECOND, nth(1)), Err(603 * SECOND), "our own lapses first");
+    assert_eq!(budget.check(54 * SECOND, nth(12)), Err(654 * SECOND), "and no estimate outlives the window");
 }
 
 #[test]
@@ -157,7 +165,8 @@ fn another_plan_keeps_what_was_spent() {
 #[derive(Debug, Clone)]
 enum Act {
     Wait(u64),
-    Acquire,
+    /// So much is held back from who asks.
+    Acquire(u32),
     Refund,
     /// The oldest that is in flight is answered, and was counted at this share of the time since its charge.
     Answer {
@@ -171,7 +180,8 @@ enum Act {
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         4 => (0u64..SECOND).prop_map(Act::Wait),
-        12 => Just(Act::Acquire),
+        10 => Just(Act::Acquire(0)),
+        2 => (0u32..60).prop_map(Act::Acquire),
         1 => Just(Act::Refund),
         10 => (0u64..=100, 0u32..60, 0u64..9 * SECOND)
             .prop_map(|(counted, remaining, reset)| Act::Answer { counted, remaining, reset }),
@@ -193,15 +203,16 @@ proptest! {
         for act in acts {
             match act {
                 Act::Wait(nanos) => now += nanos,
-                Act::Acquire => match budget.check(now, 1) {
+                Act::Acquire(held_back) => match budget.check(now, Wanted { ahead: 0, held_back }) {
                     Ok(()) => {
                         budget.charge(now);
                         in_flight.push_back(now);
                     }
                     Err(until) => {
                         prop_assert!(until > now);
-                        prop_assert_eq!(budget.clone().check(until, 1), Ok(()), "served when told");
-                        prop_assert!(budget.clone().check(until - 1, 1).is_err(), "and not before");
+                        let wanted = Wanted { ahead: 0, held_back };
+                        prop_assert_eq!(budget.clone().check(until, wanted), Ok(()), "served when told");
+                        prop_assert!(budget.clone().check(until - 1, wanted).is_err(), "and not before");
                     }
                 },
                 Act::Refund => {

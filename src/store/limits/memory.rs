@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{BudgetId, BudgetView, Charge, Draw, LimitStore, Refused};
-use crate::domain::budget::{Budget, Snapshot, Told};
+use crate::domain::budget::{Budget, Snapshot, Told, Wanted};
 use crate::domain::quota::Plan;
 use crate::domain::ratelimit::Observation;
 use crate::time::Timestamp;
@@ -39,7 +39,7 @@ pub struct SpentBudget {
 }
 
 impl MemoryLimits {
-    /// What every budget has spent.
+    /// What every budget has spent, where it has.
     pub fn spent(&self) -> Vec<SpentBudget> {
         let now = Timestamp::now();
         let mut entries = self.lock();
@@ -53,7 +53,7 @@ impl MemoryLimits {
                 gate: Timestamp(budget.gate()).since(now),
             }
         });
-        spent.collect()
+        spent.filter(|budget| !budget.spent.is_empty() || !budget.gate.is_zero()).collect()
     }
 
     /// Budgets as they were `ago`; to be called before any of them is asked for.
@@ -108,7 +108,7 @@ impl LimitStore for MemoryLimits {
         let mut refused: Option<Refused> = None;
         for (id, held_back) in budgets.into_iter().zip([held_back, 0]) {
             let budget = &mut entries[id.0].budget;
-            if let Err(until) = budget.check(at.0, wanted(budget, ahead, held_back)) {
+            if let Err(until) = budget.check(at.0, Wanted { ahead, held_back }) {
                 let until = Timestamp(until);
                 if refused.is_none_or(|refused| refused.until < until) {
                     refused = Some(Refused { budget: id, until, gate: budget.gate() > at.0 });
@@ -158,10 +158,7 @@ impl LimitStore for MemoryLimits {
 
     fn fits_at(&self, budget: BudgetId, ahead: u32, held_back: u32) -> Timestamp {
         let now = Timestamp::now();
-        self.with(budget, |budget| {
-            let wanted = wanted(budget, ahead, held_back);
-            Timestamp(budget.fits_at(now.0, wanted))
-        })
+        self.with(budget, |budget| Timestamp(budget.fits_at(now.0, Wanted { ahead, held_back })))
     }
 
     fn views(&self) -> Vec<BudgetView> {
@@ -175,12 +172,6 @@ impl LimitStore for MemoryLimits {
         });
         views.collect()
     }
-}
-
-/// What has to be there for one more behind `ahead` others. However much is held back, some moment has room for one.
-fn wanted(budget: &Budget, ahead: u32, held_back: u32) -> u32 {
-    let most = budget.plan().quota.requests.saturating_sub(1);
-    ahead.saturating_add(1).saturating_add(held_back.min(most))
 }
 
 #[cfg(test)]
