@@ -128,18 +128,12 @@ struct Shared {
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
-            // First, what the kernel has taken for us already: closing the socket would reset it.
             biased;
             accepted = listener.accept() => accepted,
-            () = shared.drain.cancelled() => return,
+            () = shared.drain.cancelled() => return accept_rest(&shared, listener),
         };
         match accepted {
-            Ok((stream, peer)) => match shared.admission.admit(peer.ip()) {
-                Ok(admitted) => {
-                    shared.connections.spawn(connection(shared.clone(), stream, peer, admitted));
-                }
-                Err(reason) => shared.metrics.connection_refused(reason),
-            },
+            Ok((stream, peer)) => admit(&shared, stream, peer),
             // Of the connection, not of the listener: the next one may be fine.
             Err(error) if is_of_connection(&error) => {}
             Err(error) => {
@@ -148,6 +142,26 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
                 sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// What the kernel has taken for us already, also what the runtime has not heard of yet: closing the socket would reset it.
+fn accept_rest(shared: &Arc<Shared>, listener: TcpListener) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = stream {
+            admit(shared, stream, peer);
+        }
+    }
+}
+
+fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+    match shared.admission.admit(peer.ip()) {
+        Ok(admitted) => {
+            shared.connections.spawn(connection(shared.clone(), stream, peer, admitted));
+        }
+        Err(reason) => shared.metrics.connection_refused(reason),
     }
 }
 

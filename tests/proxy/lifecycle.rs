@@ -152,7 +152,7 @@ async fn one_address_gets_so_many_connections_and_each_only_so_much_time() {
 
 #[tokio::test]
 async fn the_admin_port_tells_what_is_going_on_without_a_key() {
-    let toml = "[[environments]]\nlimit = { requests = 100, window = '10m' }";
+    let toml = "[[environments]]\nlimit = { requests = 100, window = '50s' }";
     let (mock, proxy) = pair(toml).await;
     for target in ["/livez", "/readyz"] {
         assert_eq!(admin(&proxy, "GET", target, "").await.status, 200, "{target}");
@@ -168,13 +168,14 @@ async fn the_admin_port_tells_what_is_going_on_without_a_key() {
     proxy.get_as("metorial_pk_unknown", "/providers").await;
 
     eventually("the page is counted", || proxy.status().cache.entries == 1).await;
+    eventually("the slow start is over", || proxy.status().environments[0].remaining == 96).await;
     let status = admin(&proxy, "GET", "/status", "").await;
     let text = String::from_utf8_lossy(&status.body).into_owned();
     let status = status.json();
     let main = &status["environments"][0];
     assert_eq!(
         (&main["name"], &main["limit"], &main["window_seconds"]),
-        (&json!("main"), &json!(100), &json!(600))
+        (&json!("main"), &json!(100), &json!(50))
     );
     assert_eq!((&main["remaining"], &main["queued"]), (&json!(96), &json!(0)));
     assert_eq!((&status["cache"]["entries"], &status["cache"]["hit_ratio"]), (&json!(1), &json!(0.5)));
