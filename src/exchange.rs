@@ -13,7 +13,7 @@ use http::{HeaderValue, Method, Request};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::body::RequestBody;
-use crate::domain::access::{Denied, Route};
+use crate::domain::access::{Denied, Route, ShadowRefusal};
 use crate::domain::client_ip::{ClientIp, ClientKey};
 use crate::domain::environment::Environment;
 use crate::domain::ratelimit::Standing;
@@ -138,7 +138,7 @@ impl Permit {
         method: &Method,
         target: Target,
     ) -> Result<Self, Denied> {
-        let route = environment.environment.access.decide(method, target.path())?;
+        let route = environment.environment.access.decide(method, target.path(), target.query())?;
         Ok(Self { environment, method: method.clone(), target, route })
     }
 
@@ -160,6 +160,11 @@ impl Permit {
     /// As which route.
     pub fn route(&self) -> &Arc<Route> {
         &self.route
+    }
+
+    /// What a stricter candidate would have refused.
+    pub fn shadow(&self) -> Option<ShadowRefusal> {
+        self.environment.environment.access.shadow(&self.method, self.target.path(), self.target.query())
     }
 
     /// The same permit for GET instead of HEAD: what may be asked for without its body may be asked for with it.
@@ -283,6 +288,10 @@ pub struct Journal {
     pub refused_route: OnceLock<&'static str>,
     /// Some of the attempt under way may have been written.
     written: AtomicBool,
+    /// The rule whose constraint was broken.
+    pub refusing_rule: OnceLock<String>,
+    /// What a shadow rule would have refused.
+    pub shadow: OnceLock<ShadowRefusal>,
     notes: Mutex<Notes>,
 }
 
@@ -307,6 +316,8 @@ impl Journal {
             route: OnceLock::new(),
             refused_route: OnceLock::new(),
             written: AtomicBool::new(false),
+            refusing_rule: OnceLock::new(),
+            shadow: OnceLock::new(),
             notes: Mutex::default(),
         }
     }

@@ -8,9 +8,6 @@ use super::reader::Reader;
 const LATER: &[(&str, Option<&str>)] = &[
     ("server.proxy_protocol", Some("false")),
     ("environments.next_secret_key", None),
-    ("environments.rules.query", None),
-    ("environments.rules.query_strict", Some("false")),
-    ("environments.rules.shadow", Some("false")),
     ("cache.stale_while_revalidate", Some("\"0s\"")),
     ("cache.low_budget", None),
     ("cache.honor_client_directives", Some("false")),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::secret::Secret;
-use super::value::{Field, Section, Size, Span};
+use super::value::{Field, Named, Section, Size, Span};
 
 pub(super) type List<T> = Field<Vec<Field<T>>>;
 
@@ -135,10 +135,13 @@ pub(super) struct Environment {
 pub(super) struct Rule {
     pub(super) methods: List<String>,
     pub(super) path: Field<String>,
+    pub(super) query: Field<Named<String>>,
+    pub(super) query_strict: Field<bool>,
     pub(super) list: Field<bool>,
     pub(super) ttl: Field<Span>,
     pub(super) invalidates: List<String>,
     pub(super) returns_secret: Field<bool>,
+    pub(super) shadow: Field<bool>,
 }
 
 /// `[cache]`

@@ -47,6 +47,24 @@ pub(super) struct Section<T> {
     pub(super) unknown: Vec<(String, Wrong)>,
 }
 
+/// A table whose names are the operator's own.
+#[derive(Debug)]
+pub(super) struct Named<T>(pub(super) Vec<(String, Field<T>)>);
+
+impl<T: Value> Value for Named<T> {
+    fn read(value: toml::Value) -> Result<Self, Wrong> {
+        match value {
+            toml::Value::Table(table) => Ok(Self(
+                table
+                    .into_iter()
+                    .map(|(name, value)| (name, T::read(value).map_or_else(Field::Wrong, Field::Set)))
+                    .collect(),
+            )),
+            other => Err(unexpected(&other, "a table", "write names and values: { name = … }")),
+        }
+    }
+}
+
 impl<T: Value> Value for Vec<Field<T>> {
     fn read(value: toml::Value) -> Result<Self, Wrong> {
         match value {
@@ -79,14 +97,18 @@ impl<T: for<'de> Deserialize<'de> + Serialize + Default> Value for Section<T> {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("remove it, or use one of: {}", names.join(", ")),
             };
-            // A quoted key may hold anything; it is shown as it would be written.
-            let bare = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
-            (if bare { name } else { format!("{name:?}") }, Wrong::new("is no known key", cure))
+            (shown(name), Wrong::new("is no known key", cure))
         });
         // Each of its fields takes any value, so this does not fail.
         let keys = T::deserialize(known).unwrap_or_default();
         Ok(Self { keys, unknown: unknown.collect() })
     }
+}
+
+/// A key as it would be written: a quoted one may hold anything.
+pub(super) fn shown(name: String) -> String {
+    let bare = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    if bare && !name.is_empty() { name } else { format!("{name:?}") }
 }
 
 /// The names of a section's keys.

@@ -12,6 +12,12 @@ use http::Method;
 
 use crate::domain::operation::{self, OPERATIONS, Operation};
 
+mod query;
+mod template;
+
+pub use query::{Broken, Query};
+use template::anonymous;
+
 /// Methods that callers may use at all.
 pub const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
@@ -54,7 +60,7 @@ impl Profile {
 }
 
 /// One rule of the operator: a method and a path template, and what is special about the route.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rule {
     /// Where it stands: `allow[1]` or `rules[0]`.
     pub label: String,
@@ -70,6 +76,10 @@ pub struct Rule {
     pub invalidates: Vec<String>,
     /// Opens a route whose answer carries a secret.
     pub returns_secret: bool,
+    /// What it asks of the query.
+    pub query: Query,
+    /// A stricter candidate: it is asked beside what is enforced, and opens nothing.
+    pub shadow: bool,
 }
 
 /// What is known of a route that was opened.
@@ -87,6 +97,8 @@ pub struct Route {
     pub ttl: Option<Duration>,
     /// Collections that a successful write here also drops.
     pub invalidates: Vec<String>,
+    /// What its rule asks of the query.
+    pub query: Query,
 }
 
 /// Why a request is refused, and what would open it.
@@ -98,12 +110,36 @@ pub struct Denied {
     pub hint: Option<String>,
     /// The route of the built-in table, where it is one.
     pub template: Option<&'static str>,
+    /// The rule that matched and whose constraint is broken, where that is why.
+    pub rule: Option<String>,
+    /// It could be read in two ways, which is another fault than asking for too much.
+    pub ambiguous: bool,
+}
+
+impl Denied {
+    fn new(message: String, hint: Option<String>, template: Option<&'static str>) -> Self {
+        Self { message, hint, template, rule: None, ambiguous: false }
+    }
+}
+
+/// What a shadow rule would have refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShadowRefusal {
+    /// Where the rule stands: `rules[2]`.
+    pub rule: String,
+    /// The parameter whose constraint is broken, `query_strict` or `returns_secret`: safe to log.
+    pub constraint: String,
+    /// What the caller would have been told.
+    pub message: String,
 }
 
 /// The compiled answer to "may this method be used on this path".
 pub struct AccessTable {
     /// One router per method, so that a static path of one method never hides a parameter of another.
     rules: PerMethod,
+    /// Candidates that are asked beside the others, and where they stand.
+    shadows: PerMethod,
+    shadow_rules: Vec<String>,
     profiles: PerMethod,
     known: Arc<PerMethodOperations>,
 }
@@ -118,7 +154,13 @@ impl AccessTable {
     /// Every rule that cannot stand, each as (its label, what is wrong and the cure).
     pub fn compile(profiles: &[Profile], rules: &[Rule]) -> Result<Self, Vec<(String, String)>> {
         let mut errors = Vec::new();
-        let mut table = Self { rules: per_method(), profiles: per_method(), known: known_operations() };
+        let mut table = Self {
+            rules: per_method(),
+            shadows: per_method(),
+            shadow_rules: rules.iter().filter(|rule| rule.shadow).map(|rule| rule.label.clone()).collect(),
+            profiles: per_method(),
+            known: known_operations(),
+        };
         for rule in rules {
             if let Err(fault) = table.add_rule(rule) {
                 errors.push((rule.label.clone(), fault));
@@ -133,6 +175,7 @@ impl AccessTable {
                     returns_secret: operation.returns_secret,
                     ttl: None,
                     invalidates: Vec::new(),
+                    query: Query::default(),
                 });
                 // A second profile may name the same route: the first answer stands.
                 if let Some(router) = router(&mut table.profiles, &operation.method) {
@@ -144,7 +187,7 @@ impl AccessTable {
     }
 
     fn add_rule(&mut self, rule: &Rule) -> Result<(), String> {
-        check_template(&rule.path)?;
+        template::check(&rule.path)?;
         if refused_prefix(&rule.path).is_some() || operation::strip_instance(&rule.path) != rule.path {
             return Err(format!(
                 "{} can never match: /dashboard/ and /consumer/ are always refused, and /instances/{{id}}/x is judged as /x",
@@ -153,32 +196,35 @@ impl AccessTable {
         }
         let path = anonymous(&rule.path);
         for method in &rule.methods {
-            let known = find(&self.known, method, &rule.path).map(|found| *found.value);
-            let known = known.filter(|operation| anonymous(&operation.template) == path);
-            if known.is_some_and(|operation| operation.returns_secret) && !rule.returns_secret {
+            // What the API would choose for it: `/sessions/ses_1` is a session too.
+            let named = find(&self.known, method, &rule.path).map(|found| *found.value);
+            if !rule.returns_secret && !rule.shadow && answers_with_secret(method, &rule.path) {
                 return Err(format!(
                     "{method} {} answers with a secret: to open it all the same, write it as [[environments.rules]] with \
                      returns_secret = true",
                     rule.path
                 ));
             }
+            let known = named.filter(|operation| anonymous(&operation.template) == path);
             let route = Arc::new(Route {
                 template: rule.path.clone(),
                 rule: rule.label.clone(),
                 list: method == Method::GET && (rule.list || known.is_some_and(|operation| operation.list)),
-                returns_secret: rule.returns_secret
-                    || known.is_some_and(|operation| operation.returns_secret),
+                returns_secret: rule.returns_secret,
                 ttl: rule.ttl,
                 invalidates: rule.invalidates.clone(),
+                query: rule.query.clone(),
             });
-            let Some(router) = router(&mut self.rules, method) else {
+            let routers = if rule.shadow { &mut self.shadows } else { &mut self.rules };
+            let Some(router) = router(routers, method) else {
                 return Err(format!(
                     "the method {method} cannot be opened: GET, POST, PUT, PATCH, DELETE can"
                 ));
             };
             router.insert(path.clone(), route).map_err(|error| match error {
                 matchit::InsertError::Conflict { .. } => {
-                    format!("another rule already opens {method} {}: keep one of them", rule.path)
+                    let verb = if rule.shadow { "shadows" } else { "opens" };
+                    format!("another rule already {verb} {method} {}: keep one of them", rule.path)
                 }
                 other => format!("{} is no path template: {other}", rule.path),
             })?;
@@ -186,26 +232,26 @@ impl AccessTable {
         Ok(())
     }
 
-    /// Decides on a method and a canonical path.
+    /// Decides on a method, a canonical path and its query.
     ///
     /// # Errors
     /// Why not, and which rule would open it.
-    pub fn decide(&self, method: &Method, path: &str) -> Result<Arc<Route>, Denied> {
+    pub fn decide(&self, method: &Method, path: &str, query: &str) -> Result<Arc<Route>, Denied> {
         if let Some(prefix) = refused_prefix(path) {
-            let message = format!("{prefix} is never served by this proxy");
-            return Err(Denied { message, hint: None, template: None });
+            return Err(Denied::new(format!("{prefix} is never served by this proxy"), None, None));
         }
-        // HEAD is GET without the body, here as upstream.
-        let method = if method == Method::HEAD { &Method::GET } else { method };
-        let path = operation::strip_instance(path);
+        let (method, path) = canonical(method, path);
         let known = || find(&self.known, method, path).map(|found| *found.value);
         if let Some(found) = find(&self.rules, method, path) {
             let route = found.value;
-            return match known() {
-                Some(operation) if operation.returns_secret && !route.returns_secret => {
-                    Err(secret_route(method, operation))
-                }
-                _ => Ok(route.clone()),
+            if let Some(operation) = known().filter(|_| !route.returns_secret)
+                && operation.returns_secret
+            {
+                return Err(secret_route(method, operation));
+            }
+            return match route.query.check(query) {
+                Ok(()) => Ok(route.clone()),
+                Err(broken) => Err(constraint(route, broken, known())),
             };
         }
         if let Some(found) = find(&self.profiles, method, path) {
@@ -213,34 +259,60 @@ impl AccessTable {
         }
         Err(match known() {
             Some(operation) if operation.returns_secret => secret_route(method, operation),
-            Some(operation) => Denied {
-                message: format!("No rule of this proxy allows {method} {}.", operation.template),
-                hint: Some(format!(
+            Some(operation) => Denied::new(
+                format!("No rule of this proxy allows {method} {}.", operation.template),
+                Some(format!(
                     "The operator can open it with the rule \"{method} {}\" in this environment's allow.",
                     operation.template
                 )),
-                template: Some(&operation.template),
-            },
-            None => Denied {
-                message: format!("No rule of this proxy allows {method} on this path."),
-                hint: Some(format!(
+                Some(&operation.template),
+            ),
+            None => Denied::new(
+                format!("No rule of this proxy allows {method} on this path."),
+                Some(format!(
                     "The path is not in the built-in route table. The operator can open it with a rule such as \
                      \"{method} /name/{{id}}\" in this environment's allow."
                 )),
-                template: None,
-            },
+                None,
+            ),
         })
+    }
+
+    /// What the shadow rule for a request that was allowed would have said, where there is one and it would have refused.
+    pub fn shadow(&self, method: &Method, path: &str, query: &str) -> Option<ShadowRefusal> {
+        let (method, path) = canonical(method, path);
+        let route = find(&self.shadows, method, path)?.value;
+        let known = find(&self.known, method, path).map(|found| *found.value);
+        let (constraint, message) = match known.filter(|operation| operation.returns_secret) {
+            Some(operation) if !route.returns_secret => {
+                ("returns_secret".to_owned(), secret_route(method, operation).message)
+            }
+            _ => route.query.check(query).err().map(|broken| (broken.constraint, broken.message))?,
+        };
+        Some(ShadowRefusal { rule: route.rule.clone(), constraint, message })
+    }
+
+    /// Where the shadow rules stand.
+    pub fn shadow_rules(&self) -> impl Iterator<Item = &str> {
+        self.shadow_rules.iter().map(String::as_str)
     }
 
     /// Every opened route as `METHOD /template`, for `check` and tests.
     pub fn opened(&self) -> Vec<String> {
         let mut all: Vec<String> = OPERATIONS
             .iter()
-            .filter(|operation| self.decide(&operation.method, &operation.template).is_ok())
+            .filter(|operation| self.opens(&operation.method, &operation.template))
             .map(|operation| format!("{} {}", operation.method, operation.template))
             .collect();
         all.sort();
         all
+    }
+}
+
+impl AccessTable {
+    /// Whether some query opens it.
+    fn opens(&self, method: &Method, template: &str) -> bool {
+        self.decide(method, template, "").map_or_else(|denied| denied.rule.is_some(), |_| true)
     }
 }
 
@@ -250,16 +322,32 @@ impl fmt::Debug for AccessTable {
     }
 }
 
+/// HEAD is GET without the body, here as upstream, and `/instances/{id}/x` is `/x`.
+fn canonical<'a>(method: &'a Method, path: &'a str) -> (&'a Method, &'a str) {
+    (if method == Method::HEAD { &Method::GET } else { method }, operation::strip_instance(path))
+}
+
+fn constraint(route: &Route, broken: Broken, known: Option<&'static Operation>) -> Denied {
+    let Broken { message, ambiguous, .. } = broken;
+    Denied {
+        message,
+        hint: Some(format!("The rule that opens this route ({}) asks for it.", route.rule)),
+        template: known.map(|operation| operation.template.as_str()),
+        rule: Some(route.rule.clone()),
+        ambiguous,
+    }
+}
+
 fn secret_route(method: &Method, operation: &'static Operation) -> Denied {
     let template = &operation.template;
-    Denied {
-        message: format!("{method} {template} answers with a secret; this proxy does not open it."),
-        hint: Some(format!(
+    Denied::new(
+        format!("{method} {template} answers with a secret; this proxy does not open it."),
+        Some(format!(
             "The operator can open it with [[environments.rules]] methods = [\"{method}\"], path = \"{template}\", \
              returns_secret = true."
         )),
-        template: Some(template),
-    }
+        Some(template),
+    )
 }
 
 fn refused_prefix(path: &str) -> Option<&'static str> {
@@ -267,6 +355,11 @@ fn refused_prefix(path: &str) -> Option<&'static str> {
     ["/dashboard", "/consumer"]
         .into_iter()
         .find(|prefix| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+}
+
+/// Whether the API answers `method` on `path`, a path or a template, with a secret.
+pub fn answers_with_secret(method: &Method, path: &str) -> bool {
+    find(&known_operations(), method, path).is_some_and(|found| found.value.returns_secret)
 }
 
 fn per_method() -> PerMethod {
@@ -304,43 +397,6 @@ fn find<'t, 'p, T>(
     path: &'p str,
 ) -> Option<matchit::Match<'t, 'p, &'t T>> {
     routers.iter().find(|(of, _)| of == method).and_then(|(_, router)| router.at(path).ok())
-}
-
-/// `/sessions/{sessionId}` as `/sessions/{0}`: two templates are the same whatever they call their parameters.
-fn anonymous(template: &str) -> String {
-    let segments = template.split('/').enumerate();
-    let segments =
-        segments.map(
-            |(at, segment)| if segment.starts_with('{') { format!("{{p{at}}}") } else { segment.to_owned() },
-        );
-    segments.collect::<Vec<_>>().join("/")
-}
-
-fn check_template(path: &str) -> Result<(), String> {
-    let fault = |what: &str| Err(format!("{path:?} is no path template: {what}"));
-    if !path.starts_with('/') {
-        return fault("it begins with /");
-    }
-    if path.len() > 1 && path.ends_with('/') {
-        return fault("the API knows no trailing slash");
-    }
-    for segment in path.split('/').skip(1) {
-        let name = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b));
-        match name {
-            Some(name) if name.is_empty() || !plain(name) => return fault("a parameter is {name}"),
-            Some(_) => {}
-            None if segment.starts_with(':') => return fault("a parameter is {name}, not :name"),
-            None if segment.contains(['{', '}', '*']) => {
-                return fault("a parameter is a whole segment, and there are no wildcards");
-            }
-            None if segment.is_empty() && path.len() > 1 => return fault("it holds an empty segment"),
-            None if matches!(segment, "." | "..") => return fault("dot segments are refused"),
-            None if !plain(segment) => return fault("letters, digits, - . _ ~ only, and no query"),
-            None => {}
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -60,10 +60,7 @@ impl Environment {
             label: label.into(),
             methods: methods.to_vec(),
             path: path.into(),
-            list: false,
-            ttl: None,
-            invalidates: Vec::new(),
-            returns_secret: false,
+            ..Rule::default()
         };
         let rules = [
             rule("rules[0]", &[http::Method::GET, http::Method::POST], "/provider-deployments"),

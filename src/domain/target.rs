@@ -56,9 +56,14 @@ pub enum Ambiguous {
     /// Two values where one is expected.
     #[error("the query names {0} more than once, or as a list")]
     Repeated(&'static str),
-    /// `[key]=`, which the API's parser reads as `key=`.
-    #[error("the query holds a parameter whose name begins with a bracket")]
-    BracketName,
+    /// `[key]=` or `?key=`, which the API's parser may read as `key=`, or a control character, where some readers stop.
+    #[error(
+        "the query holds a parameter whose name begins with a bracket or a question mark, or holds a control character"
+    )]
+    BadName,
+    /// `a=1;b=2`, which is one parameter to some readers and two to others.
+    #[error("the query holds a semicolon that is not percent-encoded")]
+    Semicolon,
     /// Beyond [`MAX_PARAMETERS`].
     #[error("the query holds more than 200 parameters")]
     TooManyParameters,
@@ -165,6 +170,7 @@ fn extract<'q>(query: &'q str, extracted: &mut Extracted) -> Result<Option<Cow<'
         match byte {
             b'%' if escape(query.as_bytes(), at).is_none() => return Err(Ambiguous::BadEscape),
             b'%' => {}
+            b';' => return Err(Ambiguous::Semicolon),
             byte if byte.is_ascii_graphic() && !b"\"#<>\\^`{|}".contains(&byte) => {}
             _ => return Err(Ambiguous::BadByte),
         }
@@ -175,8 +181,8 @@ fn extract<'q>(query: &'q str, extracted: &mut Extracted) -> Result<Option<Cow<'
             return Err(Ambiguous::TooManyParameters);
         }
         let name = decode(pair.name(query));
-        if name.first() == Some(&b'[') {
-            return Err(Ambiguous::BracketName);
+        if matches!(name.first(), Some(b'[' | b'?')) || name.iter().any(u8::is_ascii_control) {
+            return Err(Ambiguous::BadName);
         }
         let root = name.split(|byte| *byte == b'[').next().unwrap_or_default();
         let (slot, what, take) = match root {

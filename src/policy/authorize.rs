@@ -6,9 +6,10 @@ use std::task::{Context, Poll};
 use http::header::{HeaderMap, HeaderName, ORIGIN};
 use tower::{Layer, Service};
 
+use crate::domain::access::ShadowRefusal;
 use crate::domain::environment::Environment;
 use crate::domain::target::Extracted;
-use crate::exchange::{Authenticated, Exchange, Permit, Permitted};
+use crate::exchange::{Authenticated, EnvironmentHandle, Exchange, Journal, Permit, Permitted};
 use crate::rejection::{Gate, Rejection};
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
@@ -23,8 +24,12 @@ pub struct AuthorizeLayer {
 }
 
 impl AuthorizeLayer {
-    /// Counts in `metrics`.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    /// Counts in `metrics`: what the shadow rules of `environments` would have refused, too.
+    pub fn new(metrics: Arc<Metrics>, environments: &[Arc<EnvironmentHandle>]) -> Self {
+        for handle in environments {
+            let rules = handle.environment.access.shadow_rules();
+            rules.for_each(|rule| metrics.shadow_rule(&handle.environment.name, rule));
+        }
         Self { metrics }
     }
 }
@@ -62,13 +67,20 @@ where
         let decision = decide(&environment.environment, request.headers(), &extracted).and_then(|()| {
             Permit::decide(environment, request.method(), target).map_err(|denied| {
                 denied.template.and_then(|template| journal.refused_route.set(template).err());
-                Rejection::Forbidden { message: denied.message, hint: denied.hint }
+                denied.rule.and_then(|rule| journal.refusing_rule.set(rule).err());
+                match denied.ambiguous {
+                    true => Rejection::BadRequest(denied.message.into()),
+                    false => Rejection::Forbidden { message: denied.message, hint: denied.hint },
+                }
             })
         });
         match decision {
             Ok(permit) => {
                 self.metrics.decision(Policy::Authorize, Outcome::Allowed);
                 journal.route.set(permit.route().clone()).ok();
+                if let Some(refusal) = permit.shadow() {
+                    self.report(&permit, refusal, &journal);
+                }
                 let stage = Permitted { client, permit };
                 Gate::passed(self.inner.call(Exchange { request, stage, deadline, journal }))
             }
@@ -77,6 +89,23 @@ where
                 Gate::refused(rejection)
             }
         }
+    }
+}
+
+impl<S> Authorize<S> {
+    /// Tells what a shadow rule would have refused. The request goes on all the same.
+    fn report(&self, permit: &Permit, refusal: ShadowRefusal, journal: &Journal) {
+        let environment = &*permit.environment().environment.name;
+        self.metrics.shadow_refused(environment, &refusal.rule);
+        tracing::info!(
+            request_id = &*journal.request_id,
+            environment,
+            rule = refusal.rule,
+            constraint = refusal.constraint,
+            route = permit.route().template,
+            "a shadow rule would have refused this request"
+        );
+        journal.shadow.set(refusal).ok();
     }
 }
 

@@ -141,7 +141,7 @@ pub(super) fn layers(
         ),
         client_limit: ClientLimitLayer::new(clients.clone(), metrics.clone()),
         authenticate: AuthenticateLayer::new(Callers::new(environments), clients.clone(), metrics.clone()),
-        authorize: AuthorizeLayer::new(metrics.clone()),
+        authorize: AuthorizeLayer::new(metrics.clone(), environments),
         cache: CacheLayer::new(CacheParts {
             pages: lasting.pages.clone(),
             fills: lasting.fills.clone(),

@@ -43,6 +43,7 @@ pub struct Metrics {
     reloads: Box<[Counter]>,
     rate_limited: Family<Labels, Counter>,
     credentials_refused: Family<Labels, Counter>,
+    shadow_refused: Family<Labels, Counter>,
     connections: Family<Labels, Gauge>,
     secret_guard: Counter,
     panics: Counter,
@@ -99,6 +100,11 @@ impl Metrics {
                 r,
                 "metorial_proxy_upstream_credentials_refused",
                 "Answers of 401 by upstream to our secret key",
+            ),
+            shadow_refused: family(
+                r,
+                "metorial_proxy_shadow_refused",
+                "Requests that were allowed and that a shadow rule would have refused",
             ),
             connections: family(r, "metorial_proxy_connections", "Connections open at this moment"),
             secret_guard: single(
@@ -169,6 +175,16 @@ impl Metrics {
         self.credentials_refused.get_or_create(&named("environment", environment)).inc();
     }
 
+    /// A shadow rule there is: it counts from zero.
+    pub fn shadow_rule(&self, environment: &str, rule: &str) {
+        drop(self.shadow_refused.get_or_create(&shadow(environment, rule)));
+    }
+
+    /// A shadow rule would have refused a request.
+    pub fn shadow_refused(&self, environment: &str, rule: &str) {
+        self.shadow_refused.get_or_create(&shadow(environment, rule)).inc();
+    }
+
     /// Open connections of `listener`; each holds one of these as long as it lives.
     pub fn connections(&self, listener: &str) -> Level {
         Level(self.connections.get_or_create_owned(&named("listener", listener)))
@@ -221,6 +237,10 @@ impl Default for Metrics {
 
 fn named(key: &'static str, value: &str) -> Labels {
     vec![(key, Cow::Owned(value.to_owned()))]
+}
+
+fn shadow(environment: &str, rule: &str) -> Labels {
+    vec![("environment", Cow::Owned(environment.to_owned())), ("rule", Cow::Owned(rule.to_owned()))]
 }
 
 fn single<M>(registry: &mut Registry, name: &str, help: &str) -> M

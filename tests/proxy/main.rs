@@ -18,4 +18,5 @@ mod commands;
 mod cors;
 mod lifecycle;
 mod protocol;
+mod rules;
 mod upstream;

@@ -8,8 +8,8 @@ use super::choice;
 use crate::config::fault::Wrong;
 use crate::config::raw;
 use crate::config::reader::{DAY, Reader};
-use crate::config::value::{Field, Section};
-use crate::domain::access::{AccessTable, Profile, Rule};
+use crate::config::value::{Field, Named, Section, shown};
+use crate::domain::access::{self, AccessTable, Profile, Query, Rule};
 use crate::domain::operation;
 
 /// What is said of an environment's callers.
@@ -85,10 +85,7 @@ fn allowed(text: &str, label: &str) -> Result<Allowed, Wrong> {
         label: label.to_owned(),
         methods: vec![method(word)?],
         path: path.trim().to_owned(),
-        list: false,
-        ttl: None,
-        invalidates: Vec::new(),
-        returns_secret: false,
+        ..Rule::default()
     }))
 }
 
@@ -134,7 +131,33 @@ fn rule(mut at: Reader<'_, '_>, raw: raw::Rule, label: String) -> Option<Rule> {
     };
     let invalidates = at.list("invalidates", raw.invalidates, collection).unwrap_or_default();
     let returns_secret = at.value("returns_secret", raw.returns_secret, false);
-    Some(Rule { label, methods, path: path?, list, ttl, invalidates, returns_secret })
+    let strict = at.value("query_strict", raw.query_strict, false);
+    let query = query(&mut at, raw.query, strict);
+    let shadow = at.value("shadow", raw.shadow, false);
+    let path = path?;
+    let harmless = query.is_empty()
+        && (returns_secret || !methods.iter().any(|method| access::answers_with_secret(method, &path)));
+    if shadow && harmless {
+        let message = "asks for nothing: it would refuse nothing";
+        at.warn("shadow", Wrong::new(message, "write the constraints to be tried as query or query_strict"));
+    }
+    Some(Rule { label, methods, path, list, ttl, invalidates, returns_secret, query, shadow })
+}
+
+fn query(at: &mut Reader<'_, '_>, field: Field<Named<String>>, strict: bool) -> Query {
+    let Named(entries) = at.optional("query", field).unwrap_or(Named(Vec::new()));
+    let mut at = at.at("query");
+    let texts: Vec<(String, String)> = entries
+        .into_iter()
+        .filter_map(|(name, entry)| at.optional(&shown(name.clone()), entry).map(|text| (name, text)))
+        .collect();
+    let constraints = texts.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+    Query::parse(constraints, strict).unwrap_or_else(|wrong| {
+        for (name, sentence) in wrong {
+            at.refuse(&shown(name), Wrong::from_sentence(&sentence));
+        }
+        Query::default()
+    })
 }
 
 fn method(text: &str) -> Result<Method, Wrong> {

@@ -70,7 +70,7 @@ fn each_variable_stands_for_its_key() {
     let environment = &config.environments[0];
     assert_eq!((environment.name.as_str(), environment.limit.requests), ("production", 5000));
     assert_eq!(environment.publishable_keys.len(), 2);
-    assert!(environment.access.decide(&http::Method::GET, "/own/1").is_ok());
+    assert!(environment.access.decide(&http::Method::GET, "/own/1", "").is_ok());
     assert!(environment.origins.allows(b"https://b.example"));
     assert_eq!(
         (config.upstream.authority.as_str(), config.upstream.base_path.as_str()),

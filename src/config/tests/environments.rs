@@ -256,7 +256,10 @@ fn an_entry_of_allow_is_a_profile_or_a_route() {
     }
     refused("allow = [\"GET /own/{a}\", \"GET /own/{b}\"]", "environments[0].allow[1]", "keep one of them");
     let access = &environment("allow = [\" GET  /own/{a} \"]").access;
-    assert_eq!(access.decide(&Method::GET, "/own/1").map(|route| route.rule.clone()), Ok("allow[0]".into()));
+    assert_eq!(
+        access.decide(&Method::GET, "/own/1", "").map(|route| route.rule.clone()),
+        Ok("allow[0]".into())
+    );
 }
 
 #[test]
@@ -271,6 +274,13 @@ fn a_rule_is_checked_key_by_key() {
         ("path = \"/own\"\ninvalidates = [\"own\"]", "invalidates[0]", "no collection"),
         ("path = \"/own\"\ninvalidates = [\"/own/{id}\"]", "invalidates[0]", "write \"/own\""),
         ("path = \"/sessions\"", "path", "returns_secret = true"),
+        ("path = \"/sessions/ses_1\"", "path", "returns_secret = true"),
+        ("path = \"/consumer/x\"", "path", "can never match"),
+        ("path = \"/own\"\nquery = 50", "query", "a table belongs"),
+        ("path = \"/own\"\nquery = { limit = 50 }", "query.limit", "a string belongs"),
+        ("path = \"/own\"\nquery = { limit = \"<50\" }", "query.limit", "is no constraint"),
+        ("path = \"/own\"\nquery = { \"a[]\" = \"1\" }", "query.\"a[]\"", "without brackets"),
+        ("path = \"/own\"\nquery = { key = \"*\" }", "query.key", "could never match"),
     ] {
         refused(&rule(keys), &format!("environments[0].rules[0].{path}"), part);
     }
@@ -280,13 +290,36 @@ fn a_rule_is_checked_key_by_key() {
         "path = \"/own\"\nmethods = [\"POST\", \"GET\", \"GET\"]\nlist = true\nttl = \"30s\"\ninvalidates = [\"/other\"]\nreturns_secret = true",
     ));
     for method in [Method::GET, Method::POST] {
-        let route = environment.access.decide(&method, "/own").expect("opened");
+        let route = environment.access.decide(&method, "/own", "").expect("opened");
         assert_eq!((route.rule.as_str(), route.ttl), ("rules[0]", Some(Duration::from_secs(30))));
         assert_eq!(route.invalidates, ["/other"]);
         assert!(route.returns_secret && route.list == (method == Method::GET));
     }
+    let constrained = "path = \"/own\"\nquery = { limit = \"!<=50\" }\nquery_strict = true";
+    let access = &self::environment(&rule(constrained)).access;
+    assert!(access.decide(&Method::GET, "/own", "limit=50").is_ok());
+    assert!(access.decide(&Method::GET, "/own", "").is_err());
+    assert!(access.decide(&Method::GET, "/own", "limit=50&x").is_err());
     // GET is what a rule opens unless it says otherwise.
     let access = &self::environment(&rule("path = \"/own\"\nttl = \"0s\"")).access;
-    assert!(access.decide(&Method::GET, "/own").is_ok_and(|route| route.ttl == Some(Duration::ZERO)));
-    assert!(access.decide(&Method::POST, "/own").is_err());
+    assert!(access.decide(&Method::GET, "/own", "").is_ok_and(|route| route.ttl == Some(Duration::ZERO)));
+    assert!(access.decide(&Method::POST, "/own", "").is_err());
+}
+
+#[test]
+fn a_shadow_rule_stands_beside_an_enforced_one_and_is_warned_of_where_it_asks_for_nothing() {
+    let rule = |keys: &str| format!("[[environments.rules]]\npath = \"/own\"\n{keys}\n");
+    let shadow = rule("query = { limit = \"<=10\" }\nshadow = true");
+    let loaded = ok(&minimal(&(rule("") + &shadow)));
+    assert_eq!(show(&loaded.warnings), "");
+    let access = &loaded.config.environments[0].access;
+    assert!(access.decide(&Method::GET, "/own", "limit=11").is_ok());
+    assert!(
+        access.shadow(&Method::GET, "/own", "limit=11").is_some_and(|refusal| refusal.rule == "rules[1]")
+    );
+    let idle = ok(&minimal(&rule("shadow = true"))).warnings;
+    assert!(fault_at(&idle, "environments[0].rules[0].shadow").contains("would refuse nothing"));
+    refused(&(rule("") + &rule("")), "environments[0].rules[1].path", "already opens GET /own");
+    let sessions = "[[environments.rules]]\npath = \"/sessions\"\nshadow = true";
+    assert_eq!(show(&ok(&minimal(sessions)).warnings), "", "it would refuse what answers with a secret");
 }

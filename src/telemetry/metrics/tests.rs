@@ -11,6 +11,7 @@ fn complete() -> (Metrics, Scrape) {
     metrics.server.record(&Method::GET, 200, "/providers", Duration::from_millis(1));
     metrics.client.record(&Method::GET, Ok(200), "live", Duration::from_millis(1));
     drop(metrics.connections("http").hold());
+    metrics.shadow_rule("live", "rules[0]");
     let scrape = Scrape {
         budgets: vec![BudgetView { name: "live".into(), limit: 5000, remaining: 4999 }],
         secrets: vec![SecretView { environment: "live".into(), age: Duration::from_secs(90) }],
