@@ -12,9 +12,11 @@ use metorial_proxy::telemetry::logging::{self, LogGuard};
 
 mod check;
 mod demo;
+mod explain;
 mod health;
 mod mock;
 mod run;
+mod schema;
 mod signals;
 
 /// A reverse proxy for the Metorial API: it holds the secret key, so that frontends hold only publishable ones.
@@ -33,6 +35,7 @@ Examples:
   METORIAL_SECRET_KEY=metorial_sk_… METORIAL_PUBLISHABLE_KEYS=metorial_pk_… metorial-proxy
   metorial-proxy run --config /etc/metorial-proxy.toml
   metorial-proxy check --config /etc/metorial-proxy.toml
+  metorial-proxy explain --key metorial_pk_… GET '/provider-deployments?limit=2'
   metorial-proxy mock --listen 127.0.0.1:4010 --limit 100/600s";
 
 #[derive(Debug, Subcommand)]
@@ -41,6 +44,10 @@ enum Command {
     Run(ConfigFile),
     /// Check the configuration; print every error at once with its key path and cure
     Check(ConfigFile),
+    /// Say what would happen to a request, and why; nothing is sent
+    Explain(explain::Options),
+    /// Print the JSON schema of the configuration file
+    Schema,
     /// Ask /readyz of a running proxy; exit 0 when it is ready, else 1
     Health {
         /// Its admin address [default: METORIAL_PROXY_ADMIN, else 127.0.0.1:9090]
@@ -66,6 +73,8 @@ impl Cli {
             None => run::run(self.config.config.as_deref()),
             Some(Command::Run(file)) => run::run(file.config.as_deref()),
             Some(Command::Check(file)) => check::run(file.config.as_deref()),
+            Some(Command::Explain(options)) => explain::run(&options),
+            Some(Command::Schema) => schema::run(),
             Some(Command::Health { admin }) => health::run(admin),
             Some(Command::Mock(options)) => mock::run(options),
             Some(Command::Demo(options)) => demo::run(&options),

@@ -23,11 +23,13 @@ mod later;
 mod load;
 mod raw;
 mod reader;
+mod schema;
 mod secret;
 mod value;
 
 pub use fault::Fault;
 pub use load::{Loaded, Sources, Variables, load};
+pub use schema::schema;
 
 /// A whole, valid configuration.
 #[derive(Debug, Clone)]

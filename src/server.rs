@@ -30,6 +30,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, sleep, timeout_at};
 
 mod assembly;
+pub mod explain;
 mod view;
 
 use assembly::Lasting;

@@ -53,10 +53,17 @@ fn take_key(at: &mut Reader<'_, '_>, table: &mut toml::Table, key: &str, allowed
     }
 }
 
+/// Each key that may be written all the same, and what it may say.
+pub(super) fn written() -> impl Iterator<Item = (&'static str, toml::Value)> {
+    LATER.iter().filter_map(|(key, allowed)| Some((*key, value((*allowed)?)?)))
+}
+
+fn value(text: &str) -> Option<toml::Value> {
+    format!("value = {text}").parse::<toml::Table>().ok()?.remove("value")
+}
+
 fn says(value: &toml::Value, allowed: &str) -> bool {
-    let allowed =
-        format!("value = {allowed}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
-    match (value, allowed) {
+    match (value, self::value(allowed)) {
         // What a thing that is off would do is of no account.
         (toml::Value::Table(value), Some(toml::Value::Table(allowed))) => {
             allowed.iter().all(|(key, allowed)| value.get(key) == Some(allowed))

@@ -1,5 +1,6 @@
 //! The configuration file as it is written: which keys there are, and what type each has. Defaults and meaning: `compile`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret::Secret;
@@ -8,8 +9,9 @@ use super::value::{Field, Named, Section, Size, Span};
 pub(super) type List<T> = Field<Vec<Field<T>>>;
 
 /// The whole file.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct File {
     pub(super) server: Field<Section<Server>>,
     pub(super) clients: Field<Section<Clients>>,
@@ -21,8 +23,9 @@ pub(super) struct File {
 }
 
 /// `[server]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Server {
     pub(super) listen: List<String>,
     pub(super) admin: Field<String>,
@@ -30,6 +33,7 @@ pub(super) struct Server {
     pub(super) workers: Field<u64>,
     pub(super) tls: Field<Section<Tls>>,
     pub(super) trusted_proxies: List<String>,
+    #[schemars(extend("enum" = ["x-forwarded-for", "forwarded"]))]
     pub(super) client_ip_header: Field<String>,
     pub(super) hosts: List<String>,
     pub(super) max_connections: Field<u64>,
@@ -47,32 +51,36 @@ pub(super) struct Server {
 }
 
 /// `tls = { certificate, private_key }`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Tls {
     pub(super) certificate: Field<String>,
     pub(super) private_key: Field<String>,
 }
 
 /// `drain = { settle, deadline }`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Drain {
     pub(super) settle: Field<Span>,
     pub(super) deadline: Field<Span>,
 }
 
 /// `{ requests, window }`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Quota {
     pub(super) requests: Field<u64>,
     pub(super) window: Field<Span>,
 }
 
 /// `[clients]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Clients {
     pub(super) limit: Field<Section<Quota>>,
     pub(super) ipv6_prefix: Field<u64>,
@@ -81,8 +89,9 @@ pub(super) struct Clients {
 }
 
 /// `[upstream]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Upstream {
     pub(super) url: Field<String>,
     pub(super) egress_limit: Field<Section<Quota>>,
@@ -90,6 +99,7 @@ pub(super) struct Upstream {
     pub(super) attempt_timeout: Field<Span>,
     pub(super) idle_connections: Field<u64>,
     pub(super) idle_timeout: Field<Span>,
+    #[schemars(extend("enum" = ["auto", "never", "always"]))]
     pub(super) http2: Field<String>,
     pub(super) forward_headers: List<String>,
     pub(super) ca_certificate: Field<String>,
@@ -97,8 +107,9 @@ pub(super) struct Upstream {
 }
 
 /// `[upstream.retry]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Retry {
     pub(super) max_attempts: Field<u64>,
     pub(super) initial_backoff: Field<Span>,
@@ -110,15 +121,19 @@ pub(super) struct Retry {
 }
 
 /// `[[environments]]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Environment {
+    #[schemars(required)]
     pub(super) name: Field<String>,
+    #[schemars(extend("enum" = ["production", "development"]))]
     pub(super) kind: Field<String>,
     pub(super) limit: Field<Section<Quota>>,
     pub(super) algorithm: Field<String>,
     pub(super) budget: Field<String>,
     pub(super) newcomer_reserve: Field<f64>,
+    #[schemars(required)]
     pub(super) secret_key: Field<Secret>,
     pub(super) publishable_keys: List<String>,
     pub(super) keyless: Field<bool>,
@@ -130,10 +145,13 @@ pub(super) struct Environment {
 }
 
 /// `[[environments.rules]]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Rule {
+    #[schemars(extend("items" = { "type": "string", "enum": ["GET", "POST", "PUT", "PATCH", "DELETE"] }))]
     pub(super) methods: List<String>,
+    #[schemars(required)]
     pub(super) path: Field<String>,
     pub(super) query: Field<Named<String>>,
     pub(super) query_strict: Field<bool>,
@@ -145,8 +163,9 @@ pub(super) struct Rule {
 }
 
 /// `[cache]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Cache {
     pub(super) enabled: Field<bool>,
     pub(super) capacity: Field<Size>,
@@ -156,8 +175,9 @@ pub(super) struct Cache {
 }
 
 /// `[store]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Store {
     pub(super) prefix: Field<String>,
     pub(super) timeout: Field<Span>,
@@ -166,16 +186,18 @@ pub(super) struct Store {
 }
 
 /// `[telemetry]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct Telemetry {
     pub(super) log: Field<String>,
     pub(super) access_log: Field<bool>,
 }
 
 /// `{ file }` or `{ env }`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub(super) struct SecretSource {
     pub(super) file: Field<String>,
     pub(super) env: Field<String>,

@@ -87,7 +87,7 @@ pub(super) fn show(faults: &[Fault]) -> String {
     faults.iter().map(|fault| format!("{fault}\n")).collect()
 }
 
-fn shipped(name: &str) -> String {
+pub(super) fn shipped(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
     std::fs::read_to_string(path).expect("a shipped file")
 }
@@ -129,7 +129,7 @@ fn the_examples_load_without_a_warning() {
 }
 
 /// Every key there is: the path of its section, its name, and a file in which it has the value `VALUE`.
-fn every_key() -> Vec<(String, String, String)> {
+pub(super) fn every_key() -> Vec<(String, String, String)> {
     let mut all = Vec::new();
     let mut add = |section: &str, keys: Vec<String>, file: &dyn Fn(&str) -> String| {
         all.extend(keys.into_iter().map(|key| (section.to_owned(), key.clone(), file(&key))));

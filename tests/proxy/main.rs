@@ -16,6 +16,7 @@ mod budget;
 mod cache;
 mod commands;
 mod cors;
+mod explain;
 mod lifecycle;
 mod protocol;
 mod rules;
