@@ -33,6 +33,10 @@ pub struct Arrival {
     pub peer: IpAddr,
 }
 
+/// The target had a fragment, which the parser cut off: an extension of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct HadFragment;
+
 /// A request at one stage of its way.
 #[derive(Debug)]
 pub struct Exchange<S> {

@@ -56,10 +56,8 @@ pub enum Ambiguous {
     /// Two values where one is expected.
     #[error("the query names {0} more than once, or as a list")]
     Repeated(&'static str),
-    /// `[key]=` or `?key=`, which the API's parser may read as `key=`, or a control character, where some readers stop.
-    #[error(
-        "the query holds a parameter whose name begins with a bracket or a question mark, or holds a control character"
-    )]
+    /// `[key]=`, `key]=` or `?key=`, which a lenient parser reads as `key=`, or a control character, where some stop.
+    #[error("the query holds a parameter whose name readers do not agree on")]
     BadName,
     /// `a=1;b=2`, which is one parameter to some readers and two to others.
     #[error("the query holds a semicolon that is not percent-encoded")]
@@ -181,10 +179,7 @@ fn extract<'q>(query: &'q str, extracted: &mut Extracted) -> Result<Option<Cow<'
             return Err(Ambiguous::TooManyParameters);
         }
         let name = decode(pair.name(query));
-        if matches!(name.first(), Some(b'[' | b'?')) || name.iter().any(u8::is_ascii_control) {
-            return Err(Ambiguous::BadName);
-        }
-        let root = name.split(|byte| *byte == b'[').next().unwrap_or_default();
+        let root = check_name(&name)?;
         let (slot, what, take) = match root {
             b"token" => (&mut extracted.token, "token", true),
             b"key" => (&mut extracted.key, "key", true),
@@ -211,6 +206,23 @@ fn extract<'q>(query: &'q str, extracted: &mut Extracted) -> Result<Option<Cow<'
         .map(|pair| &query[pair.whole.clone()])
         .collect();
     Ok(if kept.is_empty() { None } else { Some(Cow::Owned(kept.join("&"))) })
+}
+
+/// What a decoded name has before its brackets, which match: `limit`, `status[]`, `created_at[gt]`.
+fn check_name(name: &[u8]) -> Result<&[u8], Ambiguous> {
+    let bracket = |bytes: &[u8]| bytes.iter().position(|byte| b"[]".contains(byte));
+    let (root, mut brackets) = name.split_at(bracket(name).unwrap_or(name.len()));
+    let begins_with_a_bracket = root.is_empty() && !brackets.is_empty();
+    if begins_with_a_bracket || root.first() == Some(&b'?') || name.iter().any(u8::is_ascii_control) {
+        return Err(Ambiguous::BadName);
+    }
+    while let Some(inside) = brackets.strip_prefix(b"[") {
+        match bracket(inside) {
+            Some(end) if inside[end] == b']' => brackets = &inside[end + 1..],
+            Some(_) | None => return Err(Ambiguous::BadName),
+        }
+    }
+    if brackets.is_empty() { Ok(root) } else { Err(Ambiguous::BadName) }
 }
 
 /// One `name=value` of a query, as ranges of its bytes.

@@ -26,8 +26,9 @@ use tower::ServiceExt;
 use tower::util::Oneshot;
 
 use super::deadlines::{Limits, Overdue, Serving, Watch};
+use super::request_line::RequestLine;
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
-use crate::exchange::Arrival;
+use crate::exchange::{Arrival, HadFragment};
 use crate::pipeline::{CurrentPipeline, Pipeline};
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
@@ -93,14 +94,16 @@ impl Server {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let line = Arc::new(RequestLine::default());
         let service = Requests {
             pipeline: self.pipeline.clone(),
             peer,
             watch: watch.clone(),
+            line: line.clone(),
             max_request_body: self.rules.max_request_body,
             body_idle_timeout: self.rules.body_idle_timeout,
         };
-        let io = TokioIo::new(Watched { io, watch: watch.clone() });
+        let io = TokioIo::new(Watched { io, watch: watch.clone(), line });
         let mut connection = pin!(self.builder.serve_connection(io, service));
         let mut overdue = pin!(watch.overdue(&self.rules.deadlines));
         let ended = tokio::select! {
@@ -146,6 +149,7 @@ struct Requests {
     pipeline: Arc<CurrentPipeline>,
     peer: IpAddr,
     watch: Arc<Watch>,
+    line: Arc<RequestLine>,
     max_request_body: u64,
     body_idle_timeout: Duration,
 }
@@ -157,7 +161,7 @@ impl Service<Request<Incoming>> for Requests {
 
     fn call(&self, request: Request<Incoming>) -> Serve {
         let serving = self.watch.serve(request.version() == Version::HTTP_2);
-        let request = request.map(|body| {
+        let mut request = request.map(|body| {
             if body.is_end_stream() {
                 RequestBody::Empty
             } else {
@@ -165,6 +169,9 @@ impl Service<Request<Incoming>> for Requests {
                 RequestBody::Streaming(Box::new(inbound))
             }
         });
+        if self.line.end() {
+            request.extensions_mut().insert(HadFragment);
+        }
         let arrival = Arrival { request, peer: self.peer };
         Serve { future: self.pipeline.load().oneshot(arrival), serving: Some(serving) }
     }
@@ -219,10 +226,11 @@ impl Body for Served {
     }
 }
 
-/// A socket that tells its watch of what comes in.
+/// A socket that tells of what comes in.
 struct Watched<I> {
     io: I,
     watch: Arc<Watch>,
+    line: Arc<RequestLine>,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
@@ -233,8 +241,12 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.io).poll_read(cx, buf);
-        if buf.filled().len() > before {
+        let read = &buf.filled()[before..];
+        if !read.is_empty() {
             self.watch.read();
+            if self.watch.is_between_requests() {
+                self.line.read(read);
+            }
         }
         poll
     }

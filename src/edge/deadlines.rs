@@ -96,10 +96,14 @@ impl Watch {
     /// Bytes came in.
     pub fn read(&self) {
         let now = self.clock.load(Ordering::Relaxed);
-        let idle = self.served.load(Ordering::Relaxed) == 0 && !self.multiplexed.load(Ordering::Relaxed);
-        if idle && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
+        if self.is_between_requests() && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
             self.waiting_for_head.store(now, Ordering::Relaxed);
         }
+    }
+
+    /// Whether what comes in now may begin a request of HTTP/1.1.
+    pub fn is_between_requests(&self) -> bool {
+        self.served.load(Ordering::Relaxed) == 0 && !self.multiplexed.load(Ordering::Relaxed)
     }
 
     /// A head is complete; the request is served until the returned value is dropped.

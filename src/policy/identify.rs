@@ -19,7 +19,7 @@ use crate::body::RequestBody;
 use crate::domain::access::METHODS;
 use crate::domain::client_ip::client_ip;
 use crate::domain::target::{Extracted, Target};
-use crate::exchange::{Exchange, Identified, Received};
+use crate::exchange::{Exchange, HadFragment, Identified, Received};
 use crate::rejection::{Gate, Limit, Rejection};
 use crate::store::clients::ClientLimits;
 use crate::telemetry::labels::{Outcome, Policy};
@@ -152,6 +152,9 @@ fn decide(rules: &Rules, request: &Request<RequestBody>) -> Result<(Target, Extr
         request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if fields > rules.max_header_bytes || request.headers().len() > MAX_FIELDS {
         return Err(Rejection::HeadersTooLarge(rules.max_header_bytes));
+    }
+    if request.extensions().get::<HadFragment>().is_some() {
+        return Err(Rejection::BadRequest("the request target holds a fragment".into()));
     }
     check_host(rules, request)?;
     check_body(rules, request)?;

@@ -23,7 +23,7 @@ use super::assembly::{Lasting, layers};
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::Config;
 use crate::edge::state_file::Past;
-use crate::exchange::{Exchange, Journal, Permitted, Received};
+use crate::exchange::{Exchange, HadFragment, Journal, Permitted, Received};
 use crate::rejection::Rejection;
 use crate::telemetry::metrics::Metrics;
 use crate::time::Instant;
@@ -126,6 +126,9 @@ fn request(config: &Config, question: &Question) -> Option<Request<RequestBody>>
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::from_bytes(question.method.as_bytes()).ok()?;
     *request.uri_mut() = Uri::try_from(question.target.as_str()).ok()?;
+    if question.target.contains('#') {
+        request.extensions_mut().insert(HadFragment);
+    }
     let headers = request.headers_mut();
     headers.extend(question.fields.iter().cloned().map(|(name, value)| (Some(name), value)));
     if !headers.contains_key(HOST) {

@@ -64,6 +64,7 @@ async fn what_is_explained_is_what_a_caller_gets() {
         ("GET", "/instances/i/provider-deployments/x", Some(KEY), None),
         ("GET", "/provider-deployments?api-version=dashboard", Some(KEY), None),
         ("GET", "/a//b", Some(KEY), None),
+        ("GET", "/providers?x=1;y=2", Some(KEY), None),
         ("TRACE", "/providers", Some(KEY), None),
         ("OPTIONS", "/anything", None, Some(ORIGIN)),
         ("OPTIONS", "/anything", None, evil),
@@ -116,6 +117,7 @@ async fn rule_cache_limits_and_shadow_are_told() {
     }
     assert_eq!(ask("G T", "/providers").await.status, 400);
     assert_eq!(ask("GET", "/a b").await.status, 400);
+    assert_eq!(ask("GET", "/providers#x").await.reason, "the request target holds a fragment");
 }
 
 #[test]

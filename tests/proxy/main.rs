@@ -12,6 +12,7 @@ mod process;
 mod signals;
 
 mod access;
+mod agreement;
 mod budget;
 mod cache;
 mod commands;

@@ -51,7 +51,7 @@ async fn a_query_gets_as_far_as_its_rule_says_and_a_refusal_names_the_constraint
         ("limit=5&limit=5", 400, "the parameter limit is there more than once"),
         ("limit=5&limit[0]=5", 400, "the parameter limit is there more than once"),
         ("limit=5&li%6dit%5b%5d=5", 400, "the parameter limit is there more than once"),
-        ("limit[=5", 400, "brackets"),
+        ("limit[=5", 400, "readers do not agree on"),
         (&format!("limit=5{}", "&x=1".repeat(200)), 400, "more than 200 parameters"),
     ] {
         for target in ["/provider-deployments", "/instances/ins_1/provider-deployments"] {

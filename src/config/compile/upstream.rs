@@ -27,6 +27,7 @@ const NEVER_FORWARDED: &[&str] = &[
     "host",
     "keep-alive",
     "metorial-connecting-ip",
+    "metorial-consumer-profile-id",
     "metorial-consumer-session-client-secret",
     "metorial-instance-id",
     "metorial-organization-id",
@@ -40,8 +41,12 @@ const NEVER_FORWARDED: &[&str] = &[
     "transfer-encoding",
     "upgrade",
     "x-host",
+    "x-http-method",
     "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
     "x-real-ip",
+    "x-rewrite-url",
 ];
 const NEVER_FORWARDED_PREFIXES: &[&str] = &["x-forwarded-", "if-"];
 

@@ -119,6 +119,8 @@ fn headers_that_would_reach_around_the_proxy_are_not_forwarded() {
         "metorial-organization-id",
         "metorial-consumer-session-client-secret",
         "x-http-method-override",
+        "x-method-override",
+        "x-original-url",
         "accept-encoding",
         "range",
         "if-none-match",

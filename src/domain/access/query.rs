@@ -79,7 +79,7 @@ impl Query {
         let mut seen = vec![false; self.parameters.len()];
         for pair in pairs(query).filter(|pair| !pair.whole.is_empty()) {
             let name = decode(pair.name(query));
-            let (root, brackets) = root(&name);
+            let root = root(&name);
             let Some(at) = self.parameters.iter().position(|known| known.name.as_bytes() == root) else {
                 if self.strict {
                     return Err(unlisted(&name));
@@ -87,11 +87,8 @@ impl Query {
                 continue;
             };
             let parameter = &self.parameters[at];
-            if !balanced(brackets) {
-                return Err(parameter.ambiguous("has a name with brackets that do not match"));
-            }
             if std::mem::replace(&mut seen[at], true) {
-                return Err(parameter.ambiguous("is there more than once"));
+                return Err(parameter.repeated());
             }
             parameter.check(&decode(pair.value(query)))?;
         }
@@ -119,8 +116,8 @@ impl Parameter {
         Broken { constraint: self.name.clone(), message, ambiguous: false }
     }
 
-    fn ambiguous(&self, what: &str) -> Broken {
-        let message = format!("the parameter {} {what}", self.name);
+    fn repeated(&self) -> Broken {
+        let message = format!("the parameter {} is there more than once", self.name);
         Broken { constraint: self.name.clone(), message, ambiguous: true }
     }
 }
@@ -170,21 +167,9 @@ fn whole_number(text: &[u8]) -> Option<u64> {
     digits.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
 }
 
-/// A decoded name up to its first bracket, and the rest.
-fn root(name: &[u8]) -> (&[u8], &[u8]) {
-    name.split_at(name.iter().position(|byte| *byte == b'[').unwrap_or(name.len()))
-}
-
-/// Nothing, or `[…][…]`.
-fn balanced(mut brackets: &[u8]) -> bool {
-    while let Some(rest) = brackets.strip_prefix(b"[") {
-        let Some(end) = rest.iter().position(|byte| b"[]".contains(byte)) else { return false };
-        if rest[end] == b'[' {
-            return false;
-        }
-        brackets = &rest[end + 1..];
-    }
-    brackets.is_empty()
+/// A decoded name up to its first bracket.
+fn root(name: &[u8]) -> &[u8] {
+    name.split(|byte| *byte == b'[').next().unwrap_or_default()
 }
 
 #[cfg(test)]

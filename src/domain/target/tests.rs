@@ -21,6 +21,7 @@ fn an_honest_target_is_forwarded_to_the_letter() {
         "/x/a%20b?q=%2F%2e+x",
         "/x?",
         "/x?a&b=&=c&&",
+        "/x?created_at[gt]=1&a%5B0%5D%5Bb%5D=2",
         "/x/",
     ] {
         assert_eq!(forwarded(target), target);
@@ -53,6 +54,12 @@ fn what_two_readers_could_read_differently_is_refused() {
         ("/a?key%5B0%5D=1", Ambiguous::Repeated("key")),
         ("/a?[key]=1", Ambiguous::BadName),
         ("/a?%5Btoken%5D=1", Ambiguous::BadName),
+        ("/a?key]=1", Ambiguous::BadName),
+        ("/a?limit[=1", Ambiguous::BadName),
+        ("/a?limit[0=1", Ambiguous::BadName),
+        ("/a?limit[]x=1", Ambiguous::BadName),
+        ("/a?limit[[]]=1", Ambiguous::BadName),
+        ("/a?limit[]]=1", Ambiguous::BadName),
         ("/a??key=1", Ambiguous::BadName),
         ("/a?%3Flimit=1", Ambiguous::BadName),
         ("/a?limit%00=1", Ambiguous::BadName),
