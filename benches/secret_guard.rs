@@ -21,7 +21,7 @@ fn main() {
         .measurement_time(Duration::from_secs(2))
         .sample_size(50)
         .configure_from_args();
-    let guard = SecretGuard::new(SECRET).expect("a guard");
+    let guard = SecretGuard::new([SECRET]).expect("a guard");
     let echoed = format!("{}{SECRET}", json(20_000, ""));
     assert!(guard.scan().push(echoed.into()).is_err(), "the secret is found");
     for (name, body) in [

@@ -14,6 +14,7 @@ pub mod page_key;
 pub mod quota;
 mod ramp;
 pub mod ratelimit;
+pub mod rotation;
 pub mod secret_guard;
 pub mod shares;
 pub mod target;

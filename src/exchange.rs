@@ -22,6 +22,7 @@ use crate::domain::target::{Extracted, Target};
 use crate::rejection::Rejection;
 use crate::store::limits::BudgetId;
 use crate::store::queues::Queue;
+use crate::store::secrets::Picked;
 use crate::time::{Instant, Timestamp};
 
 /// A request as a connection hands it over.
@@ -106,7 +107,9 @@ pub struct Armed {
     pub permit: Permit,
     /// The injected field; sensitive.
     pub authorization: HeaderValue,
-    /// Finds the injected secret in what comes back.
+    /// Which key it is, and where to tell how that went.
+    pub key: Picked,
+    /// Finds the environment's secrets in what comes back.
     pub guard: SecretGuard,
 }
 
@@ -220,6 +223,8 @@ pub enum Delivery {
     Never,
     /// Some of it may have been: only what is safe may be sent again.
     Possible,
+    /// It was, and was refused for its key alone: with the other one it may be sent again.
+    OtherKey,
 }
 
 /// How a list page was come by: `Cache-Status` (RFC 9211).

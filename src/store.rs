@@ -8,3 +8,4 @@ pub mod limits;
 pub mod pages;
 pub mod queues;
 pub mod refusals;
+pub mod secrets;

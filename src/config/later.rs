@@ -7,7 +7,6 @@ use super::reader::Reader;
 /// deletes its row here and adds it to `raw`.
 const LATER: &[(&str, Option<&str>)] = &[
     ("server.proxy_protocol", Some("false")),
-    ("environments.next_secret_key", None),
     ("cache.stale_while_revalidate", Some("\"0s\"")),
     ("cache.low_budget", None),
     ("cache.honor_client_directives", Some("false")),

@@ -135,6 +135,7 @@ pub(super) struct Environment {
     pub(super) newcomer_reserve: Field<f64>,
     #[schemars(required)]
     pub(super) secret_key: Field<Secret>,
+    pub(super) next_secret_key: Field<Secret>,
     pub(super) publishable_keys: List<String>,
     pub(super) keyless: Field<bool>,
     pub(super) origins: List<String>,

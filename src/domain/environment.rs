@@ -24,6 +24,8 @@ pub struct Environment {
     pub newcomer_reserve: f32,
     /// The key that is injected.
     pub secret_key: SecretKey,
+    /// The one that takes its place when upstream refuses it.
+    pub next_secret_key: Option<SecretKey>,
     /// Callers' keys.
     pub publishable_keys: Vec<KeyDigest>,
     /// Callers without a key are served too (a sidecar on loopback).
@@ -73,6 +75,7 @@ impl Environment {
             algorithm: Algorithm::Window,
             newcomer_reserve: 0.2,
             secret_key: SecretKey::parse("metorial_sk_0123456789abcdef").expect("a key"),
+            next_secret_key: None,
             publishable_keys: vec![KeyDigest::parse("metorial_pk_test").expect("a key")],
             keyless: false,
             origins: Origins::default(),

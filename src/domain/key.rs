@@ -153,6 +153,11 @@ impl SecretKey {
         self.0.expose_secret()
     }
 
+    /// Whether `other` is the same key; takes the same time wherever they differ.
+    pub fn is(&self, other: &Self) -> bool {
+        KeyDigest::of(self.expose().as_bytes()) == KeyDigest::of(other.expose().as_bytes())
+    }
+
     /// A name for this secret that gives nothing away: eight hexadecimal digits of its SHA-256.
     ///
     /// Environments with the same fingerprint draw from one budget, since the API counts them together.

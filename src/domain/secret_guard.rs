@@ -19,7 +19,7 @@ use memchr::memchr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SecretFound;
 
-/// What to look for: one secret in all its forms. Cheap to clone.
+/// What to look for: secrets in all their forms. Cheap to clone.
 #[derive(Clone)]
 pub struct SecretGuard(Arc<Patterns>);
 
@@ -38,12 +38,13 @@ const CANDIDATE: usize = 4;
 const PIECE: usize = 1024;
 
 impl SecretGuard {
-    /// Prepares the search for `secret`.
+    /// Prepares the search for any of `secrets`.
     ///
     /// # Errors
     /// The automaton's own, for a secret beyond any real length.
-    pub fn new(secret: &str) -> Result<Self, aho_corasick::BuildError> {
-        let patterns = forms(secret.as_bytes());
+    pub fn new<'s>(secrets: impl IntoIterator<Item = &'s str>) -> Result<Self, aho_corasick::BuildError> {
+        let patterns: BTreeSet<Vec<u8>> =
+            secrets.into_iter().flat_map(|secret| forms(secret.as_bytes())).collect();
         let automaton = DFA::new(&patterns)?;
         // The start state of an unanchored search always exists.
         let start = automaton.start_state(Anchored::No).unwrap_or_default();
@@ -55,12 +56,14 @@ impl SecretGuard {
                 depth.insert(state, at + 1);
             }
         }
-        let candidates =
-            packed::Searcher::new(patterns.iter().map(|pattern| &pattern[..CANDIDATE.min(pattern.len())]));
+        // Secrets begin alike: a second one costs the search nothing.
+        let beginnings: BTreeSet<&[u8]> =
+            patterns.iter().map(|pattern| &pattern[..CANDIDATE.min(pattern.len())]).collect();
+        let candidates = packed::Searcher::new(beginnings);
         Ok(Self(Arc::new(Patterns { automaton, start, depth, candidates })))
     }
 
-    /// Whether `text` holds the secret.
+    /// Whether `text` holds one of them.
     pub fn found_in(&self, text: &[u8]) -> bool {
         self.scan().read(text).is_err()
     }

@@ -119,7 +119,9 @@ where
                     attempt.answered(heard.flatten());
                     shared.listen(&asks, charge, response).await;
                 }
-                Err(failure) if failure.delivery == Delivery::Possible => attempt.lost(),
+                Err(failure) if matches!(failure.delivery, Delivery::Possible | Delivery::OtherKey) => {
+                    attempt.lost();
+                }
                 Err(_) => {
                     attempt.unsent();
                     return outcome; // It has told nothing of the past.

@@ -229,8 +229,18 @@ impl Shared {
         self.metrics.client.record(method, Ok(status.as_u16()), environment, started.elapsed());
         self.health.set_healthy(!status.is_server_error());
         if status == StatusCode::UNAUTHORIZED {
-            self.health.set_credentials_ok(call.stage.permit.environment().index, false);
             self.metrics.upstream_credentials_refused(environment);
+            if call.stage.key.refused() {
+                let request_id = call.request_id();
+                tracing::warn!(
+                    request_id,
+                    environment,
+                    "upstream refused a secret key: the other one is tried"
+                );
+                let rejection = Rejection::UpstreamCredentials;
+                return Err(Failure { rejection, delivery: Delivery::OtherKey, body: None });
+            }
+            self.health.set_credentials_ok(call.stage.permit.environment().index, false);
             tracing::error!(
                 request_id = call.request_id(),
                 environment,
@@ -239,6 +249,15 @@ impl Shared {
             return Err(possible(Rejection::UpstreamCredentials));
         }
         self.health.set_credentials_ok(call.stage.permit.environment().index, true);
+        // Any other answer of the API's own comes after it has looked at the key; its edge's may not.
+        let judged = !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS;
+        if judged && let Some(fingerprint) = call.stage.key.accepted() {
+            tracing::warn!(
+                environment,
+                fingerprint,
+                "another secret key is in use from now on: make it the environment's secret_key"
+            );
+        }
         self.accept(answer, call, due).await
     }
 

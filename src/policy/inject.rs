@@ -1,7 +1,8 @@
 //! Inject: the secret key, for one request, innermost but one.
 //!
 //! No cache key, log line, metric or span above ever sees it. The prepared field is marked sensitive: it prints as
-//! `Sensitive` and HPACK does not index it.
+//! `Sensitive` and HPACK does not index it. While a key takes the place of another, each attempt is sent with the one that
+//! upstream is known to take, and the guard looks for both.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,36 +11,48 @@ use http::HeaderValue;
 use tower::{Layer, Service};
 
 use crate::domain::environment::Environment;
+use crate::domain::key::SecretKey;
 use crate::domain::secret_guard::SecretGuard;
 use crate::exchange::{Armed, Exchange, Failure, Permitted};
+use crate::store::secrets::Secrets;
 
 /// What is kept ready for each environment, by its index.
 #[derive(Clone)]
 pub struct InjectLayer(Arc<[Prepared]>);
 
 struct Prepared {
-    authorization: HeaderValue,
+    /// The field for each key.
+    authorization: Vec<HeaderValue>,
+    secrets: Arc<Secrets>,
     guard: SecretGuard,
 }
 
 impl InjectLayer {
-    /// Prepares the field and the guard of every environment.
+    /// Prepares the fields and the guard of every environment; which key is sent is kept in its `Secrets`.
     ///
     /// # Errors
     /// Names the environment whose key cannot be sent in a field.
-    pub fn new<'e>(environments: impl Iterator<Item = &'e Environment>) -> Result<Self, String> {
-        let prepared: Result<Vec<Prepared>, String> = environments.map(prepare).collect();
+    pub fn new<'e>(
+        environments: impl Iterator<Item = (&'e Environment, &'e Arc<Secrets>)>,
+    ) -> Result<Self, String> {
+        let prepared: Result<Vec<Prepared>, String> =
+            environments.map(|(environment, secrets)| prepare(environment, secrets)).collect();
         Ok(Self(prepared?.into()))
     }
 }
 
-fn prepare(environment: &Environment) -> Result<Prepared, String> {
-    let fault = |_| format!("the secret key of environment {} cannot be used", environment.name);
-    let key = environment.secret_key.expose();
-    let mut authorization = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| fault(()))?;
-    authorization.set_sensitive(true);
-    let guard = SecretGuard::new(key).map_err(|_| fault(()))?;
-    Ok(Prepared { authorization, guard })
+fn prepare(environment: &Environment, secrets: &Arc<Secrets>) -> Result<Prepared, String> {
+    let keys = || [Some(&environment.secret_key), environment.next_secret_key.as_ref()].into_iter().flatten();
+    let fault = || format!("a secret key of environment {} cannot be used", environment.name);
+    let fields: Option<Vec<HeaderValue>> = keys().map(field).collect();
+    let guard = SecretGuard::new(keys().map(SecretKey::expose)).map_err(|_| fault())?;
+    Ok(Prepared { authorization: fields.ok_or_else(fault)?, secrets: secrets.clone(), guard })
+}
+
+fn field(key: &SecretKey) -> Option<HeaderValue> {
+    let mut field = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
+    field.set_sensitive(true);
+    Some(field)
 }
 
 impl<S> Layer<S> for InjectLayer {
@@ -72,7 +85,13 @@ where
     fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
         // Handles and prepared secrets are made from the same list, in the same order.
         let prepared = &self.prepared[exchange.stage.permit.environment().index];
-        let (authorization, guard) = (prepared.authorization.clone(), prepared.guard.clone());
-        self.inner.call(exchange.stage(|Permitted { permit, .. }| Armed { permit, authorization, guard }))
+        let (key, guard) = (prepared.secrets.pick(), prepared.guard.clone());
+        let authorization = prepared.authorization[key.which().index()].clone();
+        self.inner.call(exchange.stage(|Permitted { permit, .. }| Armed {
+            permit,
+            authorization,
+            key,
+            guard,
+        }))
     }
 }

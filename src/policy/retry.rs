@@ -134,11 +134,13 @@ where
             again
         });
         let (Some(reason), Some(again)) = (reason, again) else { return Err(rejection) };
-        if attempt >= shared.config.max_attempts || !shared.budget.withdraw() {
+        // A rotation fails every request under way at once, for once: no budget of retries is meant for that.
+        let rotated = reason == RetryReason::Credentials && attempt < shared.config.max_attempts.max(2);
+        if !rotated && (attempt >= shared.config.max_attempts || !shared.budget.withdraw()) {
             return Err(rejection);
         }
-        // After a 429 the gate of the budget is the backoff; everything else backs off here.
-        if reason != RetryReason::RateLimited {
+        // After a 429 the gate of the budget is the backoff; everything else but a rotation backs off here.
+        if reason != RetryReason::RateLimited && !rotated {
             let backoff = backoff(&shared.config, attempt);
             if Instant::now() + backoff >= deadline {
                 return Err(rejection);
@@ -156,6 +158,7 @@ fn reason(rejection: &Rejection, delivery: Delivery, method: &Method) -> Option<
     let safe = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     match (delivery, rejection) {
         (Delivery::Refused, _) => None,
+        (Delivery::OtherKey, _) => Some(RetryReason::Credentials),
         // What a certificate or a setting breaks stays broken.
         (
             _,

@@ -36,6 +36,7 @@ use crate::store::clients::ClientLimits;
 use crate::store::limits::{BudgetId, EGRESS, LimitStore, MemoryLimits};
 use crate::store::pages::MemoryPages;
 use crate::store::queues::{Queue, Queues};
+use crate::store::secrets::Secrets;
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::metrics::Metrics;
 
@@ -50,6 +51,8 @@ pub(super) struct Lasting {
     pub(super) clients: Arc<ClientLimits>,
     pub(super) health: Arc<UpstreamHealth>,
     pub(super) environments: Vec<Arc<EnvironmentHandle>>,
+    /// Of each environment, in their order.
+    pub(super) secrets: Vec<Arc<Secrets>>,
     pub(super) egress: BudgetId,
     egress_queue: Arc<Queue>,
     fills: Arc<Fills>,
@@ -74,6 +77,7 @@ impl Lasting {
             Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, index })
         });
         let environments = environments.collect();
+        let secrets = config.environments.iter().map(|environment| Arc::new(Secrets::of(environment)));
         let backstop = LONGEST_TTL + config.cache.stale_if_error;
         Self {
             metrics,
@@ -82,6 +86,7 @@ impl Lasting {
             clients: Arc::new(ClientLimits::new(config.clients.limit, config.clients.max_tracked)),
             health: Arc::default(),
             environments,
+            secrets: secrets.collect(),
             egress,
             egress_queue: queues.of(egress, config.upstream.egress_limit.window),
             fills: Arc::default(),
@@ -108,7 +113,7 @@ pub(super) fn layers(
     let Lasting { metrics, limits, clients, environments, .. } = lasting;
     let (server, upstream) = (&config.server, &config.upstream);
     let union = environments.iter().flat_map(|handle| handle.environment.origins.iter().map(str::to_owned));
-    let injected = environments.iter().map(|handle| &*handle.environment);
+    let injected = environments.iter().map(|handle| &*handle.environment).zip(&lasting.secrets);
     let client_ip_header = match server.client_ip_header {
         ClientIpHeader::XForwardedFor => X_FORWARDED_FOR,
         ClientIpHeader::Forwarded => FORWARDED,

@@ -8,34 +8,45 @@ use super::assembly::Lasting;
 use crate::config::Config;
 use crate::domain::operation;
 use crate::domain::quota::Quota;
+use crate::domain::rotation::Which;
 use crate::edge::admin::status::{
-    BudgetStatus, BuildStatus, CacheStatus, ReloadStatus, StoreKind, StoreStatus, UpstreamStatus,
+    BudgetStatus, BuildStatus, CacheStatus, ReloadStatus, SecretStatus, StoreKind, StoreStatus,
+    UpstreamStatus,
 };
 use crate::edge::admin::{Invalidating, Status, Unknown, View};
 use crate::store::limits::{BudgetId, LimitStore};
 use crate::store::pages::PageStore;
+use crate::store::secrets::Standing;
 use crate::telemetry::exposition::Format;
 use crate::telemetry::logging;
 use crate::telemetry::metrics::{BudgetView, Metrics, Scrape, SecretView};
-use crate::time::{Instant, Timestamp, unix_now};
+use crate::time::{Timestamp, unix_now};
 
 /// Looks at the lasting parts.
 pub(super) struct ServerView {
     lasting: Arc<Lasting>,
     ready: Arc<AtomicBool>,
     egress: Quota,
-    loaded: Instant,
     loaded_at: u64,
 }
 
 impl ServerView {
     pub(super) fn new(config: &Config, lasting: Arc<Lasting>, ready: Arc<AtomicBool>) -> Self {
         let egress = config.upstream.egress_limit;
-        Self { lasting, ready, egress, loaded: Instant::now(), loaded_at: unix_now() }
+        Self { lasting, ready, egress, loaded_at: unix_now() }
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
         &self.lasting.metrics
+    }
+
+    /// Every secret key, and the environment it serves.
+    fn secrets(&self) -> Vec<(String, Standing)> {
+        let environments = self.lasting.environments.iter().zip(&self.lasting.secrets);
+        let keys = environments.flat_map(|(handle, secrets)| {
+            secrets.standings().into_iter().map(|key| (handle.environment.name.clone(), key))
+        });
+        keys.collect()
     }
 
     /// Every budget under the name operators know it by.
@@ -75,9 +86,14 @@ impl View for ServerView {
             limit: budget.limit,
             remaining: budget.remaining,
         });
-        let secrets = self.lasting.environments.iter().map(|handle| SecretView {
-            environment: handle.environment.name.clone(),
-            age: self.loaded.elapsed(),
+        let secrets = self.secrets().into_iter().map(|(environment, key)| SecretView {
+            environment,
+            key: match key.which {
+                Which::Current => "current",
+                Which::Next => "next",
+            },
+            fingerprint: key.fingerprint,
+            age: key.age,
         });
         let scrape = Scrape {
             budgets: budgets.collect(),
@@ -106,6 +122,16 @@ impl View for ServerView {
                 healthy: self.lasting.health.healthy(),
                 credentials_ok: self.lasting.health.credentials_ok(),
             },
+            secrets: self
+                .secrets()
+                .into_iter()
+                .map(|(environment, key)| SecretStatus {
+                    environment,
+                    fingerprint: key.fingerprint,
+                    age: key.age,
+                    in_use: key.in_use,
+                })
+                .collect(),
             reload: ReloadStatus { ok: true, at: self.loaded_at, errors: Vec::new() },
             build: BuildStatus { version: env!("CARGO_PKG_VERSION") },
         }

@@ -20,5 +20,6 @@ mod cors;
 mod explain;
 mod lifecycle;
 mod protocol;
+mod rotation;
 mod rules;
 mod upstream;

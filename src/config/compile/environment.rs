@@ -78,7 +78,13 @@ fn one(
     let algorithm =
         at.checked("algorithm", raw.algorithm, |text| choice(&text, &algorithms)).unwrap_or_default();
     let budget = at.checked("budget", raw.budget, |text| super::name(&text));
-    let secret_key = secret_key(&mut at, raw.secret_key);
+    at.present("secret_key", &raw.secret_key, "write { file = \"/run/secrets/…\" } or { env = \"NAME\" }");
+    let secret_key = secret_key(&mut at, "secret_key", raw.secret_key);
+    let next_secret_key = self::secret_key(&mut at, "next_secret_key", raw.next_secret_key);
+    if secret_key.as_ref().zip(next_secret_key.as_ref()).is_some_and(|(key, next)| key.is(next)) {
+        let wrong = Wrong::new("is the same key as secret_key", "put the new key there, or remove it");
+        at.refuse("next_secret_key", wrong);
+    }
     let keyless = at.value("keyless", raw.keyless, false);
     if keyless {
         check_keyless(&mut at, scope);
@@ -110,6 +116,7 @@ fn one(
         algorithm,
         newcomer_reserve,
         secret_key,
+        next_secret_key,
         publishable_keys,
         keyless,
         origins,
@@ -142,11 +149,10 @@ fn environment_name(at: &mut Reader<'_, '_>, field: Field<String>, scope: &mut S
     })
 }
 
-fn secret_key(at: &mut Reader<'_, '_>, field: Field<secret::Secret>) -> Option<SecretKey> {
-    at.present("secret_key", &field, "write { file = \"/run/secrets/…\" } or { env = \"NAME\" }");
-    let text = secret::read(at, "secret_key", field)?;
+fn secret_key(at: &mut Reader<'_, '_>, key: &str, field: Field<secret::Secret>) -> Option<SecretKey> {
+    let text = secret::read(at, key, field)?;
     let cure = "put the instance's secret key there, from the Metorial dashboard";
-    SecretKey::parse(&text).map_err(|wrong| at.refuse("secret_key", Wrong::new(wrong.to_string(), cure))).ok()
+    SecretKey::parse(&text).map_err(|wrong| at.refuse(key, Wrong::new(wrong.to_string(), cure))).ok()
 }
 
 fn check_keyless(at: &mut Reader<'_, '_>, scope: &mut Scope<'_>) {

@@ -323,3 +323,19 @@ fn a_shadow_rule_stands_beside_an_enforced_one_and_is_warned_of_where_it_asks_fo
     let sessions = "[[environments.rules]]\npath = \"/sessions\"\nshadow = true";
     assert_eq!(show(&ok(&minimal(sessions)).warnings), "", "it would refuse what answers with a secret");
 }
+
+#[test]
+fn the_next_secret_key_is_another_than_the_first() {
+    let next = environment("next_secret_key = { env = \"OTHER_SECRET\" }").next_secret_key.clone();
+    assert_eq!(next.as_ref().map(|key| key.expose()), Some("metorial_sk_two"));
+    assert!(environment("").next_secret_key.is_none());
+    for (source, path, part) in [
+        ("{ env = \"SECRET\" }", "", "is the same key as secret_key"),
+        ("{ env = \"NOT_SET\" }", ".env", "NOT_SET is not set"),
+        ("\"metorial_sk_hunter2\"", "", "never stands in the configuration"),
+        ("{}", "", "no source"),
+    ] {
+        let key = format!("environments[0].next_secret_key{path}");
+        refused(&format!("next_secret_key = {source}"), &key, part);
+    }
+}

@@ -5,7 +5,7 @@ use super::*;
 const SECRET: &str = "metorial_sk_Zq81LmXw3v5TtRk0";
 
 fn guard() -> SecretGuard {
-    SecretGuard::new(SECRET).expect("a guard")
+    SecretGuard::new([SECRET]).expect("a guard")
 }
 
 /// Feeds `text` in pieces of `size`; what passed, and whether the secret was found.

@@ -17,6 +17,8 @@ pub struct Status {
     pub store: StoreStatus,
     /// The API.
     pub upstream: UpstreamStatus,
+    /// Our keys, by name.
+    pub secrets: Vec<SecretStatus>,
     /// The last time the configuration was read.
     pub reload: ReloadStatus,
     /// What is running.
@@ -86,6 +88,20 @@ pub struct UpstreamStatus {
     pub credentials_ok: bool,
 }
 
+/// A secret key, of which only a name is shown.
+#[derive(Debug, Clone, Serialize)]
+pub struct SecretStatus {
+    /// The environment it serves.
+    pub environment: String,
+    /// The first eight hexadecimal digits of its SHA-256.
+    pub fingerprint: String,
+    /// Since it was read, in seconds.
+    #[serde(rename = "age_seconds", serialize_with = "seconds")]
+    pub age: Duration,
+    /// Whether upstream took it last, or it is the only one.
+    pub in_use: bool,
+}
+
 /// The last time the configuration was read.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReloadStatus {
@@ -147,6 +163,12 @@ pub(super) fn example() -> Status {
         cache: CacheStatus { entries: 12, bytes: 34_567, capacity_bytes: 268_435_456, hit_ratio: Some(0.75) },
         store: StoreStatus { kind: StoreKind::Memory, partitioned: false },
         upstream: UpstreamStatus { healthy: true, credentials_ok: true },
+        secrets: vec![SecretStatus {
+            environment: "production".into(),
+            fingerprint: "0f1e2d3c".into(),
+            age: Duration::from_secs(90),
+            in_use: true,
+        }],
         reload: ReloadStatus {
             ok: false,
             at: 1_795_447_527,

@@ -1,5 +1,6 @@
 //! Figures that are asked for when somebody looks, from those who know them.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::ConstCounter;
@@ -15,7 +16,7 @@ use crate::telemetry::labels::Labels;
 pub struct Scrape {
     /// Each budget once, `egress` too.
     pub budgets: Vec<BudgetView>,
-    /// Each environment's secret.
+    /// Each environment's secrets.
     pub secrets: Vec<SecretView>,
     /// Client IPs that a token bucket is held for.
     pub tracked_clients: u64,
@@ -39,6 +40,10 @@ pub struct BudgetView {
 pub struct SecretView {
     /// The environment it serves.
     pub environment: String,
+    /// `current` or `next`.
+    pub key: &'static str,
+    /// Its name: it gives nothing away.
+    pub fingerprint: String,
     /// Since it was put in place.
     pub age: Duration,
 }
@@ -61,7 +66,12 @@ impl Scrape {
         let age = Family::<Labels, Gauge>::default();
         for secret in &self.secrets {
             let seconds = i64::try_from(secret.age.as_secs()).unwrap_or(i64::MAX);
-            age.get_or_create(&named("environment", &secret.environment)).set(seconds);
+            let labels = vec![
+                ("environment", Cow::Owned(secret.environment.clone())),
+                ("key", Cow::Borrowed(secret.key)),
+                ("fingerprint", Cow::Owned(secret.fingerprint.clone())),
+            ];
+            age.get_or_create(&labels).set(seconds);
         }
         let help = "Time since an environment's secret key was put in place";
         r.register_with_unit("metorial_proxy_secret_age", help, Unit::Seconds, age);

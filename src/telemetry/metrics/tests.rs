@@ -14,7 +14,12 @@ fn complete() -> (Metrics, Scrape) {
     metrics.shadow_rule("live", "rules[0]");
     let scrape = Scrape {
         budgets: vec![BudgetView { name: "live".into(), limit: 5000, remaining: 4999 }],
-        secrets: vec![SecretView { environment: "live".into(), age: Duration::from_secs(90) }],
+        secrets: vec![SecretView {
+            environment: "live".into(),
+            key: "current",
+            fingerprint: "0f1e2d3c".into(),
+            age: Duration::from_secs(90),
+        }],
         tracked_clients: 3,
         log_lines_dropped: 0,
     };
@@ -71,7 +76,7 @@ fn openmetrics_has_units_and_an_end() {
     assert!(text.ends_with("# EOF\n"));
     assert!(text.contains("# UNIT http_server_request_duration_seconds seconds\n"));
     assert!(text.contains("# TYPE metorial_proxy_decisions counter\n"));
-    assert!(text.contains("metorial_proxy_secret_age_seconds{environment=\"live\"} 90\n"));
+    assert!(text.contains("metorial_proxy_secret_age_seconds{environment=\"live\",key=\"current\",fingerprint=\"0f1e2d3c\"} 90\n"));
     assert!(text.contains("metorial_proxy_upstream_rate_limited_total{budget=\"live\"} 0\n"));
     assert!(text.contains("metorial_proxy_upstream_credentials_refused_total{environment=\"live\"} 0\n"));
 }
