@@ -18,6 +18,7 @@ mod cache;
 mod commands;
 mod cors;
 mod explain;
+mod guard;
 mod lifecycle;
 mod protocol;
 mod rotation;
