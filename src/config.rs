@@ -67,6 +67,8 @@ pub struct Server {
     pub trusted_proxies: Vec<IpNet>,
     /// The one header believed from them.
     pub client_ip_header: ClientIpHeader,
+    /// Each connection begins with a PROXY header, from `trusted_proxies` only.
+    pub proxy_protocol: bool,
     /// `Host` values accepted, lower case, without a port; empty: any.
     pub hosts: Vec<String>,
     /// Connections at once.

@@ -5,6 +5,7 @@ pub mod admission;
 pub mod connection;
 pub mod deadlines;
 pub mod listener;
+mod proxy_protocol;
 mod request_line;
 pub mod state_file;
 pub mod tls;

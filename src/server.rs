@@ -152,6 +152,7 @@ impl Server {
                 upstream,
                 limits: limits(config),
                 admission: admission.clone(),
+                proxy_protocol: config.server.proxy_protocol.then(|| config.server.trusted_proxies.clone()),
                 open: metrics.connections("proxy"),
                 metrics: metrics.clone(),
                 tasks,

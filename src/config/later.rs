@@ -6,7 +6,6 @@ use super::reader::Reader;
 /// Each key, and the one value (as TOML) that says what happens anyway, where there is one. A version that brings a key
 /// deletes its row here and adds it to `raw`.
 const LATER: &[(&str, Option<&str>)] = &[
-    ("server.proxy_protocol", Some("false")),
     ("cache.stale_while_revalidate", Some("\"0s\"")),
     ("cache.low_budget", None),
     ("cache.honor_client_directives", Some("false")),

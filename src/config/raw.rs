@@ -35,6 +35,7 @@ pub(super) struct Server {
     pub(super) trusted_proxies: List<String>,
     #[schemars(extend("enum" = ["x-forwarded-for", "forwarded"]))]
     pub(super) client_ip_header: Field<String>,
+    pub(super) proxy_protocol: Field<bool>,
     pub(super) hosts: List<String>,
     pub(super) max_connections: Field<u64>,
     pub(super) max_connections_per_ip: Field<u64>,

@@ -40,10 +40,13 @@ impl Admission {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(RefusedConnection::TooMany);
         }
-        let exempt = self.exempt.iter().any(|network| network.contains(&ip));
-        let client = (!exempt).then(|| ClientIp::new(ip).key(self.ipv6_prefix));
-        let admitted = Admitted { admission: self.clone(), client };
-        if let Some(client) = client {
+        let client = self.client(ip);
+        self.count(Admitted { admission: self.clone(), client })
+    }
+
+    /// Counts it for its client too.
+    fn count(&self, admitted: Admitted) -> Result<Admitted, RefusedConnection> {
+        if let Some(client) = admitted.client {
             let mut per_client = self.per_client.lock().unwrap_or_else(PoisonError::into_inner);
             let open = per_client.entry(client).or_default();
             *open += 1;
@@ -54,6 +57,11 @@ impl Admission {
         }
         Ok(admitted)
     }
+
+    fn client(&self, ip: IpAddr) -> Option<ClientKey> {
+        let exempt = self.exempt.iter().any(|network| network.contains(&ip));
+        (!exempt).then(|| ClientIp::new(ip).key(self.ipv6_prefix))
+    }
 }
 
 /// A connection that counts.
@@ -61,6 +69,21 @@ impl Admission {
 pub struct Admitted {
     admission: Arc<Admission>,
     client: Option<ClientKey>,
+}
+
+impl Admitted {
+    /// The same connection, once it is known that a trusted proxy made it for `ip`, which it counts for from now on.
+    ///
+    /// # Errors
+    /// That address has too many.
+    pub fn on_behalf_of(mut self, ip: IpAddr) -> Result<Self, RefusedConnection> {
+        let admission = self.admission.clone();
+        if self.client.is_none() {
+            self.client = admission.client(ip.to_canonical());
+            return admission.count(self);
+        }
+        Ok(self)
+    }
 }
 
 impl Drop for Admitted {
@@ -100,5 +123,22 @@ mod tests {
         );
         let _trusted: Vec<Admitted> = (0..3).map(|_| admit("10.1.1.1").expect("exempt")).collect();
         assert_eq!(admit("192.0.2.9").map(|_| ()), Err(RefusedConnection::TooMany));
+    }
+
+    #[test]
+    fn a_connection_of_a_trusted_proxy_counts_for_the_client_it_names() {
+        let trusted = vec!["10.0.0.0/8".parse().expect("a network")];
+        let admission = Arc::new(Admission::new(4, 1, 64, trusted));
+        let admit = |ip: &str| {
+            let proxy = admission.admit("10.1.1.1".parse().expect("an address"))?;
+            proxy.on_behalf_of(ip.parse().expect("an address"))
+        };
+        let first = admit("192.0.2.1").expect("one");
+        assert_eq!(admit("::ffff:192.0.2.1").map(|_| ()), Err(RefusedConnection::TooManyFromIp));
+        let other = admit("192.0.2.2").expect("another client");
+        let _exempt = [admit("10.2.2.2").expect("a proxy"), admit("10.2.2.2").expect("a proxy")];
+        assert_eq!(admit("192.0.2.3").map(|_| ()), Err(RefusedConnection::TooMany));
+        drop((first, other));
+        assert!(admit("192.0.2.1").is_ok(), "and what has gone counts no more");
     }
 }

@@ -4,11 +4,12 @@
 //! and pages.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
@@ -20,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::admission::{Admission, Admitted};
 use super::connection::Server;
 use super::deadlines::{Deadlines, Limits, TICK};
+use super::proxy_protocol;
 use super::upstream::Upstream;
 use crate::telemetry::gauge::Level;
 use crate::telemetry::labels::RefusedConnection;
@@ -40,6 +42,8 @@ pub struct Worker {
     pub limits: Limits,
     /// How many connections there may be, over all workers.
     pub admission: Arc<Admission>,
+    /// Where each connection begins with a PROXY header: those who may write one.
+    pub proxy_protocol: Option<Vec<IpNet>>,
     /// Connections open.
     pub open: Level,
     /// Counts.
@@ -77,6 +81,7 @@ impl Worker {
             deadlines: deadlines.clone(),
             handshake: self.limits.head,
             admission: self.admission,
+            proxy_protocol: self.proxy_protocol,
             open: self.open,
             metrics: self.metrics,
             connections: connections.clone(),
@@ -119,6 +124,7 @@ struct Shared {
     deadlines: Arc<Deadlines>,
     handshake: Duration,
     admission: Arc<Admission>,
+    proxy_protocol: Option<Vec<IpNet>>,
     open: Level,
     metrics: Arc<Metrics>,
     connections: TaskTracker,
@@ -170,10 +176,37 @@ fn is_of_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, _admitted: Admitted) {
+impl Shared {
+    /// Who is at the other end, and the connection's place: the peer itself, or whom it speaks for.
+    async fn caller(
+        &self,
+        stream: &mut TcpStream,
+        peer: IpAddr,
+        admitted: Admitted,
+    ) -> Result<(IpAddr, Admitted), RefusedConnection> {
+        let Some(trusted) = &self.proxy_protocol else { return Ok((peer, admitted)) };
+        if !trusted.iter().any(|network| network.contains(&peer.to_canonical())) {
+            return Err(RefusedConnection::ProxyProtocol);
+        }
+        match timeout(self.handshake, proxy_protocol::read(stream)).await {
+            Ok(Ok(Some(source))) => Ok((source, admitted.on_behalf_of(source)?)),
+            Ok(Ok(None)) => Ok((peer, admitted)),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a connection without a PROXY header was closed");
+                Err(RefusedConnection::ProxyProtocol)
+            }
+            Err(_) => Err(RefusedConnection::ProxyProtocol),
+        }
+    }
+}
+
+async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
     let _open = shared.open.hold();
     stream.set_nodelay(true).ok();
-    let ip = peer.ip();
+    let (ip, _admitted) = match shared.caller(&mut stream, peer.ip(), admitted).await {
+        Ok(caller) => caller,
+        Err(reason) => return shared.metrics.connection_refused(reason),
+    };
     let Some(tls) = &shared.tls else {
         let watch = shared.deadlines.watch();
         return shared.server.serve(stream, ip, watch, shared.drain.clone()).await;

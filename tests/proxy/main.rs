@@ -21,6 +21,7 @@ mod explain;
 mod guard;
 mod lifecycle;
 mod protocol;
+mod proxy_protocol;
 mod rotation;
 mod rules;
 mod upstream;

@@ -140,6 +140,15 @@ async fn callers_come_by_tls_and_choose_their_protocol() {
     }
     let clear = raw(proxy.address, "GET /providers HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(!clear.contains("HTTP/1.1 200"), "nothing in the clear: {clear}");
+    // A PROXY header stands before the handshake.
+    let proxied = format!("{tls}\nserver.proxy_protocol = true\nserver.trusted_proxies = ['127.0.0.1']");
+    let (_mock, proxy) = pair(&proxied).await;
+    let mut tcp = connect(proxy.address).await;
+    tcp.write_all(b"PROXY TCP4 203.0.113.1 10.0.0.1 4711 443\r\n").await.expect("sent");
+    let name = ServerName::try_from("proxy.test").expect("a name");
+    let stream = authority.client(&["h2"]).connect(name, tcp).await.expect("a handshake");
+    let mut connection = Connection::http2(stream).await;
+    assert_eq!(connection.send(bearing(KEY, "/providers")).await.expect("an answer").status, 200);
     for file in [certificate, key] {
         fs::remove_file(file).expect("removed");
     }

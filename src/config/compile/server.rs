@@ -36,6 +36,7 @@ pub(super) fn compile(mut at: Reader<'_, '_>, raw: raw::Server) -> Server {
             std::thread::available_parallelism().map_or(1, NonZero::get)
         },
         tls,
+        proxy_protocol: proxy_protocol(&mut at, raw.proxy_protocol, &raw.trusted_proxies),
         trusted_proxies: trusted_proxies(&mut at, raw.trusted_proxies),
         client_ip_header: at
             .checked("client_ip_header", raw.client_ip_header, |text| choice(&text, &header))
@@ -137,6 +138,25 @@ fn trusted_proxies(at: &mut Reader<'_, '_>, field: raw::List<String>) -> Vec<IpN
         );
     }
     networks
+}
+
+fn proxy_protocol(at: &mut Reader<'_, '_>, field: Field<bool>, trusted: &raw::List<String>) -> bool {
+    let on = at.value("proxy_protocol", field, false);
+    let nobody = match trusted {
+        Field::Absent => true,
+        Field::Set(networks) => networks.is_empty(),
+        Field::Wrong(_) => false,
+    };
+    if on && nobody {
+        at.refuse(
+            "proxy_protocol",
+            Wrong::new(
+                "is believed from trusted_proxies alone, and there are none: nobody could connect",
+                "list the balancers' networks in trusted_proxies",
+            ),
+        );
+    }
+    on
 }
 
 /// A `Host` value as it is compared: lower case, without a port.

@@ -1,0 +1,168 @@
+//! The PROXY protocol (HAProxy's specification, versions 1 and 2): who really called, told by the balancer in front.
+//!
+//! It stands before everything else on a connection, TLS included, and claims any address it likes. So it is believed from
+//! trusted peers only, it is mandatory where it is switched on (guessing whether it is there would let a caller write
+//! one), and it is bounded in bytes here and in time by whoever awaits it.
+
+use std::io;
+use std::net::IpAddr;
+
+use proxy_header::{Error, ParseConfig, Protocol, ProxiedAddress, ProxyHeader};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+/// Bytes of the longest header that is taken: addresses, and what balancers add to them.
+const LONGEST: usize = 2048;
+/// Bytes of the longest header of version 1, by the specification.
+const LONGEST_V1: usize = 107;
+
+const CONFIG: ParseConfig = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
+
+/// Why a connection is closed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// Before the header was whole.
+    #[error("the connection ended")]
+    Ended(#[from] io::Error),
+    /// It is none, or too long.
+    #[error("there is no valid PROXY header")]
+    Invalid,
+}
+
+/// Reads the header off `stream`, and not a byte more. `None`: the balancer calls on its own behalf, to see whether we live.
+///
+/// # Errors
+/// There is no valid header.
+pub(super) async fn read(stream: &mut TcpStream) -> Result<Option<IpAddr>, Fault> {
+    let mut header = Vec::new();
+    let mut peeked = vec![0; LONGEST];
+    loop {
+        let before = header.len();
+        let count = stream.peek(&mut peeked[..LONGEST - before]).await?;
+        if count == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        header.extend_from_slice(&peeked[..count]);
+        match parse(&header) {
+            Parsed::Whole { source, length } => {
+                stream.read_exact(&mut peeked[..length.saturating_sub(before)]).await?;
+                return Ok(source);
+            }
+            // As long as it is not whole, all of it is header.
+            Parsed::Partial if header.len() < LONGEST => {
+                stream.read_exact(&mut peeked[..count]).await?;
+            }
+            Parsed::Partial | Parsed::Invalid => return Err(Fault::Invalid),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Parsed {
+    Whole { source: Option<IpAddr>, length: usize },
+    Partial,
+    Invalid,
+}
+
+fn parse(header: &[u8]) -> Parsed {
+    let v1 = header.first() == Some(&b'P');
+    // The library does not look at the character behind the word.
+    if v1 && !header.starts_with(&b"PROXY "[..header.len().min(6)]) {
+        return Parsed::Invalid;
+    }
+    match ProxyHeader::parse(header, CONFIG) {
+        Ok((_, length)) if v1 && length > LONGEST_V1 => Parsed::Invalid,
+        Ok((parsed, length)) => match parsed.proxied_address() {
+            Some(ProxiedAddress { protocol: Protocol::Datagram, .. }) => Parsed::Invalid,
+            address => {
+                Parsed::Whole { source: address.map(|address| address.source.ip().to_canonical()), length }
+            }
+        },
+        Err(Error::BufferTooShort) => Parsed::Partial,
+        Err(_) => Parsed::Invalid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+    /// Command and family, the addresses, and what follows them.
+    fn v2(command: u8, family: u8, addresses: &[u8], more: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(addresses.len() + more.len()).expect("short").to_be_bytes();
+        [SIGNATURE, &[command, family], &length, addresses, more].concat()
+    }
+
+    fn v4(source: [u8; 4]) -> Vec<u8> {
+        [&source[..], &[10, 0, 0, 1], &4711u16.to_be_bytes(), &443u16.to_be_bytes()].concat()
+    }
+
+    fn whole(source: Option<&str>, length: usize) -> Parsed {
+        Parsed::Whole { source: source.map(|ip| ip.parse().expect("an address")), length }
+    }
+
+    #[test]
+    fn both_versions_are_read_to_their_end_and_no_further() {
+        let mapped = [&[0; 10][..], &[0xff, 0xff, 203, 0, 113, 9], &[0; 16], &[0; 4]].concat();
+        for (header, source) in [
+            (b"PROXY TCP4 203.0.113.9 10.0.0.1 4711 443\r\n".to_vec(), Some("203.0.113.9")),
+            (b"PROXY TCP6 2001:db8::9 2001:db8::1 4711 443\r\n".to_vec(), Some("2001:db8::9")),
+            (b"PROXY TCP6 ::ffff:203.0.113.9 ::1 4711 443\r\n".to_vec(), Some("203.0.113.9")),
+            (b"PROXY UNKNOWN\r\n".to_vec(), None),
+            (b"PROXY UNKNOWN ffff:: ffff:: 65535 65535\r\n".to_vec(), None),
+            (v2(0x21, 0x11, &v4([203, 0, 113, 9]), b""), Some("203.0.113.9")),
+            (v2(0x21, 0x11, &v4([203, 0, 113, 9]), &[0xee; 600]), Some("203.0.113.9")),
+            (v2(0x21, 0x21, &mapped, b""), Some("203.0.113.9")),
+            (v2(0x20, 0x11, &v4([203, 0, 113, 9]), b""), None),
+            (v2(0x20, 0x00, b"", b""), None),
+        ] {
+            let followed = [&header[..], b"GET / HTTP/1.1\r\n"].concat();
+            assert_eq!(parse(&followed), whole(source, header.len()), "{header:?}");
+            for cut in 1..header.len() {
+                assert_eq!(parse(&header[..cut]), Parsed::Partial, "{header:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_is_refused() {
+        let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(100));
+        for text in [
+            &b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..],
+            b"POST / HTTP/1.1\r\nhost: x\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+            b"PROXY-TCP4 203.0.113.9 10.0.0.1 4711 443\r\n",
+            b"PROXY TCP4 2001:db8::9 10.0.0.1 4711 443\r\n",
+            b"PROXY TCP6 fe80::1%eth0 fe80::2 4711 443\r\n",
+            b"PROXY TCP4 203.0.113.9 10.0.0.1 99999 443\r\n",
+            b"PROXY TCP4 203.0.113.9 10.0.0.1 4711 443\rx",
+            b"PROXY UDP4 203.0.113.9 10.0.0.1 4711 443\r\n",
+            long.as_bytes(),
+            &v2(0x31, 0x11, &v4([203, 0, 113, 9]), b""),
+            &v2(0x22, 0x11, &v4([203, 0, 113, 9]), b""),
+            &v2(0x21, 0x12, &v4([203, 0, 113, 9]), b""),
+            &v2(0x21, 0x11, b"short", b""),
+            &v2(0x21, 0x41, &[0; 12], b""),
+        ] {
+            assert_eq!(parse(text), Parsed::Invalid, "{}", String::from_utf8_lossy(text));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_told_apart_without_a_panic(
+            begin in prop_oneof![Just(SIGNATURE.to_vec()), Just(b"PROXY ".to_vec()), Just(b"PROXY TCP4 ".to_vec()), Just(Vec::new())],
+            rest in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let header = [begin, rest].concat();
+            if let Parsed::Whole { length, .. } = parse(&header) {
+                prop_assert!(length <= header.len());
+            }
+        }
+    }
+}
