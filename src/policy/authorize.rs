@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::{HeaderMap, HeaderName, ORIGIN};
+use http::header::{HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use tower::{Layer, Service};
 
 use crate::domain::access::ShadowRefusal;
@@ -15,6 +15,7 @@ use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 
 const VERSION: HeaderName = HeaderName::from_static("metorial-version");
+const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const CONSUMER_SECRET: HeaderName = HeaderName::from_static("metorial-consumer-session-client-secret");
 
 /// Asks the environment's rules.
@@ -127,6 +128,9 @@ fn decide(environment: &Environment, headers: &HeaderMap, extracted: &Extracted)
             let hint = "The operator can list it in this environment's origins.";
             return forbidden("This origin may not use this proxy from a browser.", Some(hint));
         }
+    } else if environment.keyless && headers.get_all(&SITE).iter().any(is_foreign) {
+        // A page can have its browser send a GET without an Origin, and no key keeps it from being served.
+        return forbidden("Pages of other sites may not use this proxy.", None);
     }
     // Another version answers differently. The API reads the field first, but both have to be among the accepted ones.
     let mut versions = headers.get_all(&VERSION).iter();
@@ -150,19 +154,48 @@ fn decide(environment: &Environment, headers: &HeaderMap, extracted: &Extracted)
     }
 }
 
+/// Whether a browser says that another site's page asks (Fetch Metadata). Programs say nothing.
+fn is_foreign(site: &HeaderValue) -> bool {
+    site != "same-origin" && site != "none"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::origin::Origins;
 
     fn ask(fields: &[(&'static str, &'static str)], extracted: &Extracted) -> Result<(), u16> {
-        let mut environment = Environment::example("a");
+        ask_of(Environment::example("a"), fields, extracted)
+    }
+
+    fn ask_of(
+        mut environment: Environment,
+        fields: &[(&'static str, &'static str)],
+        extracted: &Extracted,
+    ) -> Result<(), u16> {
         environment.origins = Origins::new(vec!["https://app.example".into()]);
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(*name, value.parse().expect("a value"));
         }
         decide(&environment, &headers, extracted).map_err(|rejection| rejection.status().as_u16())
+    }
+
+    #[test]
+    fn where_no_key_is_needed_pages_of_other_sites_are_refused() {
+        for (fields, keyless, keyed) in [
+            (&[("sec-fetch-site", "cross-site")] as &[_], Err(403), Ok(())),
+            (&[("sec-fetch-site", "same-site")], Err(403), Ok(())),
+            (&[("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")], Err(403), Ok(())),
+            (&[("sec-fetch-site", "same-origin")], Ok(()), Ok(())),
+            (&[("sec-fetch-site", "none")], Ok(()), Ok(())),
+            (&[("sec-fetch-site", "cross-site"), ("origin", "https://app.example")], Ok(()), Ok(())),
+            (&[("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")], Err(403), Err(403)),
+        ] {
+            let sidecar = Environment { keyless: true, ..Environment::example("a") };
+            assert_eq!(ask_of(sidecar, fields, &Extracted::default()), keyless, "{fields:?}");
+            assert_eq!(ask(fields, &Extracted::default()), keyed, "{fields:?}");
+        }
     }
 
     #[test]

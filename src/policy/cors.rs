@@ -81,9 +81,17 @@ where
     }
 
     fn call(&mut self, exchange: Exchange<Received>) -> Self::Future {
-        let origin = exchange.request.headers().get(ORIGIN).cloned();
+        let mut origins = exchange.request.headers().get_all(ORIGIN).iter().cloned();
+        let (origin, second) = (origins.next(), origins.next());
         if is_preflight(&exchange.request) {
-            let response = preflight(origin, &self.union, &exchange.journal);
+            let response = match second {
+                // Else authorize says so.
+                Some(_) => refused(
+                    Rejection::BadRequest("there is more than one Origin field".into()),
+                    &exchange.journal,
+                ),
+                None => preflight(origin, &self.union, &exchange.journal),
+            };
             return Decorating::Preflight { response: Some(response) };
         }
         let (journal, union) = (exchange.journal.clone(), self.union.clone());
@@ -97,25 +105,22 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
 
 /// The answer to a preflight; any OPTIONS is taken as one, as the API does.
 fn preflight(origin: Option<HeaderValue>, union: &Origins, journal: &Journal) -> Response<ResponseBody> {
-    // Without an Origin it is no browser that asks: there is nothing to refuse, and nothing to allow.
-    let anonymous = origin.is_none();
-    let allowed = origin.filter(|origin| union.allows(origin.as_bytes()));
-    let mut response = match &allowed {
-        Some(_) => Response::new(ResponseBody::empty()),
-        None if anonymous => Response::new(ResponseBody::empty()),
-        None => {
+    let allowed = match origin {
+        // No browser asks: there is nothing to refuse, and nothing to allow.
+        None => None,
+        Some(origin) if union.allows(origin.as_bytes()) => Some(origin),
+        Some(_) => {
             let rejection = Rejection::Forbidden {
                 message: "This origin may not use this proxy from a browser.".to_owned(),
                 hint: Some("The operator can list it in this environment's origins.".to_owned()),
             };
-            let response = rejection.to_response(&journal.request_id, Duration::ZERO);
-            journal.refused(rejection);
-            response
+            return refused(rejection, journal);
         }
     };
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(VARY, HeaderValue::from_static("Origin"));
-    let answered = anonymous || allowed.is_some();
     if let Some(origin) = allowed {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
@@ -123,9 +128,14 @@ fn preflight(origin: Option<HeaderValue>, union: &Origins, journal: &Journal) ->
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
         headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
     }
-    if answered {
-        *response.status_mut() = StatusCode::NO_CONTENT;
-    }
+    response
+}
+
+/// A preflight that is refused tells the browser nothing but that.
+fn refused(rejection: Rejection, journal: &Journal) -> Response<ResponseBody> {
+    let mut response = rejection.to_response(&journal.request_id, Duration::ZERO);
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Origin"));
+    journal.refused(rejection);
     response
 }
 

@@ -99,6 +99,14 @@ async fn a_sidecar_serves_callers_without_a_key_but_no_other_host_than_its_own()
         assert_eq!(reply.refusal(), (403, "forbidden".to_owned()), "{host}");
     }
     assert_eq!(mock.received(), 1, "the rest are hits");
+    // One whose own name is another may not have its reader's browser ask either.
+    for (site, status) in [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)] {
+        let fields = [("host", "localhost"), ("sec-fetch-site", site)];
+        assert_eq!(proxy.send(request("GET", "/agents", &fields, "")).await.status, status, "{site}");
+    }
+    let post = [("host", "localhost"), ("origin", "https://evil.example"), ("content-type", "text/plain")];
+    assert_eq!(proxy.send(request("POST", "/provider-deployments", &post, "{}")).await.status, 403);
+    assert_eq!(mock.received(), 1);
 }
 
 #[tokio::test]

@@ -1,7 +1,11 @@
 //! What browsers may read: preflights, listed origins, and refusals that a page can show its user.
 
-use crate::client::request;
-use crate::harness::{KEY, ORIGIN, OTHER, OTHER_KEY, pair};
+use std::time::Duration;
+
+use metorial_proxy::mock::{Fault, Options};
+
+use crate::client::{raw, request};
+use crate::harness::{KEY, Mock, ORIGIN, OTHER, OTHER_KEY, Proxy, eventually, pair, scripted};
 
 const OTHER_ORIGIN: &str = "https://other.example";
 const FOREIGN: &str = "https://evil.example";
@@ -53,6 +57,10 @@ async fn a_preflight_of_any_other_origin_is_refused_and_told_nothing() {
         assert!(!reply.headers.keys().any(|name| name.as_str().starts_with("access-control-")), "{reply:?}");
         assert_eq!(reply.field("vary"), "Origin");
     }
+    let twice =
+        proxy.send(request("OPTIONS", "/providers", &[("origin", ORIGIN), ("origin", FOREIGN)], "")).await;
+    assert_eq!(twice.refusal(), (400, "bad_request".to_owned()));
+    assert_eq!(twice.field("access-control-allow-origin"), "");
     let nobody = proxy.send(request("OPTIONS", "/providers", &[], "")).await;
     assert_eq!(nobody.status, 204, "without an origin there is nothing to refuse");
     assert!(!nobody.headers.keys().any(|name| name.as_str().starts_with("access-control-")), "{nobody:?}");
@@ -142,4 +150,96 @@ async fn the_apis_own_cors_fields_and_cookies_never_pass() {
     }
     let vary: Vec<_> = reply.headers.get_all("vary").iter().collect();
     assert_eq!(vary, ["Accept", "Origin"], "the API's own is kept beside ours");
+}
+
+/// What a page of a listed origin needs to read a refusal, in an answer as it came.
+#[track_caller]
+fn assert_readable(answer: &str, status: u16) {
+    let (head, _) = answer.split_once("\r\n\r\n").expect("an answer");
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{status}: {head}");
+    let head = head.to_ascii_lowercase();
+    for field in [
+        format!("access-control-allow-origin: {ORIGIN}"),
+        "access-control-allow-credentials: true".to_owned(),
+        "vary: origin".to_owned(),
+        "access-control-expose-headers: ratelimit-policy, ratelimit, retry-after, ".to_owned(),
+        "x-request-id: req_".to_owned(),
+    ] {
+        assert_eq!(head.matches(&field).count(), 1, "{status}: {field}\n{head}");
+    }
+}
+
+/// A request as a browser at a listed origin would send it, with what is special about it.
+fn sent(method: &str, target: &str, key: &str, more: &str) -> String {
+    format!(
+        "{method} {target} HTTP/1.1\r\nhost: x\r\norigin: {ORIGIN}\r\nauthorization: Bearer {key}\r\n\
+         connection: close\r\n{more}\r\n"
+    )
+}
+
+#[tokio::test]
+async fn every_refusal_of_ours_can_be_read_by_a_listed_origin() {
+    let small = "
+        [server]
+        hosts = ['x']
+        max_uri = '64B'
+        max_header_bytes = '1KiB'
+        max_request_body = '8B'
+        body_idle_timeout = '100ms'
+    ";
+    let (_mock, proxy) = pair(small).await;
+    let long = format!("/{}", "x".repeat(64));
+    let wide = format!("x-wide: {}\r\n", "x".repeat(1024));
+    let json = "content-type: application/json\r\n";
+    for (method, target, key, more, status) in [
+        ("GET", "//", KEY, "", 400),
+        ("GET", "/providers", "metorial_pk_unknown", "", 401),
+        ("GET", "/providers", "metorial_sk_theirs", "", 401),
+        ("GET", "/agents", KEY, "", 403),
+        ("GET", "/providers", KEY, "metorial-version: dashboard\r\n", 403),
+        ("TRACE", "/providers", KEY, "", 405),
+        ("POST", "/provider-deployments", KEY, &format!("{json}content-length: 4\r\n"), 408),
+        ("POST", "/provider-deployments", KEY, &format!("{json}content-length: 9\r\n"), 413),
+        ("GET", &long, KEY, "", 414),
+        ("GET", "/providers", KEY, &wide, 431),
+    ] {
+        assert_readable(&raw(proxy.address, &sent(method, target, key, more)).await, status);
+    }
+    let elsewhere = sent("GET", "/providers", KEY, "").replace("host: x", "host: y");
+    assert_readable(&raw(proxy.address, &elsewhere).await, 403);
+}
+
+#[tokio::test]
+async fn every_limit_and_failure_can_be_read_by_a_listed_origin() {
+    let get = sent("GET", "/providers/x", KEY, "");
+    for (toml, status, fault) in [
+        ("clients.limit = { requests = 1, window = '1h' }", 429, None),
+        ("[[environments]]\nlimit = { requests = 1, window = '1h' }", 429, None),
+        ("upstream.egress_limit = { requests = 1, window = '1h' }", 429, None),
+        ("", 429, Some(Fault { status: Some(429), next: 9, ..Fault::default() })),
+        ("", 502, Some(Fault { status: Some(401), ..Fault::default() })),
+        ("", 502, Some(Fault { echo: true, ..Fault::default() })),
+        ("", 500, Some(Fault { status: Some(500), ..Fault::default() })),
+    ] {
+        let patience = "upstream.retry.max_queue_wait = '0s'\nupstream.retry.max_attempts = 1\n";
+        let (mock, proxy) = pair(&format!("{patience}{toml}")).await;
+        match fault {
+            Some(fault) => mock.fault(fault),
+            None => drop(raw(proxy.address, &get).await),
+        }
+        assert_readable(&raw(proxy.address, &get).await, status);
+    }
+    let (silent, _) = scripted(|_| Vec::new()).await;
+    let (broken, _) = scripted(|_| b"SSH-2.0\r\n".to_vec()).await;
+    for (upstream, status) in [(silent, 504), (broken, 502), ("http://127.0.0.1:1".to_owned(), 502)] {
+        let once = "upstream.attempt_timeout = '100ms'\nupstream.retry.max_attempts = 1";
+        assert_readable(&raw(Proxy::start(upstream, once).address, &get).await, status);
+    }
+    let mock = Mock::with(Options { latency: Duration::from_millis(1500), ..Options::default() }).await;
+    let proxy = Proxy::start(mock.url(), "server.max_in_flight = 1");
+    let (_, full) = tokio::join!(raw(proxy.address, &get), async {
+        eventually("the first is upstream", || mock.received() == 1).await;
+        raw(proxy.address, &get).await
+    });
+    assert_readable(&full, 503);
 }
