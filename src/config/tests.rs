@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use http::Method;
 use serde::Serialize;
 
 use super::value::keys;
 use super::{Fault, Loaded, Sources, Variables, load, raw};
+use crate::domain::environment::Environment;
 
 mod any_input;
 mod environments;
@@ -126,6 +128,16 @@ fn the_examples_load_without_a_warning() {
     assert_eq!(show(&sidecar.warnings), "");
     assert_eq!(sidecar.config.server.hosts, ["localhost", "127.0.0.1", "[::1]"]);
     assert!(sidecar.config.server.drain.settle.is_zero());
+    let sessions = load_shipped("sessions.toml");
+    assert_eq!(show(&sessions.warnings), "");
+    let [browsers, backend] = &sessions.config.environments[..] else { panic!("two environments") };
+    assert_eq!(browsers.budget, backend.budget);
+    let may = |of: &Environment, method: &Method, path| of.access.decide(method, path, "").is_ok();
+    assert!(may(backend, &Method::POST, "/sessions") && !may(browsers, &Method::POST, "/sessions"));
+    for of in [browsers, backend] {
+        assert!(!may(of, &Method::GET, "/sessions") && !may(of, &Method::GET, "/sessions/ses_1"));
+    }
+    assert!(may(browsers, &Method::GET, "/providers") && !may(backend, &Method::GET, "/providers"));
 }
 
 /// Every key there is: the path of its section, its name, and a file in which it has the value `VALUE`.

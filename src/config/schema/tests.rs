@@ -67,7 +67,7 @@ fn whole_reference() -> String {
 #[test]
 fn the_shipped_files_are_valid_and_the_reference_with_every_key_is_too() {
     let schema = schema();
-    for name in ["metorial-proxy.toml", "gateway.toml", "sidecar.toml"] {
+    for name in ["metorial-proxy.toml", "gateway.toml", "sidecar.toml", "sessions.toml"] {
         assert!(valid(&schema, &json(&shipped(name))), "{name}");
     }
     let whole = whole_reference();

@@ -3,10 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
-
 use super::*;
-use crate::domain::environment::Environment;
 use crate::domain::key::KeyDigest;
 
 /// The one fault of an environment with `keys`: where, and all that is said.
