@@ -78,9 +78,20 @@ fn parse(header: &[u8]) -> Parsed {
                 Parsed::Whole { source: address.map(|address| address.source.ip().to_canonical()), length }
             }
         },
+        // No byte that follows could make a header of version 2 longer than it says it is.
+        Err(Error::BufferTooShort) if declared(header).is_some_and(|length| header.len() >= length) => {
+            Parsed::Invalid
+        }
         Err(Error::BufferTooShort) => Parsed::Partial,
         Err(_) => Parsed::Invalid,
     }
+}
+
+/// How long a header of version 2 says it is; version 1 ends with its line.
+fn declared(header: &[u8]) -> Option<usize> {
+    const FIXED: usize = 16;
+    let length = header.get(FIXED - 2..FIXED).filter(|_| header[0] == b'\r')?;
+    Some(FIXED + usize::from(u16::from_be_bytes([length[0], length[1]])))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What would happen to a request, and why: asked of the very layers that decide on it when it comes by a socket.
 //!
 //! The stack below is the pipeline down to the permit. It cannot drift from it: the layers are made by the same function,
-//! and the types of their stages leave no other order. In the place of cache and upstream stands [`Reached`].
+//! and the types of their stages leave no other order. Cache and upstream are not asked.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
