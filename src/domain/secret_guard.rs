@@ -13,7 +13,7 @@ use aho_corasick::dfa::DFA;
 use aho_corasick::{Anchored, packed};
 use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
-use memchr::memchr;
+use memchr::memchr_iter;
 
 /// The secret was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,8 @@ struct Patterns {
 
 /// How many first bytes of a pattern make a candidate.
 const CANDIDATE: usize = 4;
+/// How many bytes an escape has.
+const ESCAPE: usize = 3;
 /// How many bytes are searched for candidates and escapes in turn.
 const PIECE: usize = 1024;
 
@@ -157,10 +159,10 @@ impl Scan {
     }
 
     fn read(&mut self, data: &[u8]) -> Result<(), SecretFound> {
-        let mut at = 0;
+        let (mut at, mut sure) = (0, 0);
         while at < data.len() {
-            if self.live() == 0 {
-                at = self.skip(data, at);
+            if at >= sure && self.live() == 0 {
+                (at, sure) = self.skip(data, at);
                 if at == data.len() {
                     break;
                 }
@@ -176,27 +178,46 @@ impl Scan {
         self.held.freeze()
     }
 
-    /// From where on the automaton has to walk: the next candidate, escape, or the last bytes that might begin one.
-    fn skip(&self, data: &[u8], from: usize) -> usize {
-        let Some(candidates) = &self.patterns.candidates else { return from };
+    /// From where on the automaton has to walk, and how far at least: to the next candidate, through the next escape that
+    /// may stand for a byte of a pattern, or to the last bytes that might begin either.
+    fn skip(&self, data: &[u8], from: usize) -> (usize, usize) {
+        let Some(candidates) = &self.patterns.candidates else { return (from, from) };
         let tail = data.len().saturating_sub(CANDIDATE - 1).max(from);
         let mut at = from;
         // Piece by piece: neither search runs far ahead of the other, or a text full of either would be read many times.
         while at < tail {
-            let piece = tail.min(at + PIECE);
-            // An escape may stand for the first byte of the secret.
-            let escape = memchr(b'%', &data[at..piece]);
-            let end = escape.map_or(piece, |escape| at + escape);
+            // The last piece goes to the end: an escape there may have a beginning that the tail does not reach back to.
+            let piece = if at + PIECE < tail { at + PIECE } else { data.len() };
+            let escapes = memchr_iter(b'%', &data[at..piece]).map(|escape| at + escape);
+            let escape = escapes.into_iter().find(|escape| self.may_go_on(data, from, *escape));
+            let end = escape.unwrap_or(piece);
             // A candidate that begins before the end may reach beyond it.
-            if let Some(found) = candidates.find(&data[at..end + CANDIDATE - 1]) {
-                return end.min(at + found.start());
+            if let Some(found) = candidates.find(&data[at..data.len().min(end + CANDIDATE - 1)]) {
+                let start = end.min(at + found.start());
+                return (start, start);
             }
-            if escape.is_some() {
-                return end;
+            if let Some(escape) = escape {
+                return (before(from, escape), escape + ESCAPE);
             }
             at = end;
         }
-        tail
+        // The last bytes may begin a candidate.
+        (tail, tail)
+    }
+
+    /// Whether the escape at `at`, with what stands before it, may be the beginning of a pattern. What is too short for a
+    /// candidate is no more than [`CANDIDATE`] less one byte.
+    fn may_go_on(&self, data: &[u8], from: usize, at: usize) -> bool {
+        let digit = |at: usize| data.get(at).and_then(|byte| hex(*byte));
+        match (digit(at + 1), digit(at + 2)) {
+            (Some(high), Some(low)) => {
+                let plain = data[before(from, at)..at].iter().copied().chain([high * 16 + low]);
+                let walk = |state, byte| self.patterns.automaton.next_state(Anchored::No, state, byte);
+                plain.fold(self.patterns.start, walk) != self.patterns.start
+            }
+            // It is none, unless its digits are still to come.
+            _ => at + ESCAPE > data.len(),
+        }
     }
 
     /// Raw bytes at the end of what was read that may still become a match.
@@ -228,7 +249,7 @@ impl Scan {
     }
 
     fn step_decoded(&self, mut decoded: Decoded, byte: u8) -> Result<Option<Decoded>, SecretFound> {
-        let hex = char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let hex = hex(byte);
         decoded.raw_len += 1;
         let meant = match (decoded.escape, hex) {
             (Escape::None, _) if byte == b'%' => {
@@ -260,6 +281,15 @@ impl Scan {
         }
         Ok(state)
     }
+}
+
+/// Where what stands before an escape at `at` and is no candidate may begin.
+fn before(from: usize, at: usize) -> usize {
+    at.saturating_sub(CANDIDATE - 1).max(from)
+}
+
+fn hex(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 impl fmt::Debug for Scan {

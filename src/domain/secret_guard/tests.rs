@@ -66,6 +66,20 @@ fn every_form_is_found_however_it_is_cut_and_no_byte_of_it_has_left() {
 }
 
 #[test]
+fn one_escape_anywhere_does_not_hide_it() {
+    for at in 0..SECRET.len() {
+        let escape = format!("%{:02x}", SECRET.as_bytes()[at]);
+        let form = format!("{}{escape}{}", &SECRET[..at], &SECRET[at + 1..]);
+        for size in [1, 2, 3, 7, 4096] {
+            assert!(
+                read(format!("a long text before {form} and after").as_bytes(), size).1,
+                "{form} by {size}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_only_looks_like_it_passes_whole_and_at_once() {
     let text = b"metorial_sk_Zq81LmXw3v5TtRk1 %6d%65torial_sk_ metorial_sk_Zq81 100% %zz %6";
     for size in [1, 2, 5, 1000] {
@@ -99,6 +113,23 @@ proptest! {
     #[test]
     fn any_other_text_passes_unchanged(text in "[a-zA-Z0-9_%+/= \\n-]{0,300}", size in 1usize..40) {
         prop_assert_eq!(read(text.as_bytes(), size), (text.clone().into_bytes(), false));
+    }
+
+    #[test]
+    fn any_mixture_of_escapes_is_found(
+        before in "([a-zA-Z0-9_ ]|%[0-9a-fA-F]{2}|%){0,60}",
+        escaped in prop::collection::vec(any::<bool>(), SECRET.len()),
+        base64 in any::<bool>(),
+        size in 1usize..50,
+    ) {
+        let form = if base64 { encoded("ab", STANDARD) } else { SECRET.to_owned() };
+        let each = form.bytes().zip(escaped.into_iter().cycle());
+        let form: String = each
+            .map(|(byte, escaped)| if escaped { format!("%{byte:02X}") } else { char::from(byte).to_string() })
+            .collect();
+        // A `%` before it could take its first byte for a digit.
+        let text = format!("{before}.{form} after");
+        prop_assert!(read(text.as_bytes(), size).1 && read(text.as_bytes(), text.len()).1, "{}", text);
     }
 
     #[test]
