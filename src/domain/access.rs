@@ -297,6 +297,11 @@ impl AccessTable {
         self.shadow_rules.iter().map(String::as_str)
     }
 
+    /// Whether `method` on `template` is open to some query.
+    pub fn opens(&self, method: &Method, template: &str) -> bool {
+        self.decide(method, template, "").map_or_else(|denied| denied.rule.is_some(), |_| true)
+    }
+
     /// Every opened route as `METHOD /template`, for `check` and tests.
     pub fn opened(&self) -> Vec<String> {
         let mut all: Vec<String> = OPERATIONS
@@ -306,13 +311,6 @@ impl AccessTable {
             .collect();
         all.sort();
         all
-    }
-}
-
-impl AccessTable {
-    /// Whether some query opens it.
-    fn opens(&self, method: &Method, template: &str) -> bool {
-        self.decide(method, template, "").map_or_else(|denied| denied.rule.is_some(), |_| true)
     }
 }
 

@@ -140,7 +140,10 @@ fn check_path(path: &str) -> Result<(), Ambiguous> {
             b'%' => {
                 let decoded = escape(bytes, at).ok_or(Ambiguous::BadEscape)?;
                 // Unreserved characters have no reason to be encoded; slashes, dots, backslashes and NULs have a bad one.
-                if decoded.is_ascii_alphanumeric() || decoded < 0x20 || b"-._~/\\%;?#".contains(&decoded) {
+                if decoded.is_ascii_alphanumeric()
+                    || decoded.is_ascii_control()
+                    || b"-._~/\\%;?#".contains(&decoded)
+                {
                     return Err(Ambiguous::EncodedPathByte);
                 }
                 at += 3;
@@ -158,6 +161,10 @@ fn check_path(path: &str) -> Result<(), Ambiguous> {
             _ => return Err(Ambiguous::BadByte),
         }
         at += 1;
+    }
+    // An overlong `%C0%AF` is a slash to a careless decoder and nothing to a careful one.
+    if path.contains('%') && std::str::from_utf8(&decode(path)).is_err() {
+        return Err(Ambiguous::EncodedPathByte);
     }
     Ok(())
 }

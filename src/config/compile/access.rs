@@ -57,7 +57,7 @@ pub(super) fn compile(
             opened.extend(rule(at.at(&label), raw, label.clone()));
         }
     }
-    AccessTable::compile(&profiles, &opened)
+    let table = AccessTable::compile(&profiles, &opened)
         .map_err(|wrong| {
             for (label, sentence) in wrong {
                 // What is wrong with a rule shows in its path; an entry of allow is one string.
@@ -65,7 +65,18 @@ pub(super) fn compile(
                 at.refuse(&key, Wrong::from_sentence(&sentence));
             }
         })
-        .ok()
+        .ok()?;
+    for rule in opened.iter().filter(|rule| rule.shadow) {
+        if let Some(method) = rule.methods.iter().find(|method| !table.opens(method, &rule.path)) {
+            let message =
+                format!("tries {method} {}, which nothing opens: it never sees a request", rule.path);
+            at.warn(
+                &format!("{}.shadow", rule.label),
+                Wrong::new(message, "open the route, or remove the rule"),
+            );
+        }
+    }
+    Some(table)
 }
 
 enum Allowed {

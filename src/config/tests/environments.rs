@@ -314,11 +314,14 @@ fn a_shadow_rule_stands_beside_an_enforced_one_and_is_warned_of_where_it_asks_fo
     assert!(
         access.shadow(&Method::GET, "/own", "limit=11").is_some_and(|refusal| refusal.rule == "rules[1]")
     );
-    let idle = ok(&minimal(&rule("shadow = true"))).warnings;
-    assert!(fault_at(&idle, "environments[0].rules[0].shadow").contains("would refuse nothing"));
+    let idle = ok(&minimal(&(rule("") + &rule("shadow = true")))).warnings;
+    assert!(fault_at(&idle, "environments[0].rules[1].shadow").contains("would refuse nothing"));
+    let blind = ok(&minimal(&rule("query_strict = true\nshadow = true"))).warnings;
+    assert!(fault_at(&blind, "environments[0].rules[0].shadow").contains("never sees a request"));
     refused(&(rule("") + &rule("")), "environments[0].rules[1].path", "already opens GET /own");
-    let sessions = "[[environments.rules]]\npath = \"/sessions\"\nshadow = true";
-    assert_eq!(show(&ok(&minimal(sessions)).warnings), "", "it would refuse what answers with a secret");
+    let sessions = |keys: &str| format!("[[environments.rules]]\npath = \"/sessions\"\n{keys} = true\n");
+    let both = sessions("returns_secret") + &sessions("shadow");
+    assert_eq!(show(&ok(&minimal(&both)).warnings), "", "it would refuse what answers with a secret");
 }
 
 #[test]
