@@ -131,6 +131,7 @@ pub(super) struct Environment {
     #[schemars(extend("enum" = ["production", "development"]))]
     pub(super) kind: Field<String>,
     pub(super) limit: Field<Section<Quota>>,
+    #[schemars(extend("enum" = ["window", "token-bucket"]))]
     pub(super) algorithm: Field<String>,
     pub(super) budget: Field<String>,
     pub(super) newcomer_reserve: Field<f64>,

@@ -99,6 +99,32 @@ async fn http_2_is_spoken_with_who_knows_beforehand() {
 }
 
 #[tokio::test]
+async fn over_http_2_too_there_is_one_host_and_one_reading_of_the_target() {
+    let (mock, proxy) = pair("").await;
+    let connection = Connection::http2(connect(proxy.address).await).await;
+    let Connection::Http2(mut sender) = connection else { panic!("it speaks HTTP/2") };
+    for (target, host, status) in [
+        ("http://x/providers?limit=1", None, 200),
+        ("http://x/providers?limit=2", Some("x"), 200),
+        ("http://x/providers?limit=3", Some("y"), 400),
+        ("http://u@x/providers", None, 400),
+        ("http://x//providers", None, 400),
+        ("http://x/providers/%2e%2e/agents", None, 400),
+        ("http://x/providers?limit=1;limit=2", None, 400),
+    ] {
+        let mut request = http::Request::get(target).header("authorization", format!("Bearer {KEY}"));
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        let request = request.body(http_body_util::Full::default()).expect("a request");
+        sender.ready().await.expect("a connection");
+        let answer = sender.send_request(request).await.expect("an answer");
+        assert_eq!(answer.status(), status, "{target} {host:?}");
+    }
+    assert_eq!(mock.received(), 2);
+}
+
+#[tokio::test]
 async fn a_connection_serves_one_request_after_the_other() {
     let (_mock, proxy) = pair("").await;
     let mut connection = Connection::http1(connect(proxy.address).await).await;

@@ -111,6 +111,7 @@ fn the_words_a_key_takes_are_the_words_it_is_read_by() {
     let environment = &schema["properties"]["environments"]["items"]["properties"];
     for (words, file) in [
         (&environment["kind"], "kind = WORD"),
+        (&environment["algorithm"], "algorithm = WORD"),
         (
             &schema["properties"]["server"]["properties"]["client_ip_header"],
             "[server]\nclient_ip_header = WORD",
