@@ -209,8 +209,36 @@ pub struct Cache {
     pub max_page: usize,
     /// Freshness where neither upstream nor a rule says otherwise.
     pub ttl: Duration,
+    /// How long past its freshness a page may be served while it is fetched anew.
+    pub stale_while_revalidate: Duration,
     /// How long past its freshness a page may stand in for an upstream that failed or a budget that is spent.
     pub stale_if_error: Duration,
+    /// How freshness stretches as the budget falls.
+    pub low_budget: LowBudget,
+    /// Whether callers' `Cache-Control` is heeded.
+    pub honor_client_directives: bool,
+    /// Whether pages are compressed for callers that ask.
+    pub compress: bool,
+    /// Whether the next page is fetched before it is asked for.
+    pub prefetch: Prefetch,
+}
+
+/// `low_budget = { below, ttl }`
+#[derive(Debug, Clone, Copy)]
+pub struct LowBudget {
+    /// The share of the budget below which freshness stretches.
+    pub below: f32,
+    /// Freshness when nothing is left.
+    pub ttl: Duration,
+}
+
+/// `prefetch = { enabled, above }`
+#[derive(Debug, Clone, Copy)]
+pub struct Prefetch {
+    /// Whether it is done at all.
+    pub enabled: bool,
+    /// Only while more than this share of the budget is left.
+    pub above: f32,
 }
 
 /// `[store]`

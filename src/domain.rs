@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod budget;
+pub mod cache_control;
 pub mod client_ip;
 pub mod environment;
 pub mod freshness;

@@ -51,6 +51,17 @@ pub struct Exchange<S> {
     pub journal: Arc<Journal>,
 }
 
+impl<S: Clone> Exchange<S> {
+    /// The same exchange once more, without its body.
+    #[must_use]
+    pub fn bodyless(&self) -> Self {
+        let mut request = Request::new(RequestBody::Empty);
+        *request.method_mut() = self.request.method().clone();
+        *request.headers_mut() = self.request.headers().clone();
+        Self { request, stage: self.stage.clone(), deadline: self.deadline, journal: self.journal.clone() }
+    }
+}
+
 impl<S> Exchange<S> {
     /// The same request, one stage further.
     pub fn stage<T>(self, next: impl FnOnce(S) -> T) -> Exchange<T> {
@@ -99,12 +110,16 @@ pub struct Permitted {
     pub client: ClientKey,
     /// The proof.
     pub permit: Permit,
+    /// Only if what we have has changed: `ETag` and `Last-Modified` as upstream sent them.
+    pub unless: Option<Box<[Option<HeaderValue>; 2]>>,
 }
 
 /// It goes upstream with the secret key.
 pub struct Armed {
     /// The proof.
     pub permit: Permit,
+    /// Only if what we have has changed.
+    pub unless: Option<Box<[Option<HeaderValue>; 2]>>,
     /// The injected field; sensitive.
     pub authorization: HeaderValue,
     /// Which key it is, and where to tell how that went.
@@ -245,6 +260,8 @@ pub enum CacheStatus {
         collapsed: bool,
         /// There was a page, and it had expired.
         expired: bool,
+        /// Upstream said that it has not changed.
+        validated: bool,
     },
     /// A stale page after upstream failed.
     StaleOnError {
@@ -263,8 +280,12 @@ impl CacheStatus {
                 Some(detail) => format!("metorial-proxy; hit; ttl={ttl}; detail={detail}"),
                 None => format!("metorial-proxy; hit; ttl={ttl}"),
             },
-            Self::Miss { stored, collapsed, expired } => {
-                let reason = if *expired { "stale" } else { "uri-miss" };
+            Self::Miss { stored, collapsed, expired, validated } => {
+                let reason = match (*expired, *validated) {
+                    (true, true) => "stale; fwd-status=304",
+                    (true, false) => "stale",
+                    (false, _) => "uri-miss",
+                };
                 let stored = if *stored { "; stored" } else { "" };
                 let collapsed = if *collapsed { "; collapsed" } else { "" };
                 format!("metorial-proxy; fwd={reason}{stored}{collapsed}")
@@ -437,7 +458,7 @@ pub(crate) mod testing {
         let mut request = Request::new(RequestBody::Empty);
         *request.method_mut() = method;
         let deadline = Instant::now() + Duration::from_secs(20);
-        let stage = Permitted { client: ClientKey(client), permit };
+        let stage = Permitted { client: ClientKey(client), permit, unless: None };
         Exchange { request, stage, deadline, journal: Arc::new(Journal::new("req_test".into())) }
     }
 }

@@ -57,7 +57,7 @@ pub struct Layers<L, P> {
     /// Rules to permit.
     pub authorize: AuthorizeLayer,
     /// List pages.
-    pub cache: CacheLayer<P>,
+    pub cache: CacheLayer<P, L>,
     /// Further attempts.
     pub retry: RetryLayer,
     /// Environment and egress.

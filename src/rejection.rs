@@ -148,6 +148,8 @@ pub enum Rejection {
     Overloaded,
     /// The request's deadline passed.
     DeadlineExceeded,
+    /// Only a kept page was asked for, and there is none that may be used (RFC 9111 §5.2.1.7).
+    NotKept,
 }
 
 impl From<UploadFault> for Rejection {
@@ -291,6 +293,12 @@ impl Rejection {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",
                 "This proxy has as many requests in flight as it may.".into(),
+                "http_request_denied",
+            ),
+            Self::NotKept => described(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                "Only a kept page was asked for, and there is none that may be used.".into(),
                 "http_request_denied",
             ),
             Self::DeadlineExceeded => described(

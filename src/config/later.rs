@@ -6,11 +6,6 @@ use super::reader::Reader;
 /// Each key, and the one value (as TOML) that says what happens anyway, where there is one. A version that brings a key
 /// deletes its row here and adds it to `raw`.
 const LATER: &[(&str, Option<&str>)] = &[
-    ("cache.stale_while_revalidate", Some("\"0s\"")),
-    ("cache.low_budget", None),
-    ("cache.honor_client_directives", Some("false")),
-    ("cache.compress", Some("false")),
-    ("cache.prefetch", Some("{ enabled = false }")),
     ("store.url", Some("\"memory\"")),
     ("store.username", None),
     ("store.password", None),
@@ -99,6 +94,5 @@ mod tests {
                 ok(&write(allowed).0);
             }
         }
-        ok(&minimal("[cache]\nprefetch = { enabled = false, above = 0.6 }"));
     }
 }

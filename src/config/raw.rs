@@ -174,7 +174,28 @@ pub(super) struct Cache {
     pub(super) capacity: Field<Size>,
     pub(super) max_page: Field<Size>,
     pub(super) ttl: Field<Span>,
+    pub(super) stale_while_revalidate: Field<Span>,
     pub(super) stale_if_error: Field<Span>,
+    pub(super) low_budget: Field<Section<LowBudget>>,
+    pub(super) honor_client_directives: Field<bool>,
+    pub(super) compress: Field<bool>,
+    pub(super) prefetch: Field<Section<Prefetch>>,
+}
+
+/// `{ below, ttl }`
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct LowBudget {
+    pub(super) below: Field<f64>,
+    pub(super) ttl: Field<Span>,
+}
+
+/// `{ enabled, above }`
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct Prefetch {
+    pub(super) enabled: Field<bool>,
+    pub(super) above: Field<f64>,
 }
 
 /// `[store]`

@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub remaining: u32,
     /// When `remaining` grows next; `None` while nothing is spent.
     pub grows_at: Option<Nanos>,
+    /// A 429 of upstream's has shut the gate.
+    pub shut: bool,
 }
 
 /// What is asked of a budget: one request.
@@ -211,7 +213,7 @@ impl Budget {
             let foreign = self.foreign.shrinks_at(self.step, now, self.foreign.probed);
             [self.count.next_lapse(), foreign].into_iter().flatten().min()
         };
-        Snapshot { remaining, grows_at }
+        Snapshot { remaining, grows_at, shut: now < self.gate.until }
     }
 
     /// The first moment from `now` on at which `wanted` fits, were nothing more spent than by those ahead of it.

@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::header::HeaderName;
+
 use crate::domain::target::{self, Pair};
 
 /// The identity of a page. Cheap to clone.
@@ -49,6 +51,21 @@ impl PageKey {
         for field in parts.fields {
             // No field value holds a NUL, so an absent field is unlike any that is there.
             part(field.unwrap_or(&[0]));
+        }
+        Self(bytes.into())
+    }
+
+    /// The key of the same page where it varies by these request fields.
+    #[must_use]
+    pub fn varied<'a>(&self, fields: impl Iterator<Item = (&'a HeaderName, Option<&'a [u8]>)>) -> Self {
+        let mut bytes = self.0.to_vec();
+        let mut part = |part: &[u8]| {
+            bytes.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+            bytes.extend_from_slice(part);
+        };
+        for (name, value) in fields {
+            part(name.as_str().as_bytes());
+            part(value.unwrap_or(&[0]));
         }
         Self(bytes.into())
     }
@@ -136,6 +153,17 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn what_a_page_varies_by_is_in_its_key() {
+        let primary = key("e", 0, "/x", "", &[]);
+        let varied = |value: Option<&[u8]>| primary.varied([(&http::header::COOKIE, value)].into_iter());
+        assert_eq!(varied(Some(b"a")), varied(Some(b"a")));
+        for (a, b) in [(Some(b"a" as &[u8]), Some(b"b" as &[u8])), (Some(b""), None)] {
+            assert_ne!(varied(a), varied(b));
+        }
+        assert_ne!(primary, varied(None));
     }
 
     proptest! {

@@ -4,15 +4,14 @@
 //! own task: the caller that began it may leave. A write that may have succeeded changes the generation of its
 //! collection before its answer is passed on, so no caller misses its own write in a list it asks for afterwards.
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{ACCEPT, AGE, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
-use http::{Method, Response, StatusCode};
+use http::header::{ACCEPT, HeaderMap, HeaderName};
+use http::{Method, Response};
 use pin_project_lite::pin_project;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
@@ -21,35 +20,43 @@ use crate::body::ResponseBody;
 use crate::config::Cache as Config;
 use crate::domain::operation::collection;
 use crate::domain::page_key::{PageKey, Parts};
-use crate::exchange::{CacheStatus, Exchange, Journal, Permit, Permitted};
+use crate::exchange::{CacheStatus, Exchange, Permit, Permitted};
 use crate::rejection::{Limit, Rejection};
-use crate::store::pages::{Page, PageStore};
+use crate::store::limits::{BudgetId, LimitStore};
+use crate::store::pages::{Entry, Page, PageStore, lines};
 use crate::telemetry::labels::CacheResult;
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Timestamp, timeout_at};
 
+mod asked;
 mod fill;
+mod made;
+mod prefetch;
+mod usable;
 mod write;
 
+use asked::Asked;
 pub use fill::Fills;
-use fill::Outcome;
+use fill::{Outcome, Wanted};
+use usable::{Room, Standing, Usable, Wishes, may_stand_in, stretched, usable};
 
 /// `metorial-version`
 const VERSION: HeaderName = HeaderName::from_static("metorial-version");
-
-/// Room for the fields that this layer and those outside add to a page's own.
-const ADDED: usize = 12;
 
 /// How long before its deadline a request gives up waiting for a page.
 const LATE: Duration = Duration::from_millis(50);
 
 /// Serves list pages.
-pub struct CacheLayer<P>(Arc<Shared<P>>);
+pub struct CacheLayer<P, L>(Arc<Shared<P, L>>);
 
 /// What the layer is made of.
-pub struct CacheParts<P> {
+pub struct CacheParts<P, L> {
     /// Where pages live.
     pub pages: Arc<P>,
+    /// What is left of the budgets.
+    pub limits: Arc<L>,
+    /// The budget of our own address.
+    pub egress: BudgetId,
     /// Fills under way.
     pub fills: Arc<Fills>,
     /// `[cache]`.
@@ -64,38 +71,39 @@ pub struct CacheParts<P> {
     pub metrics: Arc<Metrics>,
 }
 
-type Shared<P> = CacheParts<P>;
+type Shared<P, L> = CacheParts<P, L>;
 
-impl<P> CacheLayer<P> {
+impl<P, L> CacheLayer<P, L> {
     /// `parts.pages` and `parts.fills` outlive the pipeline.
-    pub fn new(parts: CacheParts<P>) -> Self {
+    pub fn new(parts: CacheParts<P, L>) -> Self {
         Self(Arc::new(parts))
     }
 }
 
-impl<P, S> Layer<S> for CacheLayer<P> {
-    type Service = Cache<P, S>;
+impl<P, L, S> Layer<S> for CacheLayer<P, L> {
+    type Service = Cache<P, L, S>;
 
-    fn layer(&self, inner: S) -> Cache<P, S> {
+    fn layer(&self, inner: S) -> Cache<P, L, S> {
         Cache { inner, shared: self.0.clone() }
     }
 }
 
 /// See [`CacheLayer`].
-pub struct Cache<P, S> {
+pub struct Cache<P, L, S> {
     inner: S,
-    shared: Arc<Shared<P>>,
+    shared: Arc<Shared<P, L>>,
 }
 
-impl<P, S: Clone> Clone for Cache<P, S> {
+impl<P, L, S: Clone> Clone for Cache<P, L, S> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), shared: self.shared.clone() }
     }
 }
 
-impl<P, S> Service<Exchange<Permitted>> for Cache<P, S>
+impl<P, L, S> Service<Exchange<Permitted>> for Cache<P, L, S>
 where
     P: PageStore,
+    L: LimitStore,
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>
         + Clone
         + Send
@@ -179,40 +187,82 @@ fn concern(permit: &Permit, enabled: bool) -> Concern {
     }
 }
 
-async fn page<P, S>(
-    shared: Arc<Shared<P>>,
+async fn page<P, L, S>(
+    shared: Arc<Shared<P, L>>,
     inner: S,
     exchange: Exchange<Permitted>,
 ) -> Result<Response<ResponseBody>, Rejection>
 where
     P: PageStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
+    L: LimitStore,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
-    let asked = Asked::of(&exchange);
-    let key = shared.key(&exchange).await;
+    let asked = Asked::of(&exchange, shared.config.honor_client_directives);
+    let primary = shared.key(&exchange).await;
+    let (key, kept) = shared.look_up(&primary, exchange.request.headers()).await;
     let now = Timestamp::now();
-    let kept = shared.pages.get(&key).await;
-    if let Some(page) = kept.as_ref().filter(|page| page.is_fresh(now)) {
-        shared.metrics.cache(CacheResult::Hit);
-        asked.journal.cache(CacheStatus::Hit { ttl: page.ttl(now), detail: None });
-        return Ok(asked.answer(page, Some(now)));
+    let wanted = |kept: Option<Arc<Page>>| Wanted { key, primary, kept };
+    if let Some(page) = kept.as_ref() {
+        // How things stand costs a look at the budgets, which a page that is fresh in any case can do without.
+        let permit = &exchange.stage.permit;
+        let fresh = usable(page, &asked.wishes, &shared.plainly(permit), now);
+        let judged = match fresh {
+            Usable::Fresh(_) => fresh,
+            _ => usable(page, &asked.wishes, &shared.standing(permit), now),
+        };
+        let (ttl, detail) = match judged {
+            Usable::Fresh(ttl) => (Some(ttl), None),
+            Usable::Stale { ttl, detail, .. } => (Some(ttl), detail),
+            Usable::No => (None, None),
+        };
+        if let Some(ttl) = ttl {
+            let is_fresh = matches!(judged, Usable::Fresh(_));
+            shared.metrics.cache(if is_fresh { CacheResult::Hit } else { CacheResult::Stale });
+            asked.journal.cache(CacheStatus::Hit { ttl, detail });
+            let answer = asked.answer(page, true);
+            if let Usable::Stale { refresh: true, .. } = judged {
+                fill::refresh(&shared, wanted(kept), inner, exchange);
+            } else if shared.config.prefetch.enabled {
+                prefetch::ahead(&shared, inner, &exchange, page).await;
+            }
+            return Ok(answer);
+        }
     }
+    if asked.wishes.only_if_cached {
+        return Err(Rejection::NotKept);
+    }
+    let paging = shared.config.prefetch.enabled.then(|| (inner.clone(), exchange.bodyless()));
+    let permit = exchange.stage.permit.clone();
     // Boxed, so that a hit, whose future is made for both, is not made larger by a fill.
     // A little before the request's own deadline, so that a stale page can still take the place of a late one.
     let due = exchange.deadline.checked_sub(LATE).unwrap_or(exchange.deadline);
-    let filled = timeout_at(due, Box::pin(fill::fill(&shared, key, inner, exchange))).await;
-    let (outcome, collapsed) = filled.unwrap_or((Outcome::Failed(Rejection::DeadlineExceeded), false));
-    if let Some(stale) = kept.as_ref().and_then(|page| shared.stale(page, &outcome)) {
+    let fill = Box::pin(fill::fill(&shared, wanted(kept.clone()), inner, exchange));
+    let (outcome, collapsed) =
+        timeout_at(due, fill).await.unwrap_or((Outcome::Failed(Rejection::DeadlineExceeded), false));
+    if let Some(page) = &kept
+        && let Some(status) = shared.stands_in(page, &outcome, &permit)
+    {
         shared.metrics.cache(CacheResult::Stale);
-        asked.journal.cache(stale.status);
-        return Ok(asked.answer(stale.page, Some(Timestamp::now())));
+        asked.journal.cache(status);
+        return Ok(asked.answer(page, true));
     }
     shared.metrics.cache(if collapsed { CacheResult::Coalesced } else { CacheResult::Miss });
-    let stored = matches!(outcome, Outcome::Page { stored: true, .. });
-    asked.journal.cache(CacheStatus::Miss { stored, collapsed, expired: kept.is_some() });
+    let (stored, validated) = match &outcome {
+        Outcome::Page(filled) => (filled.stored, filled.validated),
+        _ => (false, false),
+    };
+    asked.journal.cache(CacheStatus::Miss { stored, collapsed, expired: kept.is_some(), validated });
     match outcome {
-        Outcome::Page { page, .. } => Ok(asked.answer(&page, None)),
+        Outcome::Page(filled) => {
+            if let Some((inner, exchange)) = paging {
+                prefetch::ahead(&shared, inner, &exchange, &filled.page).await;
+            }
+            Ok(asked.answer(&filled.page, filled.validated))
+        }
         Outcome::Other(answer) => {
             let body =
                 if asked.head { ResponseBody::empty() } else { ResponseBody::full(answer.body.clone()) };
@@ -226,13 +276,7 @@ where
     }
 }
 
-/// A stale page, and what is said of it.
-struct Stale<'p> {
-    page: &'p Page,
-    status: CacheStatus,
-}
-
-impl<P: PageStore> Shared<P> {
+impl<P: PageStore, L: LimitStore> Shared<P, L> {
     async fn key(&self, exchange: &Exchange<Permitted>) -> PageKey {
         let permit = &exchange.stage.permit;
         let (environment, target) = (permit.environment(), permit.target());
@@ -254,11 +298,62 @@ impl<P: PageStore> Shared<P> {
         })
     }
 
-    /// Whether a page we have is better than what came instead of a new one.
-    fn stale<'p>(&self, page: &'p Page, outcome: &Outcome) -> Option<Stale<'p>> {
+    /// The page that answers a request with these fields, and its key.
+    async fn look_up(&self, primary: &PageKey, headers: &HeaderMap) -> (PageKey, Option<Arc<Page>>) {
+        match self.pages.get(primary).await {
+            None => (primary.clone(), None),
+            Some(Entry::Page(page)) => (primary.clone(), Some(page)),
+            Some(Entry::Varies(names)) => {
+                let values: Vec<_> = names.iter().map(|name| lines(headers, name)).collect();
+                let key = primary.varied(names.iter().zip(values.iter().map(Option::as_deref)));
+                let page = match self.pages.get(&key).await {
+                    Some(Entry::Page(page)) => Some(page),
+                    _ => None,
+                };
+                (key, page)
+            }
+        }
+    }
+
+    /// The operator's freshness for a route.
+    fn ttl(&self, permit: &Permit) -> Duration {
+        permit.route().ttl.unwrap_or(permit.environment().environment.ttl)
+    }
+
+    /// How things stand as long as there is plenty.
+    fn plainly(&self, permit: &Permit) -> Standing {
+        let ttl = self.ttl(permit);
+        // With `ttl = "0s"` upstream's own fields decide alone (RFC 9111 §4.2.4).
+        let ours = !ttl.is_zero();
+        Standing {
+            stretched: ttl,
+            while_revalidating: ours.then_some(self.config.stale_while_revalidate),
+            if_error: ours.then_some(self.config.stale_if_error),
+            room: Room::Open,
+        }
+    }
+
+    /// How things stand with the budgets as they are.
+    fn standing(&self, permit: &Permit) -> Standing {
+        let plainly = self.plainly(permit);
+        let handle = permit.environment();
+        let own = self.limits.snapshot(handle.budget, 0);
+        let egress = self.limits.snapshot(self.egress, 0);
+        let room = match (own.shut || egress.shut, own.remaining.min(egress.remaining)) {
+            (true, _) => Room::Shut,
+            (false, 0) => Room::Spent,
+            (false, _) => Room::Open,
+        };
+        let share = share(own.remaining, handle.environment.limit.requests);
+        let low = self.config.low_budget;
+        Standing { stretched: stretched(plainly.stretched, low.ttl, low.below, share), room, ..plainly }
+    }
+
+    /// Whether a stale page is better than what came instead of a new one, and what is said of it then.
+    fn stands_in(&self, page: &Page, outcome: &Outcome, permit: &Permit) -> Option<CacheStatus> {
         let now = Timestamp::now();
-        let ttl = page.ttl(now);
-        let too_old = page.age(now) > page.fresh_for + self.config.stale_if_error;
+        let standing = self.standing(permit);
+        let ttl = page.ttl(now, usable::lifetime(page, &standing));
         let status = match outcome {
             Outcome::Failed(Rejection::RateLimited { limit, .. }) => {
                 let detail = if *limit == Limit::Upstream { "gate" } else { "budget" };
@@ -272,89 +367,16 @@ impl<P: PageStore> Shared<P> {
             }
             _ => return None,
         };
-        (!too_old).then_some(Stale { page, status })
+        may_stand_in(page, &standing, now).then_some(status)
+    }
+
+    /// Whether a request with these fields keeps its answer from being kept.
+    fn forbids(&self, request: &HeaderMap) -> bool {
+        self.config.honor_client_directives && Wishes::of(request).no_store
     }
 }
 
-/// What one caller wants of a page.
-struct Asked {
-    head: bool,
-    if_none_match: Vec<HeaderValue>,
-    journal: Arc<Journal>,
-}
-
-impl Asked {
-    fn of(exchange: &Exchange<Permitted>) -> Self {
-        Self {
-            head: *exchange.stage.permit.method() == Method::HEAD,
-            if_none_match: exchange.request.headers().get_all(IF_NONE_MATCH).iter().cloned().collect(),
-            journal: exchange.journal.clone(),
-        }
-    }
-
-    /// `now`: the page comes from the cache, so its age is told.
-    fn answer(&self, page: &Page, now: Option<Timestamp>) -> Response<ResponseBody> {
-        let unchanged = self.if_none_match.iter().any(|line| names(line.as_bytes(), page.etag.as_bytes()));
-        let body = if unchanged || self.head {
-            ResponseBody::empty()
-        } else {
-            ResponseBody::full(page.body.clone())
-        };
-        let mut response = Response::new(body);
-        let headers = response.headers_mut();
-        headers.reserve(page.headers.len() + ADDED);
-        for (name, value) in &page.headers {
-            headers.append(name.clone(), value.clone());
-        }
-        headers.insert(ETAG, page.etag.clone());
-        if let Some(now) = now {
-            headers.insert(AGE, HeaderValue::from(page.age(now).as_secs()));
-        }
-        if unchanged {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-        } else if self.head {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(page.body.len()));
-        }
-        response
-    }
-}
-
-/// All lines of a field, as they go upstream: each of them may change the answer.
-fn lines<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Cow<'h, [u8]>> {
-    let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    let first = lines.next()?;
-    Some(lines.fold(Cow::Borrowed(first), |mut all, line| {
-        // A line holds no line break.
-        all.to_mut().push(b'\n');
-        all.to_mut().extend_from_slice(line);
-        all
-    }))
-}
-
-/// Whether an `If-None-Match` line names `etag` (weak comparison, RFC 9110 §13.1.2).
-fn names(line: &[u8], etag: &[u8]) -> bool {
-    let opaque = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
-    let etag = opaque(etag);
-    line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || opaque(tag) == etag)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn if_none_match_is_compared_weakly() {
-        for (line, expected) in [
-            ("\"a\"", true),
-            ("W/\"a\"", true),
-            ("\"b\", \"a\"", true),
-            ("*", true),
-            ("\"b\"", false),
-            ("a", false),
-            ("", false),
-        ] {
-            assert_eq!(names(line.as_bytes(), b"\"a\""), expected, "{line}");
-            assert_eq!(names(line.as_bytes(), b"W/\"a\""), expected, "{line}");
-        }
-    }
+/// What is left of a budget, from 0 to 1.
+fn share(remaining: u32, requests: u32) -> f32 {
+    remaining as f32 / requests.max(1) as f32
 }

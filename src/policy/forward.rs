@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap,
-    HeaderName, HeaderValue, SET_COOKIE, USER_AGENT,
+    HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, SET_COOKIE, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri, response};
@@ -185,6 +185,11 @@ impl Shared {
             }
         }
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        // The cache's own question: a caller's is answered from the page.
+        if let Some(unless) = &stage.unless {
+            let fields = [IF_NONE_MATCH, IF_MODIFIED_SINCE].into_iter().zip(unless.iter());
+            headers.extend(fields.filter_map(|(name, value)| Some((name, value.clone()?))));
+        }
         headers.extend(HeaderValue::from_str(id).ok().map(|id| (REQUEST_ID, id)));
         // A method that means a body says how long it is, also where it is empty (RFC 9110 §8.6).
         if bodyless && matches!(*stage.permit.method(), Method::POST | Method::PUT | Method::PATCH) {

@@ -87,8 +87,9 @@ where
         let prepared = &self.prepared[exchange.stage.permit.environment().index];
         let (key, guard) = (prepared.secrets.pick(), prepared.guard.clone());
         let authorization = prepared.authorization[key.which().index()].clone();
-        self.inner.call(exchange.stage(|Permitted { permit, .. }| Armed {
+        self.inner.call(exchange.stage(|Permitted { permit, unless, .. }| Armed {
             permit,
+            unless,
             authorization,
             key,
             guard,

@@ -183,16 +183,7 @@ fn backoff(config: &Config, attempt: u32) -> Duration {
 
 /// The same exchange once more, and its body where that can be sent again.
 fn copy(exchange: &Exchange<Permitted>) -> (Exchange<Permitted>, Option<RequestBody>) {
-    let mut request = Request::new(RequestBody::Empty);
-    *request.method_mut() = exchange.request.method().clone();
-    *request.headers_mut() = exchange.request.headers().clone();
-    let again = Exchange {
-        request,
-        stage: exchange.stage.clone(),
-        deadline: exchange.deadline,
-        journal: exchange.journal.clone(),
-    };
-    (again, exchange.request.body().replay())
+    (exchange.bodyless(), exchange.request.body().replay())
 }
 
 /// Reads a short body of known length whole, so that it can be sent again; any other streams.

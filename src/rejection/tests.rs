@@ -17,6 +17,7 @@ fn every_rejection() -> Vec<Rejection> {
         Rejection::SecretGuard,
         Rejection::Overloaded,
         Rejection::DeadlineExceeded,
+        Rejection::NotKept,
     ];
     for limit in [Limit::Client, Limit::Environment, Limit::Egress, Limit::Upstream] {
         all.push(Rejection::RateLimited { limit, wait: Duration::from_millis(40_200) });

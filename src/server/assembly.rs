@@ -149,6 +149,8 @@ pub(super) fn layers(
         authorize: AuthorizeLayer::new(metrics.clone(), environments),
         cache: CacheLayer::new(CacheParts {
             pages: lasting.pages.clone(),
+            limits: limits.clone(),
+            egress: lasting.egress,
             fills: lasting.fills.clone(),
             config: config.cache,
             forward_headers: upstream.forward_headers.clone(),

@@ -1,12 +1,15 @@
 //! List pages and the generations that make them unreachable.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::domain::freshness::Freshness;
 use crate::domain::page_key::PageKey;
 use crate::time::{Timestamp, whole_seconds};
 
@@ -20,16 +23,37 @@ const FIELD: usize = 144;
 /// A complete answer to a GET of a list route.
 #[derive(Debug)]
 pub struct Page {
-    /// Its fields, without those that belong to a connection or to one caller.
+    /// Its fields, without those that belong to a connection or to one caller, and without its validator.
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
-    /// A strong validator made from the body, in quotes.
+    /// Its validator: upstream's, else a strong one made from the body.
     pub etag: HeaderValue,
-    /// When it was asked for: its age counts from here.
+    /// `ETag` and `Last-Modified` as upstream sent them: what it can be asked by whether the page has changed.
+    pub validators: [Option<HeaderValue>; 2],
+    /// The body once more, compressed, and the validator of each.
+    pub coded: Vec<Coded>,
+    /// When it was made, as far as we know: its age counts from here.
     pub at: Timestamp,
-    /// How long it is fresh.
-    pub fresh_for: Duration,
+    /// How long it is fresh, and what may be done with it afterwards.
+    pub freshness: Freshness,
+    /// Request fields it varies by, and the values of the request that brought it.
+    pub varies: Box<[(HeaderName, Option<Box<[u8]>>)]>,
+    /// The id of its last item, where more follow.
+    pub next_after: Option<Box<str>>,
+    /// Not to be fetched anew before this moment, because the last attempt failed.
+    pub retry_at: AtomicU64,
+}
+
+/// A body in a content coding (RFC 9110 §8.4).
+#[derive(Debug)]
+pub struct Coded {
+    /// `gzip`, `br`
+    pub coding: &'static str,
+    /// The body.
+    pub body: Bytes,
+    /// The page's validator in this coding.
+    pub etag: HeaderValue,
 }
 
 impl Page {
@@ -38,27 +62,63 @@ impl Page {
         now.since(self.at)
     }
 
-    /// Seconds of freshness left; negative when it is stale.
-    pub fn ttl(&self, now: Timestamp) -> i64 {
+    /// Seconds of freshness left of `lifetime`; negative when it is stale.
+    pub fn ttl(&self, now: Timestamp, lifetime: Duration) -> i64 {
         let seconds = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
-        if self.is_fresh(now) {
-            seconds((self.fresh_for - self.age(now)).as_secs())
-        } else {
+        match lifetime.checked_sub(self.age(now)).filter(|left| !left.is_zero()) {
+            Some(left) => seconds(left.as_secs()),
             // Rounded away from zero: a page that went stale just now is stale.
-            -seconds(whole_seconds(self.age(now) - self.fresh_for).max(1))
+            None => -seconds(whole_seconds(self.age(now) - lifetime).max(1)),
         }
     }
 
-    /// Whether it is still fresh.
-    pub fn is_fresh(&self, now: Timestamp) -> bool {
-        self.age(now) < self.fresh_for
+    /// Whether it is the answer to a request with these fields.
+    pub fn answers(&self, headers: &HeaderMap) -> bool {
+        self.varies.iter().all(|(name, value)| lines(headers, name).as_deref() == value.as_deref())
+    }
+
+    /// Notes that it could not be fetched anew: not again before `retry_at`.
+    pub fn failed(&self, retry_at: Timestamp) {
+        self.retry_at.store(retry_at.0, Ordering::Relaxed);
+    }
+
+    /// Whether it may be fetched anew.
+    pub fn may_retry(&self, now: Timestamp) -> bool {
+        now.0 >= self.retry_at.load(Ordering::Relaxed)
     }
 
     /// Bytes it takes up, its key aside: of a small page, the table of its fields is the largest part.
     pub fn size(&self) -> usize {
         let values: usize = self.headers.values().map(HeaderValue::len).sum();
-        self.body.len() + self.headers.capacity() * FIELD + values + self.etag.len() + size_of::<Self>()
+        let validators: usize = self.validators.iter().flatten().map(HeaderValue::len).sum();
+        let coded: usize =
+            self.coded.iter().map(|coded| coded.body.len() + coded.etag.len() + size_of::<Coded>()).sum();
+        let varies: usize =
+            self.varies.iter().map(|(_, value)| value.as_ref().map_or(0, |value| value.len()) + FIELD).sum();
+        let fields = self.headers.capacity() * FIELD + values + self.etag.len() + validators;
+        self.body.len() + coded + fields + varies + size_of::<Self>()
     }
+}
+
+/// All lines of a field, as they go upstream: each of them may change the answer.
+pub fn lines<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Cow<'h, [u8]>> {
+    let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let first = lines.next()?;
+    Some(lines.fold(Cow::Borrowed(first), |mut all, line| {
+        // A line holds no line break.
+        all.to_mut().push(b'\n');
+        all.to_mut().extend_from_slice(line);
+        all
+    }))
+}
+
+/// What is kept under a key.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// A page.
+    Page(Arc<Page>),
+    /// Pages vary by these request fields: the key is to be made with them.
+    Varies(Arc<[HeaderName]>),
 }
 
 /// How the cache is doing.
@@ -74,11 +134,11 @@ pub struct Usage {
 
 /// A store of pages.
 pub trait PageStore: Send + Sync + 'static {
-    /// The page, fresh or stale.
-    fn get(&self, key: &PageKey) -> impl Future<Output = Option<Arc<Page>>> + Send;
+    /// What is kept under a key, fresh or stale.
+    fn get(&self, key: &PageKey) -> impl Future<Output = Option<Entry>> + Send;
 
-    /// Keeps a page.
-    fn put(&self, key: PageKey, page: Arc<Page>) -> impl Future<Output = ()> + Send;
+    /// Keeps it.
+    fn put(&self, key: PageKey, entry: Entry) -> impl Future<Output = ()> + Send;
 
     /// The generation of a collection: part of each of its pages' keys.
     fn generation(&self, environment: &str, collection: &str) -> impl Future<Output = u64> + Send;

@@ -1,6 +1,7 @@
 //! List pages: kept, shared, renewed, dropped by writes, and served stale where that is better than nothing.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::time::Duration;
 
 use metorial_proxy::domain::quota::Quota;
@@ -217,7 +218,7 @@ async fn what_may_not_be_shared_is_passed_on_and_not_kept() {
         with(&[("cache-control", "no-store")]),
         with(&[("cache-control", "private, max-age=60")]),
         with(&[("cache-control", "max-age=0")]),
-        with(&[("vary", "Cookie")]),
+        with(&[("vary", "Cookie, *")]),
     ] {
         mock.fault(Fault { headers: fields.clone(), ..Fault::default() });
         let reply = proxy.get("/providers?limit=1").await;
@@ -294,7 +295,7 @@ async fn a_page_that_breaks_off_is_a_502_and_never_kept() {
 
 #[tokio::test]
 async fn a_stale_page_is_better_than_an_upstream_that_fails() {
-    let toml = "cache.ttl = '1ms'\nupstream.retry.max_attempts = 1\nupstream.attempt_timeout = '200ms'";
+    let toml = "cache.ttl = '1ms'\ncache.stale_while_revalidate = '0s'\nupstream.retry.max_attempts = 1\nupstream.attempt_timeout = '200ms'";
     let (mock, proxy) = pair(toml).await;
     let page = proxy.get("/providers").await;
     for (fault, status) in [
@@ -321,12 +322,13 @@ async fn a_stale_page_is_better_than_an_upstream_that_fails() {
 
 #[tokio::test]
 async fn a_page_that_is_too_old_and_an_error_of_the_callers_own_are_told_as_they_are() {
-    let (mock, proxy) = pair("cache.ttl = '1ms'\ncache.stale_if_error = '0s'").await;
+    let (mock, proxy) =
+        pair("cache.ttl = '1ms'\ncache.stale_if_error = '0s'\ncache.stale_while_revalidate = '0s'").await;
     assert_eq!(proxy.get("/providers").await.status, 200);
     stale().await;
     mock.fault(Fault { status: Some(503), ..Fault::default() });
     assert_eq!(proxy.get("/providers").await.status, 503);
-    let (mock, proxy) = pair("cache.ttl = '1ms'").await;
+    let (mock, proxy) = pair("cache.ttl = '1ms'\ncache.stale_while_revalidate = '0s'").await;
     assert_eq!(proxy.get("/providers").await.status, 200);
     stale().await;
     mock.fault(Fault { status: Some(404), ..Fault::default() });
@@ -353,6 +355,247 @@ async fn when_the_budget_is_spent_known_pages_are_served_stale() {
     );
     assert_eq!(proxy.get("/provider-groups").await.status, 429, "an unknown page is refused");
     assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn a_stale_page_is_served_at_once_while_one_request_fetches_it_anew() {
+    let (mock, proxy) = pair("cache.ttl = '1ms'").await;
+    let page = proxy.get("/providers").await;
+    stale().await;
+    mock.fault(Fault { delay_ms: Some(300), ..Fault::default() });
+    let before = mock.received();
+    for _ in 0..20 {
+        let reply = proxy.get("/providers").await;
+        assert_eq!((reply.status, &reply.body), (200, &page.body));
+        let status = reply.field("cache-status");
+        assert!(
+            status.starts_with("metorial-proxy; hit; ttl=-") && status.ends_with("detail=revalidating"),
+            "{status}"
+        );
+    }
+    eventually("it is fetched anew", || mock.received() > before).await;
+    assert_eq!(mock.received(), before + 1, "once, and nobody waited");
+    // It fails, and is not tried again at once.
+    stale().await;
+    eventually("the first is over", || mock.handle.requests().iter().all(|record| record.status.is_some()))
+        .await;
+    let before = mock.received();
+    mock.fault(Fault { status: Some(503), next: 100, ..Fault::default() });
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/providers").await.status, 200);
+        stale().await;
+    }
+    assert!((before + 1..=before + 2).contains(&mock.received()), "{}", mock.received() - before);
+}
+
+#[tokio::test]
+async fn what_upstream_says_of_its_answers_is_obeyed() {
+    let (mock, proxy) = pair("cache.ttl = '10m'").await;
+    let reset = |fields: &[(&str, &str)]| {
+        mock.handle.clear_faults();
+        mock.fault(Fault { headers: with(fields), next: 100, ..Fault::default() });
+    };
+    // Fresh for as long as it says, whatever we would have.
+    reset(&[("cache-control", "max-age=3600, must-revalidate"), ("age", "100")]);
+    assert_eq!(proxy.get("/providers?limit=1").await.field("age"), "100");
+    let hit = proxy.get("/providers?limit=1").await;
+    assert!(
+        hit.field("cache-status").starts_with("metorial-proxy; hit; ttl=34")
+            || hit.field("cache-status").starts_with("metorial-proxy; hit; ttl=3500"),
+        "{hit:?}"
+    );
+    reset(&[("cdn-cache-control", "max-age=60"), ("cache-control", "no-store")]);
+    assert_eq!(proxy.get("/providers?limit=2").await.field("cache-status"), STORED);
+    // Asked about each time where it wants that and can be asked.
+    reset(&[("cache-control", "no-cache"), ("etag", "\"v1\"")]);
+    let first = proxy.get("/providers?limit=3").await;
+    assert_eq!(first.field("etag"), "\"v1\"");
+    let asked =
+        || mock.last().headers.iter().any(|(name, value)| name == "if-none-match" && value == "\"v1\"");
+    mock.handle.clear_faults();
+    mock.fault(Fault {
+        status: Some(304),
+        headers: with(&[("etag", "\"v1\""), ("x-new", "1")]),
+        ..Fault::default()
+    });
+    let validated = proxy.get("/providers?limit=3").await;
+    assert!(asked(), "{:?}", mock.last());
+    assert_eq!((validated.status, &validated.body), (200, &first.body));
+    assert_eq!(validated.field("cache-status"), "metorial-proxy; fwd=stale; fwd-status=304; stored");
+    assert_eq!(validated.field("x-new"), "1");
+}
+
+#[tokio::test]
+async fn pages_that_vary_by_a_field_of_the_request_are_kept_apart() {
+    let (mock, proxy) = pair("").await;
+    mock.fault(Fault { headers: with(&[("vary", "X-Tone, Origin")]), next: 100, ..Fault::default() });
+    let ask = async |tone: Option<&str>| {
+        let fields: Vec<(&str, &str)> = tone.map(|tone| ("x-tone", tone)).into_iter().collect();
+        let reply = proxy.call("GET", "/providers", &fields, "").await;
+        reply.field("cache-status").contains("; hit")
+    };
+    for tone in [None, Some("high"), Some("low")] {
+        assert!(!ask(tone).await, "{tone:?}");
+    }
+    for tone in [None, Some("high"), Some("low")] {
+        assert!(ask(tone).await, "{tone:?}");
+    }
+    assert_eq!(mock.received(), 3);
+    let (one, other) = tokio::join!(
+        proxy.call("GET", "/provider-groups", &[("x-tone", "high")], ""),
+        proxy.call("GET", "/provider-groups", &[("x-tone", "low")], "")
+    );
+    assert_eq!((one.status, other.status, mock.received()), (200, 200, 5), "nobody gets another's");
+}
+
+#[tokio::test]
+async fn with_no_time_of_our_own_upstream_alone_decides() {
+    let (mock, proxy) = pair("cache.ttl = '0s'").await;
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/providers").await.field("cache-status"), MISS);
+    }
+    let last_modified = ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT");
+    mock.fault(Fault { headers: with(&[("cache-control", "max-age=0"), last_modified]), ..Fault::default() });
+    assert_eq!(proxy.get("/providers").await.field("cache-status"), STORED);
+    mock.fault(Fault {
+        status: Some(304),
+        headers: with(&[("cache-control", "max-age=60")]),
+        ..Fault::default()
+    });
+    let reply = proxy.get("/providers").await;
+    assert_eq!((reply.status, reply.items()), (200, 20));
+    let asked = mock.last().headers;
+    assert!(asked.contains(&("if-modified-since".to_owned(), last_modified.1.to_owned())), "{asked:?}");
+    assert!(proxy.get("/providers").await.field("cache-status").contains("; hit"));
+    let since = [("if-modified-since", last_modified.1)];
+    assert_eq!(proxy.call("GET", "/providers", &since, "").await.status, 304);
+    // Nothing stale where upstream does not say so, not even in the place of an error.
+    let toml = "cache.ttl = '0s'\nupstream.retry.max_attempts = 1";
+    let (mock, proxy) = pair(toml).await;
+    mock.fault(Fault { headers: with(&[("cache-control", "max-age=1"), ("age", "0")]), ..Fault::default() });
+    assert_eq!(proxy.get("/providers").await.field("cache-status"), STORED);
+    eventually_stale(&proxy, "/providers").await;
+    mock.fault(Fault { status: Some(503), ..Fault::default() });
+    assert_eq!(proxy.get("/providers").await.status, 503);
+}
+
+/// Waits until a page that is fresh for a second is no hit any more; costs one request.
+async fn eventually_stale(proxy: &Proxy, target: &str) {
+    while proxy.get(target).await.field("cache-status").contains("; hit") {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn callers_directives_count_only_where_the_operator_wants_that() {
+    let wish = [("cache-control", "max-age=0")];
+    for (honoured, hits) in [(false, true), (true, false)] {
+        let (_mock, proxy) = pair(&format!("cache.honor_client_directives = {honoured}")).await;
+        proxy.get("/providers").await;
+        stale().await;
+        let reply = proxy.call("GET", "/providers", &[("cache-control", "no-cache")], "").await;
+        assert_eq!(reply.field("cache-status").contains("; hit"), hits, "{honoured}");
+        let only = [("cache-control", "only-if-cached")];
+        assert_eq!(proxy.call("GET", "/providers", &only, "").await.status, 200);
+        let unknown = proxy.call("GET", "/provider-groups", &only, "").await;
+        assert_eq!(unknown.status, if honoured { 504 } else { 200 });
+        if !honoured {
+            assert!(proxy.call("GET", "/providers", &wish, "").await.field("cache-status").contains("; hit"));
+        }
+        let unkept = [("cache-control", "no-store")];
+        proxy.call("GET", "/provider-listings", &unkept, "").await;
+        let again = proxy.get("/provider-listings").await;
+        assert_eq!(again.field("cache-status").contains("; hit"), hits);
+    }
+}
+
+#[tokio::test]
+async fn pages_are_compressed_once_for_callers_that_ask() {
+    let (mock, proxy) = pair("").await;
+    let target = "/providers?limit=50";
+    let plain = proxy.get(target).await;
+    assert_eq!(
+        (plain.field("content-encoding"), plain.field("vary").contains("accept-encoding")),
+        ("", true),
+        "{plain:?}"
+    );
+    for (asked, coding) in
+        [("gzip, deflate, br", "br"), ("gzip", "gzip"), ("br;q=0, gzip;q=0.1", "gzip"), ("identity", "")]
+    {
+        let fields = [("accept-encoding", asked)];
+        let coded = proxy.call("GET", target, &fields, "").await;
+        assert_eq!(coded.field("content-encoding"), coding, "{asked}");
+        assert_eq!(coded.field("content-length"), coded.body.len().to_string());
+        if coding.is_empty() {
+            assert_eq!(coded.body, plain.body);
+            continue;
+        }
+        assert_eq!(decoded(coding, &coded.body), plain.body.to_vec());
+        assert!(coded.body.len() < plain.body.len() / 3);
+        assert_ne!(coded.field("etag"), plain.field("etag"), "another representation, another validator");
+        let known = [fields[0], ("if-none-match", coded.field("etag"))];
+        assert_eq!(proxy.call("GET", target, &known, "").await.status, 304);
+        assert_eq!(proxy.call("GET", target, &known[1..], "").await.status, 200);
+        let head = proxy.call("HEAD", target, &fields, "").await;
+        assert_eq!(head.field("content-length"), coded.body.len().to_string());
+    }
+    assert_eq!(mock.received(), 1);
+    let (_mock, proxy) = pair("cache.compress = false").await;
+    let reply = proxy.call("GET", target, &[("accept-encoding", "gzip, br")], "").await;
+    assert_eq!((reply.field("content-encoding"), reply.body.len()), ("", plain.body.len()));
+}
+
+fn decoded(coding: &str, body: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    match coding {
+        "br" => brotli::Decompressor::new(body, 4096).read_to_end(&mut plain),
+        _ => flate2::read::GzDecoder::new(body).read_to_end(&mut plain),
+    }
+    .expect("decoded");
+    plain
+}
+
+#[tokio::test]
+async fn for_a_caller_that_is_paging_the_next_page_is_there_before_it_asks() {
+    let run = async |settings: &str, pages: usize, ahead: bool| {
+        let mock = Mock::with(Options { limit: Quota::PRODUCTION, items: 57, ..Options::default() }).await;
+        let proxy = Proxy::start(mock.url(), settings);
+        let (mut after, mut hits, mut asked) = (None, 0, 0);
+        while asked < pages {
+            let target = match &after {
+                Some(after) => format!("/providers?limit=5&after={after}"),
+                None => "/providers?limit=5".to_owned(),
+            };
+            let page = proxy.get(&target).await;
+            asked += 1;
+            hits += usize::from(page.field("cache-status").contains("; hit"));
+            let json = page.json();
+            if json["pagination"]["has_more_after"] == false {
+                break;
+            }
+            after = json["items"].as_array().expect("items").last().expect("one")["id"]
+                .as_str()
+                .map(str::to_owned);
+            if ahead && asked > 1 {
+                // A reader takes its time.
+                eventually("the next page is under way", || mock.received() as usize > asked).await;
+                eventually("and there", || {
+                    mock.handle.requests().iter().all(|record| record.status.is_some())
+                })
+                .await;
+            }
+        }
+        (hits, asked, mock.received())
+    };
+    let on = "cache.prefetch = { enabled = true, above = 0.6 }";
+    let (hits, asked, received) = run(on, 100, true).await;
+    assert_eq!((asked, received), (12, 12), "each page is fetched once, and none beyond the last");
+    assert_eq!(hits, 10, "all but the first two");
+    assert_eq!(run("", 100, false).await, (0, 12, 12), "off by default");
+    let low = format!("{on}\n[[environments]]\nlimit = {{ requests = 10, window = '1h' }}\n");
+    let (hits, _, received) = run(&low, 6, false).await;
+    // Of ten, six must be left: after the fourth request nothing is fetched ahead any more.
+    assert!(hits <= 2 && received <= 6, "never when the budget is low: {hits} {received}");
 }
 
 #[tokio::test]
@@ -383,7 +626,7 @@ async fn every_line_of_a_field_that_goes_upstream_is_in_the_key() {
 
 #[tokio::test]
 async fn a_stale_page_takes_the_place_of_one_that_is_late() {
-    let settings = "cache.ttl = '1ms'\nserver.request_timeout = '400ms'\nupstream.attempt_timeout = '200ms'";
+    let settings = "cache.ttl = '1ms'\ncache.stale_while_revalidate = '0s'\nserver.request_timeout = '400ms'\nupstream.attempt_timeout = '200ms'";
     let (mock, proxy) = pair(settings).await;
     let first = proxy.get("/providers").await;
     assert_eq!(first.status, 200);

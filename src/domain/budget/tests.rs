@@ -46,14 +46,26 @@ fn the_wait_for_more_than_ever_fits_is_that_of_as_many_windows() {
 #[test]
 fn a_snapshot_tells_what_is_left_and_when_it_grows() {
     let mut budget = budget(100, 600);
-    assert_eq!(budget.snapshot(SECOND, 0), Snapshot { remaining: 100, grows_at: None });
+    assert_eq!(budget.snapshot(SECOND, 0), Snapshot { remaining: 100, grows_at: None, shut: false });
     spend(&mut budget, SECOND, 1);
     spend(&mut budget, 9 * SECOND, 2);
-    assert_eq!(budget.snapshot(10 * SECOND, 0), Snapshot { remaining: 97, grows_at: Some(603 * SECOND) });
-    assert_eq!(budget.snapshot(10 * SECOND, 97), Snapshot { remaining: 0, grows_at: Some(603 * SECOND) });
-    assert_eq!(budget.snapshot(10 * SECOND, 98), Snapshot { remaining: 0, grows_at: Some(611 * SECOND) });
-    assert_eq!(budget.snapshot(603 * SECOND, 0), Snapshot { remaining: 98, grows_at: Some(611 * SECOND) });
-    assert_eq!(budget.snapshot(9_000 * SECOND, 0), Snapshot { remaining: 100, grows_at: None });
+    assert_eq!(
+        budget.snapshot(10 * SECOND, 0),
+        Snapshot { remaining: 97, grows_at: Some(603 * SECOND), shut: false }
+    );
+    assert_eq!(
+        budget.snapshot(10 * SECOND, 97),
+        Snapshot { remaining: 0, grows_at: Some(603 * SECOND), shut: false }
+    );
+    assert_eq!(
+        budget.snapshot(10 * SECOND, 98),
+        Snapshot { remaining: 0, grows_at: Some(611 * SECOND), shut: false }
+    );
+    assert_eq!(
+        budget.snapshot(603 * SECOND, 0),
+        Snapshot { remaining: 98, grows_at: Some(611 * SECOND), shut: false }
+    );
+    assert_eq!(budget.snapshot(9_000 * SECOND, 0), Snapshot { remaining: 100, grows_at: None, shut: false });
 }
 
 #[test]
@@ -61,7 +73,10 @@ fn a_shut_gate_admits_nothing_until_it_opens() {
     let mut budget = budget(100, 600);
     budget.penalise(30 * SECOND);
     assert_eq!(budget.check(SECOND, nth(1)), Err(30 * SECOND));
-    assert_eq!(budget.snapshot(SECOND, 0), Snapshot { remaining: 0, grows_at: Some(30 * SECOND) });
+    assert_eq!(
+        budget.snapshot(SECOND, 0),
+        Snapshot { remaining: 0, grows_at: Some(30 * SECOND), shut: true }
+    );
     budget.penalise(10 * SECOND);
     assert_eq!(budget.check(29 * SECOND, nth(1)), Err(30 * SECOND), "an earlier hint never opens it sooner");
     assert_eq!(budget.check(30 * SECOND, nth(1)), Ok(()));
@@ -86,7 +101,10 @@ fn after_the_gate_it_starts_slowly_and_says_when() {
     assert_eq!(take(&mut budget, 30 * SECOND), Ok(()));
     assert_eq!(take(&mut budget, 30 * SECOND), Err(31 * SECOND));
     assert_eq!(budget.check(30 * SECOND, nth(3)), Err(32 * SECOND));
-    assert_eq!(budget.snapshot(31 * SECOND, 0), Snapshot { remaining: 2, grows_at: Some(32 * SECOND) });
+    assert_eq!(
+        budget.snapshot(31 * SECOND, 0),
+        Snapshot { remaining: 2, grows_at: Some(32 * SECOND), shut: false }
+    );
     budget.refund(30 * SECOND);
     assert_eq!(take(&mut budget, 30 * SECOND), Ok(()), "what was never sent gives its place to another");
     budget.penalise(50 * SECOND);

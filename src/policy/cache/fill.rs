@@ -2,16 +2,14 @@
 //!
 //! The leader's request runs in a task of its own; leader and waiters alike only listen. An error reaches all of them and
 //! is not stored. An answer that may not be shared (too large, `private`, with a cookie) goes to the leader, and the
-//! others ask for themselves.
+//! others ask for themselves. Where a page is kept that upstream can be asked about, it is asked whether it has changed.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use bytes::{Bytes, BytesMut};
-use http::header::{AGE, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue};
+use http::header::{ETAG, HeaderMap};
 use http::{Method, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -20,13 +18,18 @@ use tokio::sync::{oneshot, watch};
 use tower::Service;
 
 use super::Shared;
+use super::made::{self, Extras};
 use crate::body::{BodyError, ResponseBody};
-use crate::domain::freshness;
+use crate::domain::freshness::{self, Freshness};
 use crate::domain::page_key::PageKey;
 use crate::exchange::{Exchange, HadCookie, Journal, Permitted, SentAt};
 use crate::rejection::{Rejection, UpstreamFault};
-use crate::store::pages::{Page, PageStore};
-use crate::time::{Instant, Timestamp, timeout_at};
+use crate::store::limits::LimitStore;
+use crate::store::pages::{Entry, Page, PageStore};
+use crate::time::{Instant, Timestamp, timeout_at, unix_now};
+
+/// After a fill that failed a stale page is not fetched anew for so long.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Fills under way, by page. Outlives the pipeline.
 #[derive(Default)]
@@ -96,13 +99,19 @@ pub(super) struct Other {
     pub(super) body: Bytes,
 }
 
+/// A page as a fill brought it.
+#[derive(Debug, Clone)]
+pub(super) struct Filled {
+    pub(super) page: Arc<Page>,
+    pub(super) stored: bool,
+    /// Upstream said that it has not changed.
+    pub(super) validated: bool,
+}
+
 /// What a fill came to, as everybody sees it.
 #[derive(Debug, Clone)]
 enum Common {
-    Page {
-        page: Arc<Page>,
-        stored: bool,
-    },
+    Page(Filled),
     Other(Arc<Other>),
     /// The leader has the answer, and nobody else may.
     Unshared,
@@ -111,35 +120,43 @@ enum Common {
 
 /// What a fill came to for one caller.
 pub(super) enum Outcome {
-    Page {
-        page: Arc<Page>,
-        stored: bool,
-    },
+    Page(Filled),
     Other(Arc<Other>),
     /// An answer of its own, as it streams.
     Own(Response<ResponseBody>),
     Failed(Rejection),
 }
 
+/// What is to be fetched.
+pub(super) struct Wanted {
+    /// Under this key it is kept.
+    pub(super) key: PageKey,
+    /// And under this one, where it turns out to vary by more.
+    pub(super) primary: PageKey,
+    /// The page that is to be replaced.
+    pub(super) kept: Option<Arc<Page>>,
+}
+
 /// Has the page fetched, or waits for whoever is fetching it. `true`: it was another caller's request.
-pub(super) async fn fill<P, S>(
-    shared: &Arc<Shared<P>>,
-    key: PageKey,
+pub(super) async fn fill<P, L, S>(
+    shared: &Arc<Shared<P, L>>,
+    wanted: Wanted,
     mut inner: S,
     exchange: Exchange<Permitted>,
 ) -> (Outcome, bool)
 where
     P: PageStore,
+    L: LimitStore,
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
     S::Future: Send,
 {
-    let (receiver, lead) = shared.fills.join(&key);
+    let (receiver, lead) = shared.fills.join(&wanted.key);
     let Some(lead) = lead else {
         let outcome = match published(receiver, &exchange.journal).await {
-            Common::Page { page, stored } => Outcome::Page { page, stored },
+            Common::Page(filled) if filled.page.answers(exchange.request.headers()) => Outcome::Page(filled),
             Common::Other(other) => Outcome::Other(other),
             Common::Failed(rejection) => Outcome::Failed(rejection),
-            Common::Unshared => {
+            Common::Page(_) | Common::Unshared => {
                 let own = inner.call(exchange).await;
                 return (own.map_or_else(Outcome::Failed, Outcome::Own), false);
             }
@@ -149,13 +166,14 @@ where
     let head = *exchange.stage.permit.method() == Method::HEAD;
     let (own, mine) = oneshot::channel();
     let journal = exchange.journal.clone();
-    let detached = detached(exchange, shared.request_timeout);
-    let theirs = detached.journal.clone();
-    shared.tasks.spawn(run(shared.clone(), inner, detached, lead, own));
+    let exchange = detached(exchange, shared.request_timeout, wanted.kept.as_deref());
+    let theirs = exchange.journal.clone();
+    let fill = Fill { shared: shared.clone(), wanted, lead, own };
+    shared.tasks.spawn(fill.run(inner, exchange));
     let common = published(receiver, &journal).await;
     journal.add_attempts(theirs.attempts());
     let outcome = match common {
-        Common::Page { page, stored } => Outcome::Page { page, stored },
+        Common::Page(filled) => Outcome::Page(filled),
         Common::Other(other) => Outcome::Other(other),
         Common::Failed(rejection) => Outcome::Failed(rejection),
         Common::Unshared => match mine.await {
@@ -165,6 +183,31 @@ where
         },
     };
     (outcome, false)
+}
+
+/// Has the page fetched behind everybody's back, unless that is being done already. Whether it is now.
+pub(super) fn refresh<P, L, S>(
+    shared: &Arc<Shared<P, L>>,
+    wanted: Wanted,
+    inner: S,
+    exchange: Exchange<Permitted>,
+) -> bool
+where
+    P: PageStore,
+    L: LimitStore,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
+    S::Future: Send,
+{
+    let (receiver, Some(lead)) = shared.fills.join(&wanted.key) else { return false };
+    let exchange = detached(exchange, shared.request_timeout, wanted.kept.as_deref());
+    let (own, _) = oneshot::channel();
+    let fill = Fill { shared: shared.clone(), wanted, lead, own };
+    shared.tasks.spawn(async move {
+        // Somebody waits for it, in a way.
+        let _receiver = receiver;
+        fill.run(inner, exchange).await;
+    });
+    true
 }
 
 async fn published(mut receiver: watch::Receiver<Option<Common>>, journal: &Journal) -> Common {
@@ -177,124 +220,158 @@ async fn published(mut receiver: watch::Receiver<Option<Common>>, journal: &Jour
     }
 }
 
-/// The request of a fill: it has its own deadline and its own journal, and asks for the body even where HEAD began it.
-fn detached(exchange: Exchange<Permitted>, request_timeout: Duration) -> Exchange<Permitted> {
+/// The request of a fill: it has its own deadline and its own journal, asks for the body even where HEAD began it, and where
+/// it can, only for a page that has changed.
+fn detached(
+    exchange: Exchange<Permitted>,
+    request_timeout: Duration,
+    kept: Option<&Page>,
+) -> Exchange<Permitted> {
     let Exchange { mut request, stage, journal, .. } = exchange;
     *request.method_mut() = Method::GET;
-    let stage = Permitted { client: stage.client, permit: stage.permit.with_body() };
+    let unless = kept.map(|page| page.validators.clone()).filter(|them| them.iter().any(Option::is_some));
+    let stage =
+        Permitted { client: stage.client, permit: stage.permit.with_body(), unless: unless.map(Box::new) };
     let journal = Arc::new(Journal::new(journal.request_id.clone()));
     Exchange { request, stage, deadline: Instant::now() + request_timeout, journal }
 }
 
-async fn run<P, S>(
-    shared: Arc<Shared<P>>,
-    mut inner: S,
-    exchange: Exchange<Permitted>,
+/// A fill under way.
+struct Fill<P, L> {
+    shared: Arc<Shared<P, L>>,
+    wanted: Wanted,
     lead: Lead,
     own: oneshot::Sender<Response<ResponseBody>>,
-) where
-    P: PageStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
-{
-    let deadline = exchange.deadline;
-    let permit = exchange.stage.permit.clone();
-    let ttl = permit.route().ttl.unwrap_or(permit.environment().environment.ttl);
-    let journal = exchange.journal.clone();
-    let response = select! {
-        // What is there is taken, even where nobody is left: it can be kept.
-        biased;
-        response = inner.call(exchange) => response,
-        () = lead.abandoned(&journal) => return,
-    };
-    let response = match response {
-        Ok(response) => response,
-        Err(rejection) => return lead.publish(Common::Failed(rejection)),
-    };
-    let at = sent_at(&response);
-    let lifetime = lifetime(&response, ttl);
-    let own_cookie = response.extensions().get::<HadCookie>().is_some();
-    let may_share = lifetime.is_some() || (response.status() != StatusCode::OK && !own_cookie);
-    let too_large = response.body().size_hint().lower() > shared.config.max_page as u64;
-    if !may_share || too_large {
-        // Where the leader has left, its answer goes with it.
-        own.send(response).ok();
-        return lead.publish(Common::Unshared);
-    }
-    let (head, body) = response.into_parts();
-    let body = match timeout_at(deadline, read(body, shared.config.max_page)).await {
-        Ok(Ok(Read::Whole(body))) => body,
-        Ok(Ok(Read::TooLarge(body))) => {
-            own.send(Response::from_parts(head, body)).ok();
-            return lead.publish(Common::Unshared);
-        }
-        Ok(Err(BodyError::Secret)) => return lead.publish(Common::Failed(Rejection::SecretGuard)),
-        Ok(Err(_)) => {
-            return lead.publish(Common::Failed(Rejection::Upstream(UpstreamFault::ConnectionTerminated)));
-        }
-        Err(_) => return lead.publish(Common::Failed(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
-    };
-    let Some(fresh_for) = lifetime else {
-        return lead.publish(Common::Other(Arc::new(Other {
-            status: head.status,
-            headers: head.headers,
-            body,
-        })));
-    };
-    let page = Arc::new(page(head.headers, body, at, fresh_for));
-    shared.pages.put(lead.key.clone(), page.clone()).await;
-    lead.publish(Common::Page { page, stored: true });
 }
 
-/// From when an answer's age counts: when the attempt that brought it was sent, less the age it had already. The wait for
-/// budget before is not its age.
+impl<P: PageStore, L: LimitStore> Fill<P, L> {
+    async fn run<S>(self, mut inner: S, exchange: Exchange<Permitted>)
+    where
+        S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
+    {
+        let (deadline, journal) = (exchange.deadline, exchange.journal.clone());
+        let request = exchange.request.headers().clone();
+        let ttl = self.shared.ttl(&exchange.stage.permit);
+        let response = select! {
+            // What is there is taken, even where nobody is left: it can be kept.
+            biased;
+            response = inner.call(exchange) => response,
+            () = self.lead.abandoned(&journal) => return,
+        };
+        let kept = self.wanted.kept.clone();
+        let common = match response {
+            Ok(response) if response.status() == StatusCode::NOT_MODIFIED && kept.is_some() => {
+                self.unchanged(response.headers(), sent_at(&response), ttl).await
+            }
+            Ok(response) => match self.answered(response, &request, ttl, deadline).await {
+                Ok(common) => common,
+                Err(own) => {
+                    // Where the leader has left, its answer goes with it.
+                    self.own.send(own).ok();
+                    return self.lead.publish(Common::Unshared);
+                }
+            },
+            Err(rejection) => Common::Failed(rejection),
+        };
+        if let (Some(kept), Common::Failed(_) | Common::Other(_)) = (kept, &common) {
+            kept.failed(Timestamp::now() + AFTER_FAILURE);
+        }
+        self.lead.publish(common);
+    }
+
+    /// A 304: the kept page has the fields that upstream sent, and is as fresh as they say.
+    async fn unchanged(&self, told: &HeaderMap, sent: Timestamp, ttl: Duration) -> Common {
+        let Some(kept) = &self.wanted.kept else { return Common::Failed(Rejection::Internal) };
+        // It speaks of another page than the one we asked about (RFC 9111 §4.3.4).
+        if told.get(ETAG).is_some_and(|etag| Some(etag) != kept.validators[0].as_ref()) {
+            return Common::Failed(Rejection::Upstream(UpstreamFault::HttpProtocol));
+        }
+        let fields = made::merged(kept, told);
+        let freshness = Freshness::of(StatusCode::OK, &fields, ttl, unix_now());
+        let page = made::renewed(kept, told, sent, freshness.unwrap_or_default());
+        let page = Arc::new(page);
+        if freshness.is_some() {
+            self.put(page.clone()).await;
+        }
+        Common::Page(Filled { page, stored: freshness.is_some(), validated: true })
+    }
+
+    /// What is made of an answer; one that may not be shared comes back.
+    async fn answered(
+        &self,
+        response: Response<ResponseBody>,
+        request: &HeaderMap,
+        ttl: Duration,
+        deadline: Instant,
+    ) -> Result<Common, Response<ResponseBody>> {
+        let config = &self.shared.config;
+        let sent = sent_at(&response);
+        let own_cookie = response.extensions().get::<HadCookie>().is_some();
+        let unkept = own_cookie || self.shared.forbids(request);
+        let freshness = match unkept {
+            true => None,
+            false => Freshness::of(response.status(), response.headers(), ttl, unix_now()),
+        };
+        let freshness = freshness.filter(|freshness| of_use(freshness, response.headers()));
+        let may_share = freshness.is_some() || (response.status() != StatusCode::OK && !own_cookie);
+        let too_large = response.body().size_hint().lower() > config.max_page as u64;
+        if !may_share || too_large {
+            return Err(response);
+        }
+        let (head, body) = response.into_parts();
+        let body = match timeout_at(deadline, read(body, config.max_page)).await {
+            Ok(Ok(Read::Whole(body))) => body,
+            Ok(Ok(Read::TooLarge(body))) => return Err(Response::from_parts(head, body)),
+            Ok(Err(BodyError::Secret)) => return Ok(Common::Failed(Rejection::SecretGuard)),
+            Ok(Err(_)) => {
+                return Ok(Common::Failed(Rejection::Upstream(UpstreamFault::ConnectionTerminated)));
+            }
+            Err(_) => return Ok(Common::Failed(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
+        };
+        let Some(freshness) = freshness else {
+            return Ok(Common::Other(Arc::new(Other { status: head.status, headers: head.headers, body })));
+        };
+        let extras = Extras { compress: config.compress, next: config.prefetch.enabled };
+        let page = match extras.compress && body.len() > made::LARGE {
+            false => made::page(head.headers, &body, sent, freshness, request, extras),
+            true => {
+                let request = request.clone();
+                let make = move || made::page(head.headers, &body, sent, freshness, &request, extras);
+                match tokio::task::spawn_blocking(make).await {
+                    Ok(page) => page,
+                    Err(_) => return Ok(Common::Failed(Rejection::Internal)),
+                }
+            }
+        };
+        let page = Arc::new(page);
+        self.put(page.clone()).await;
+        Ok(Common::Page(Filled { page, stored: true, validated: false }))
+    }
+
+    /// Keeps a page under its key, or, where it varies by request fields, under one made with them.
+    async fn put(&self, page: Arc<Page>) {
+        let pages = &self.shared.pages;
+        if page.varies.is_empty() {
+            return pages.put(self.wanted.primary.clone(), Entry::Page(page)).await;
+        }
+        let names: Vec<_> = page.varies.iter().map(|(name, _)| name.clone()).collect();
+        let key =
+            self.wanted.primary.varied(page.varies.iter().map(|(name, value)| (name, value.as_deref())));
+        pages.put(self.wanted.primary.clone(), Entry::Varies(names.into())).await;
+        pages.put(key, Entry::Page(page)).await;
+    }
+}
+
+/// Whether a page with this freshness is worth its place: it is fresh for a while, or upstream can be asked about it.
+fn of_use(freshness: &Freshness, headers: &HeaderMap) -> bool {
+    let age = freshness::initial_age(headers, freshness, unix_now());
+    let askable = headers.contains_key(ETAG) || headers.contains_key(http::header::LAST_MODIFIED);
+    age < freshness.lifetime || askable
+}
+
+/// When the attempt that brought an answer was sent. The wait for budget before is not its age.
 fn sent_at(response: &Response<ResponseBody>) -> Timestamp {
-    let sent = response.extensions().get::<SentAt>().map_or_else(Timestamp::now, |sent| sent.0);
-    sent.before(upstream_age(response))
-}
-
-/// The age it had already (RFC 9111 §5.1).
-fn upstream_age(response: &Response<ResponseBody>) -> Duration {
-    let age = response.headers().get(AGE).and_then(|age| age.to_str().ok()?.parse().ok());
-    Duration::from_secs(age.unwrap_or(0))
-}
-
-fn lifetime(response: &Response<ResponseBody>, ttl: Duration) -> Option<Duration> {
-    if response.extensions().get::<HadCookie>().is_some() {
-        return None;
-    }
-    let lifetime = freshness::lifetime(response.status(), response.headers(), ttl)?;
-    (upstream_age(response) < lifetime).then_some(lifetime)
-}
-
-fn page(mut headers: HeaderMap, body: Bytes, at: Timestamp, fresh_for: Duration) -> Page {
-    // The length follows from the body; the id is that of one request, not of every hit.
-    for name in [CONTENT_LENGTH, AGE, HeaderName::from_static("metorial-req-id")] {
-        headers.remove(name);
-    }
-    let theirs = headers.remove(ETAG).filter(|etag| etag.to_str().is_ok());
-    let etag = theirs.map_or_else(|| mint_etag(&body), |etag| own(&etag));
-    // Copied, because what came is a slice of the connection's buffer, which a small page would keep alive whole.
-    headers.values_mut().for_each(|value| *value = own(value));
-    Page { headers, body: Bytes::copy_from_slice(&body), etag, at, fresh_for }
-}
-
-/// The same value in memory of its own.
-fn own(value: &HeaderValue) -> HeaderValue {
-    // What was a value once is one again.
-    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
-}
-
-/// A strong validator: 128 bits of the body's SHA-256.
-fn mint_etag(body: &[u8]) -> HeaderValue {
-    let digest = digest::digest(&digest::SHA256, body);
-    let mut etag = String::with_capacity(34);
-    etag.push('"');
-    for byte in &digest.as_ref()[..16] {
-        write!(etag, "{byte:02x}").ok();
-    }
-    etag.push('"');
-    // Quotes and hexadecimal digits.
-    HeaderValue::try_from(etag).unwrap_or(HeaderValue::from_static("\"\""))
+    response.extensions().get::<SentAt>().map_or_else(Timestamp::now, |sent| sent.0)
 }
 
 enum Read {

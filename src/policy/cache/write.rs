@@ -11,16 +11,18 @@ use crate::body::ResponseBody;
 use crate::domain::operation::collection;
 use crate::exchange::{Exchange, Journal, Permitted};
 use crate::rejection::{Rejection, UpstreamFault};
+use crate::store::limits::LimitStore;
 use crate::store::pages::PageStore;
 use crate::time::sleep;
 
-pub(super) async fn write<P, S>(
-    shared: Arc<Shared<P>>,
+pub(super) async fn write<P, L, S>(
+    shared: Arc<Shared<P, L>>,
     mut inner: S,
     exchange: Exchange<Permitted>,
 ) -> Result<Response<ResponseBody>, Rejection>
 where
     P: PageStore,
+    L: LimitStore,
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
 {
     let mut pending = Pending::new(shared, &exchange);
@@ -55,15 +57,15 @@ fn may_have_happened(outcome: &Result<Response<ResponseBody>, Rejection>) -> boo
 }
 
 /// What a write has to drop. A caller that leaves before the answer has been seen leaves an unknown outcome.
-struct Pending<P: PageStore> {
-    shared: Arc<Shared<P>>,
+struct Pending<P: PageStore, L: LimitStore> {
+    shared: Arc<Shared<P, L>>,
     budget: String,
     collections: Vec<String>,
     journal: Arc<Journal>,
 }
 
-impl<P: PageStore> Pending<P> {
-    fn new(shared: Arc<Shared<P>>, exchange: &Exchange<Permitted>) -> Self {
+impl<P: PageStore, L: LimitStore> Pending<P, L> {
+    fn new(shared: Arc<Shared<P, L>>, exchange: &Exchange<Permitted>) -> Self {
         let (permit, journal) = (&exchange.stage.permit, exchange.journal.clone());
         let route = permit.route();
         let own = collection(permit.target().path()).to_owned();
@@ -86,7 +88,7 @@ impl<P: PageStore> Pending<P> {
     }
 }
 
-impl<P: PageStore> Drop for Pending<P> {
+impl<P: PageStore, L: LimitStore> Drop for Pending<P, L> {
     fn drop(&mut self) {
         if self.collections.is_empty() || !self.was_sent() {
             return;
@@ -103,7 +105,11 @@ impl<P: PageStore> Drop for Pending<P> {
     }
 }
 
-async fn invalidate<P: PageStore>(shared: &Shared<P>, budget: &str, collections: &[String]) {
+async fn invalidate<P: PageStore, L: LimitStore>(
+    shared: &Shared<P, L>,
+    budget: &str,
+    collections: &[String],
+) {
     for collection in collections {
         shared.pages.invalidate(budget, collection).await;
     }

@@ -4,13 +4,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 
-use super::{Page, PageStore, Usage};
+use super::{Entry, PageStore, Usage};
 use crate::domain::page_key::PageKey;
 
 /// What moka and the allocator take for an entry beside its key and page.
@@ -19,7 +19,7 @@ const ENTRY_OVERHEAD: usize = 400;
 /// Pages of a single replica.
 #[derive(Debug)]
 pub struct MemoryPages {
-    pages: Cache<PageKey, Arc<Page>>,
+    pages: Cache<PageKey, Entry>,
     capacity: u64,
     // Only collections that were written to are here, so callers cannot make it grow by reading.
     generations: RwLock<HashMap<String, HashMap<String, AtomicU64>>>,
@@ -30,8 +30,12 @@ impl MemoryPages {
     pub fn new(capacity: u64, backstop: Duration) -> Self {
         let pages = Cache::builder()
             .max_capacity(capacity)
-            .weigher(|key: &PageKey, page: &Arc<Page>| {
-                u32::try_from(key.len() + page.size() + ENTRY_OVERHEAD).unwrap_or(u32::MAX)
+            .weigher(|key: &PageKey, entry: &Entry| {
+                let size = match entry {
+                    Entry::Page(page) => page.size(),
+                    Entry::Varies(names) => names.iter().map(|name| name.as_str().len() + 40).sum(),
+                };
+                u32::try_from(key.len() + size + ENTRY_OVERHEAD).unwrap_or(u32::MAX)
             })
             .eviction_policy(EvictionPolicy::tiny_lfu())
             .time_to_live(backstop)
@@ -46,12 +50,12 @@ impl MemoryPages {
 }
 
 impl PageStore for MemoryPages {
-    async fn get(&self, key: &PageKey) -> Option<Arc<Page>> {
+    async fn get(&self, key: &PageKey) -> Option<Entry> {
         self.pages.get(key).await
     }
 
-    async fn put(&self, key: PageKey, page: Arc<Page>) {
-        self.pages.insert(key, page).await;
+    async fn put(&self, key: PageKey, entry: Entry) {
+        self.pages.insert(key, entry).await;
     }
 
     async fn generation(&self, environment: &str, collection: &str) -> u64 {

@@ -1,0 +1,172 @@
+//! What one caller wants of a page, and the answer made for it.
+
+use std::sync::Arc;
+
+use http::header::{
+    ACCEPT_ENCODING, AGE, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, LAST_MODIFIED, VARY,
+};
+use http::{Method, Response, StatusCode};
+
+use super::usable::Wishes;
+use crate::body::ResponseBody;
+use crate::exchange::{Exchange, Journal, Permitted};
+use crate::store::pages::Page;
+use crate::time::Timestamp;
+
+/// Room for the fields that this layer and those outside add to a page's own.
+const ADDED: usize = 12;
+
+/// One caller.
+pub(super) struct Asked {
+    pub(super) head: bool,
+    if_none_match: Vec<HeaderValue>,
+    if_modified_since: Option<HeaderValue>,
+    codings: Codings,
+    /// What its `Cache-Control` says, where that is honoured.
+    pub(super) wishes: Wishes,
+    pub(super) journal: Arc<Journal>,
+}
+
+impl Asked {
+    pub(super) fn of(exchange: &Exchange<Permitted>, honoured: bool) -> Self {
+        let headers = exchange.request.headers();
+        Self {
+            head: *exchange.stage.permit.method() == Method::HEAD,
+            if_none_match: headers.get_all(IF_NONE_MATCH).iter().cloned().collect(),
+            if_modified_since: headers.get(IF_MODIFIED_SINCE).cloned(),
+            codings: Codings::of(headers),
+            wishes: if honoured { Wishes::of(headers) } else { Wishes::default() },
+            journal: exchange.journal.clone(),
+        }
+    }
+
+    /// The page, or that it has not changed. Its age is told where it has one.
+    pub(super) fn answer(&self, page: &Page, kept: bool) -> Response<ResponseBody> {
+        let coded = page.coded.iter().find(|coded| self.codings.accept(coded.coding));
+        let (bytes, etag) = coded.map_or((&page.body, &page.etag), |coded| (&coded.body, &coded.etag));
+        let unchanged = self.has(page, etag);
+        let body =
+            if unchanged || self.head { ResponseBody::empty() } else { ResponseBody::full(bytes.clone()) };
+        let mut response = Response::new(body);
+        let headers = response.headers_mut();
+        headers.reserve(page.headers.len() + ADDED);
+        for (name, value) in &page.headers {
+            headers.append(name.clone(), value.clone());
+        }
+        headers.insert(ETAG, etag.clone());
+        if !page.coded.is_empty() {
+            headers.append(VARY, HeaderValue::from_static("accept-encoding"));
+        }
+        if let Some(coded) = coded {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coded.coding));
+        }
+        let age = page.age(Timestamp::now()).as_secs();
+        // An answer that upstream took from a cache of its own has an age although we have only just got it.
+        if kept || age > 0 {
+            headers.insert(AGE, HeaderValue::from(age));
+        }
+        if unchanged {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        } else if self.head {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+        }
+        response
+    }
+
+    /// Whether the caller has the page already (RFC 9110 §13.2.2: the date counts only where no validator is named).
+    fn has(&self, page: &Page, etag: &HeaderValue) -> bool {
+        if !self.if_none_match.is_empty() {
+            return self.if_none_match.iter().any(|line| names(line.as_bytes(), etag.as_bytes()));
+        }
+        let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?).ok();
+        let since = self.if_modified_since.as_ref().and_then(date);
+        since
+            .zip(page.headers.get(LAST_MODIFIED).and_then(date))
+            .is_some_and(|(since, modified)| modified <= since)
+    }
+}
+
+/// Whether an `If-None-Match` line names `etag` (weak comparison, RFC 9110 §13.1.2).
+fn names(line: &[u8], etag: &[u8]) -> bool {
+    let opaque = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
+    let etag = opaque(etag);
+    line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || opaque(tag) == etag)
+}
+
+/// The content codings that a caller takes (RFC 9110 §12.5.3).
+#[derive(Debug, Default)]
+struct Codings {
+    gzip: bool,
+    br: bool,
+}
+
+impl Codings {
+    fn of(headers: &HeaderMap) -> Self {
+        let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
+        let (mut named, mut any) = (Vec::new(), false);
+        for item in lines.flat_map(|line| line.split(',')) {
+            let (coding, weight) = item.split_once(';').unwrap_or((item, ""));
+            // `q=0`, `q=0.000`: anything but.
+            let weight = weight.trim().strip_prefix("q=").unwrap_or("1");
+            let taken = weight.bytes().any(|digit| (b'1'..=b'9').contains(&digit));
+            match coding.trim() {
+                "*" => any = taken,
+                coding => named.push((coding.to_ascii_lowercase(), taken)),
+            }
+        }
+        let takes =
+            |name: &str| named.iter().find(|(coding, _)| coding == name).map_or(any, |(_, taken)| *taken);
+        Self { gzip: takes("gzip") || takes("x-gzip"), br: takes("br") }
+    }
+
+    fn accept(&self, coding: &str) -> bool {
+        match coding {
+            "br" => self.br,
+            "gzip" => self.gzip,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn if_none_match_is_compared_weakly() {
+        for (line, expected) in [
+            ("\"a\"", true),
+            ("W/\"a\"", true),
+            ("\"b\", \"a\"", true),
+            ("*", true),
+            ("\"b\"", false),
+            ("a", false),
+            ("", false),
+        ] {
+            assert_eq!(names(line.as_bytes(), b"\"a\""), expected, "{line}");
+            assert_eq!(names(line.as_bytes(), b"W/\"a\""), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn codings_are_those_that_the_caller_takes() {
+        for (lines, expected) in [
+            (&[] as &[&str], [false, false]),
+            (&["gzip, deflate, br"], [true, true]),
+            (&["gzip;q=0.5", "BR;q=0"], [true, false]),
+            (&["*"], [true, true]),
+            (&["*;q=0, br;q=0.1"], [false, true]),
+            (&["br;q=0, *"], [true, false]),
+            (&["identity"], [false, false]),
+            (&["gzip;q=0.000"], [false, false]),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(ACCEPT_ENCODING, line.parse().expect("a value"));
+            }
+            let codings = Codings::of(&headers);
+            assert_eq!(["gzip", "br"].map(|coding| codings.accept(coding)), expected, "{lines:?}");
+        }
+    }
+}
