@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+#[path = "support/browsing.rs"]
+mod browsing;
 #[path = "support/simulation.rs"]
 mod simulation;
 
@@ -80,6 +82,20 @@ fn a_run_depends_on_its_scenario_alone() {
     let scenario = Scenario { demand: Demand::Poisson, windows: 4, ..SCENARIO };
     assert_eq!(run(scenario), run(scenario));
     assert_ne!(run(scenario), run(Scenario { seed: 2, ..scenario }));
+}
+
+#[test]
+fn a_hundred_requests_are_enough_for_twenty_who_browse_ten_lists() {
+    let [without, plainly, with] = [browsing::without(7), browsing::plainly(7), browsing::with(7)];
+    assert!(
+        without.answered() < 0.1 && plainly.answered() < 0.7,
+        "{} {}",
+        without.answered(),
+        plainly.answered()
+    );
+    assert!(with.answered() >= 0.99, "{} refused", with.refused);
+    assert_eq!(with.tripped, 0);
+    assert!(plainly.mean_age() < 5.0 && with.worst_age() <= 660, "{}", with.worst_age());
 }
 
 #[test]

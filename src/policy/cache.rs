@@ -380,3 +380,6 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
 fn share(remaining: u32, requests: u32) -> f32 {
     remaining as f32 / requests.max(1) as f32
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use metorial_proxy::domain::quota::Quota;
 use metorial_proxy::mock::{Fault, Options, Reset};
 use metorial_proxy::time::sleep;
@@ -118,14 +119,14 @@ async fn environments_never_share_a_page() {
 }
 
 #[tokio::test]
-async fn five_hundred_callers_at_once_cost_one_request() {
+async fn a_thousand_callers_at_once_cost_one_request() {
     let limit = Quota::PRODUCTION;
     let mock = Mock::with(Options { limit, latency: Duration::from_millis(500), ..Options::default() }).await;
     let proxy = Proxy::start(mock.url(), "");
     let asked = TaskTracker::new();
     let mut callers = Vec::new();
     // Over few sockets, which are scarcer than requests.
-    for _ in 0..10 {
+    for _ in 0..20 {
         let connection = Connection::http2(connect(proxy.address).await).await;
         for _ in 0..50 {
             let mut stream = connection.stream();
@@ -192,6 +193,40 @@ async fn a_write_that_overtakes_a_fill_is_not_hidden_by_it() {
     });
     assert_eq!((old.items(), written.status), (0, 200));
     assert_eq!(proxy.get(list).await.items(), 1);
+}
+
+/// Over two workers on the real clock: writers that look for their own write at once, and readers that keep fills under way.
+#[tokio::test]
+async fn nobody_ever_misses_its_own_write() {
+    let limit = Quota { requests: 100_000, window: Duration::from_secs(600) };
+    let (quota, latency) = (limit, Duration::from_millis(3));
+    let mock =
+        Mock::with(Options { limit, egress_limit: quota, latency, items: 5, ..Options::default() }).await;
+    let toml = "server.workers = 2\nupstream.egress_limit = { requests = 100000, window = '600s' }\n\
+                clients.limit = { requests = 1000000, window = '10s' }\n\
+                [[environments]]\nlimit = { requests = 100000, window = '600s' }\n";
+    let proxy = Proxy::start(mock.url(), toml);
+    let list = "/provider-deployments?limit=100&order=desc";
+    let writer = async |nth: u32| {
+        for round in 0..10 {
+            let name = format!("written by {nth} in round {round}");
+            let written = proxy.post("/provider-deployments", &format!("{{\"name\": \"{name}\"}}")).await;
+            assert_eq!(written.status, 200);
+            let seen = proxy.get(list).await;
+            assert!(
+                String::from_utf8_lossy(&seen.body).contains(&name),
+                "{name}: {}",
+                seen.field("cache-status")
+            );
+        }
+    };
+    let reader = async |_| {
+        for _ in 0..60 {
+            assert_eq!(proxy.get(list).await.status, 200);
+        }
+    };
+    tokio::join!(join_all((0..6).map(writer)), join_all((0..4).map(reader)));
+    assert!(mock.received() < 6 * 10 + 6 * 10 + 4 * 60, "some were hits, or joined a fill");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, StatusCode};
-use metorial_proxy::body::{Arriving, RequestBody};
+use metorial_proxy::body::{Arriving, RequestBody, ResponseBody};
 use metorial_proxy::config::{self, Config, Sources, Variables};
 use metorial_proxy::domain::quota::{Algorithm, Quota};
 use metorial_proxy::exchange::{Arrival, Journal};
@@ -171,16 +171,21 @@ impl Proxy {
         Self { pipeline, network }
     }
 
-    /// The answer to one request of a client.
+    /// The answer to one request of a client, for something that no page could stand in for.
     pub(crate) async fn ask(&self, client: u32) -> StatusCode {
-        let request = Request::get("/providers/pro_0123456789")
+        self.get(client, "/providers/pro_0123456789").await.status()
+    }
+
+    /// The answer to one request of a client.
+    pub(crate) async fn get(&self, client: u32, target: &str) -> Response<ResponseBody> {
+        let request = Request::get(target)
             .header("host", "proxy.example.com")
             .header("authorization", "Bearer metorial_pk_simulated")
             .body(RequestBody::Empty)
             .expect("a request");
         let peer = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + client));
         match self.pipeline.clone().oneshot(Arrival { request, peer }).await {
-            Ok(response) => response.status(),
+            Ok(response) => response,
             Err(never) => match never {},
         }
     }

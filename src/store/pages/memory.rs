@@ -86,6 +86,30 @@ mod tests {
     super::super::contract::suite!(MemoryPages::new(1 << 20, Duration::from_secs(600)));
 
     #[tokio::test]
+    async fn a_scan_of_pages_that_nobody_asks_for_again_leaves_the_popular_ones() {
+        let store = MemoryPages::new(200_000, Duration::from_secs(600));
+        let page = |path: &str| super::super::contract::page(path, &"x".repeat(10_000));
+        let popular: Vec<_> = (0..5).map(|at| page(&format!("/popular/{at}"))).collect();
+        for (key, entry) in &popular {
+            store.put(key.clone(), entry.clone()).await;
+        }
+        for at in 0..500 {
+            for (key, _) in &popular {
+                store.get(key).await;
+            }
+            let (key, entry) = page(&format!("/once/{at}"));
+            store.get(&key).await;
+            store.put(key, entry).await;
+            store.tidy().await;
+        }
+        let mut kept = 0;
+        for (key, _) in &popular {
+            kept += usize::from(store.get(key).await.is_some());
+        }
+        assert_eq!(kept, 5);
+    }
+
+    #[tokio::test]
     async fn capacity_is_respected_by_true_size() {
         let store = MemoryPages::new(100_000, Duration::from_secs(600));
         for at in 0..100 {

@@ -1,0 +1,189 @@
+//! The generation logic over the real layer: every order in which upstream may come to read, apply and answer.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::StatusCode;
+use http_body_util::BodyExt;
+use tokio::sync::watch;
+use tower::{ServiceExt, service_fn};
+
+use super::*;
+use crate::config::{LowBudget, Prefetch};
+use crate::domain::quota::{Plan, Quota};
+use crate::exchange::testing::permitted;
+use crate::store::limits::{EGRESS, MemoryLimits};
+use crate::store::pages::MemoryPages;
+
+const LIST: &str = "/provider-deployments";
+
+/// An upstream that holds one number, and does each thing when it is told to.
+struct Upstream {
+    value: AtomicU64,
+    /// Steps that were allowed so far.
+    steps: watch::Sender<Vec<&'static str>>,
+    /// How often each kind of request has come.
+    come: Mutex<HashMap<&'static str, usize>>,
+}
+
+impl Upstream {
+    async fn wait_for(&self, step: &'static str) {
+        let mut steps = self.steps.subscribe();
+        steps.wait_for(|steps| steps.contains(&step)).await.expect("the upstream lives");
+    }
+
+    async fn answer(&self, exchange: Exchange<Permitted>) -> Response<ResponseBody> {
+        // As the budget's layer does.
+        exchange.journal.attempt();
+        let is_write = *exchange.stage.permit.method() == Method::POST;
+        let nth = {
+            let mut come = self.come.lock().expect("unpoisoned");
+            let count = come.entry(if is_write { "write" } else { "read" }).or_default();
+            *count += 1;
+            *count
+        };
+        let body = match (is_write, nth) {
+            (true, _) => {
+                self.wait_for("applies the write").await;
+                self.value.store(1, Ordering::SeqCst);
+                self.wait_for("answers the write").await;
+                "{}".to_owned()
+            }
+            (false, 1) => {
+                self.wait_for("reads for the first").await;
+                let value = self.value.load(Ordering::SeqCst);
+                self.wait_for("answers the first").await;
+                value.to_string()
+            }
+            (false, 2) => {
+                self.wait_for("reads for the second").await;
+                let value = self.value.load(Ordering::SeqCst);
+                self.wait_for("answers the second").await;
+                value.to_string()
+            }
+            (false, _) => self.value.load(Ordering::SeqCst).to_string(),
+        };
+        let mut response = Response::new(ResponseBody::full(body));
+        *response.status_mut() = StatusCode::OK;
+        response
+    }
+}
+
+/// Every order of these steps in which each pair keeps its own.
+fn orders(pairs: &[[&'static str; 2]]) -> Vec<Vec<&'static str>> {
+    fn go(
+        left: &mut Vec<&'static [&'static str]>,
+        order: &mut Vec<&'static str>,
+        all: &mut Vec<Vec<&'static str>>,
+    ) {
+        if left.iter().all(|steps| steps.is_empty()) {
+            all.push(order.clone());
+            return;
+        }
+        for at in 0..left.len() {
+            if let Some((first, rest)) = left[at].split_first() {
+                let before = std::mem::replace(&mut left[at], rest);
+                order.push(first);
+                go(left, order, all);
+                order.pop();
+                left[at] = before;
+            }
+        }
+    }
+    let mut left: Vec<&'static [&'static str]> =
+        pairs.iter().map(|pair| &*Box::leak(Box::new(*pair)) as &[&str]).collect();
+    let mut all = Vec::new();
+    go(&mut left, &mut Vec::new(), &mut all);
+    all
+}
+
+fn layer() -> CacheLayer<MemoryPages, MemoryLimits> {
+    let limits = Arc::new(MemoryLimits::default());
+    limits.budget("test", &[], Plan::window(Quota::PRODUCTION));
+    let egress = limits.budget(EGRESS, &[], Plan::window(Quota::PER_IP));
+    let second = Duration::from_secs(1);
+    CacheLayer::new(CacheParts {
+        pages: Arc::new(MemoryPages::new(1 << 20, second * 600)),
+        limits,
+        egress,
+        fills: Arc::default(),
+        config: Config {
+            enabled: true,
+            capacity: 1 << 20,
+            max_page: 1 << 14,
+            ttl: second * 600,
+            stale_while_revalidate: second * 30,
+            stale_if_error: second * 600,
+            low_budget: LowBudget { below: 0.0, ttl: second },
+            honor_client_directives: false,
+            compress: false,
+            prefetch: Prefetch { enabled: false, above: 1.0 },
+        },
+        forward_headers: Vec::new(),
+        request_timeout: second * 20,
+        tasks: TaskTracker::new(),
+        metrics: Arc::new(Metrics::new()),
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_write_has_been_answered_no_list_lacks_it_in_whatever_order_things_happen() {
+    let orders = orders(&[
+        ["reads for the first", "answers the first"],
+        ["reads for the second", "answers the second"],
+        ["applies the write", "answers the write"],
+    ]);
+    assert_eq!(orders.len(), 90);
+    for order in orders {
+        let upstream = Arc::new(Upstream {
+            value: AtomicU64::new(0),
+            steps: watch::channel(Vec::new()).0,
+            come: Mutex::default(),
+        });
+        let layer = layer();
+        let ask = |method: Method| {
+            let upstream = upstream.clone();
+            let inner = service_fn(move |exchange| {
+                let upstream = upstream.clone();
+                async move { Ok(upstream.answer(exchange).await) }
+            });
+            layer.layer(inner).oneshot(permitted(method, LIST, 1))
+        };
+        let tasks = TaskTracker::new();
+        let list = || {
+            let asked = ask(Method::GET);
+            async move {
+                let body =
+                    asked.await.expect("answered").into_body().collect().await.expect("whole").to_bytes();
+                String::from_utf8(body.to_vec()).expect("text")
+            }
+        };
+        let _first = tasks.spawn(list());
+        let mut write = tasks.spawn(ask(Method::POST));
+        let mut second = None;
+        for step in &order {
+            if step.ends_with("the second") && second.is_none() {
+                second = Some(tasks.spawn(list()));
+            }
+            upstream.steps.send_modify(|steps| steps.push(step));
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+            if write.is_finished() {
+                // Whoever asks from now on must see it: whatever is kept, and whatever is under way.
+                upstream.steps.send_modify(|steps| {
+                    steps.extend([
+                        "reads for the second",
+                        "answers the second",
+                        "reads for the first",
+                        "answers the first",
+                    ]);
+                });
+                assert_eq!(list().await, "1", "{order:?}");
+            }
+        }
+        (&mut write).await.expect("no panic").expect("answered");
+        assert_eq!(list().await, "1", "{order:?}");
+    }
+}
