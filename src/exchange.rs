@@ -199,6 +199,10 @@ impl Permit {
     }
 }
 
+/// The caller of a keyless environment had a credential of its own, which was dropped.
+#[derive(Debug, Clone, Copy)]
+pub struct DroppedCredential;
+
 /// Upstream set a cookie, which was taken out: the answer is one caller's own and is neither kept nor shared.
 #[derive(Debug, Clone, Copy)]
 pub struct HadCookie;

@@ -183,7 +183,7 @@ pub(super) struct Cache {
 }
 
 /// `{ below, ttl }`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct LowBudget {
     pub(super) below: Field<f64>,
@@ -191,7 +191,7 @@ pub(super) struct LowBudget {
 }
 
 /// `{ enabled, above }`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct Prefetch {
     pub(super) enabled: Field<bool>,

@@ -23,6 +23,27 @@ impl Directives {
         Self(lines.flat_map(|line| parse(&line)).collect())
     }
 
+    /// Reads a field for caches like us (RFC 9213 §2.1), a dictionary: one that is none, or whose lifetimes are no numbers, is
+    /// as if it were not there.
+    pub fn targeted(headers: &HeaderMap, name: &HeaderName) -> Self {
+        let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+        let mut members = lines.flat_map(|line| line.split(',')).map(str::trim);
+        let well_formed = |member: &str| {
+            let (key, value) =
+                member.split_once('=').map_or((member, None), |(key, value)| (key, Some(value)));
+            let first = key.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte == b'*');
+            let rest =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-.*".contains(&byte);
+            let numeric = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"].contains(&key);
+            let number = value.is_some_and(|value| delta_seconds(value).is_some());
+            first && key.bytes().all(rest) && (!numeric || number) && value != Some("")
+        };
+        match members.all(well_formed) {
+            true => Self::of(headers, name),
+            false => Self::default(),
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -129,6 +150,26 @@ mod tests {
         }
         assert!(!read(&["a=\"no-store\""]).has("no-store"));
         assert!(read(&["private=\"x-field\""]).has("private"));
+    }
+
+    #[test]
+    fn a_targeted_field_that_is_no_dictionary_is_not_there() {
+        for (line, expected) in [
+            ("max-age=7, public", Some(7)),
+            ("max-age=7, x=y", Some(7)),
+            ("max-age=\"7\"", None),
+            ("max-age = 7", None),
+            ("Max-Age=7", None),
+            ("max-age=7, &&&", None),
+            ("max-age=7.5", None),
+            ("max-age=-7", None),
+            ("max-age", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CACHE_CONTROL, line.parse().expect("a value"));
+            let read = Directives::targeted(&headers, &CACHE_CONTROL);
+            assert_eq!(read.seconds("max-age"), expected.map(Duration::from_secs), "{line}");
+        }
     }
 
     proptest! {

@@ -41,12 +41,15 @@ impl Freshness {
         if status != StatusCode::OK || headers.contains_key(SET_COOKIE) || varies(headers).is_none() {
             return None;
         }
-        let targeted = Directives::of(headers, &CDN_CACHE_CONTROL);
+        let targeted = Directives::targeted(headers, &CDN_CACHE_CONTROL);
         let (directives, expires) = match targeted.is_empty() {
             true => (Directives::of(headers, &CACHE_CONTROL), expires(headers, unix_now)),
             false => (targeted, None),
         };
-        if directives.has("no-store") || directives.has("private") {
+        // Whoever understands the status, as we do that of every answer that gets here, needs not heed `no-store` beside
+        // `must-understand` (§5.2.2.3).
+        let unkept = directives.has("no-store") && !directives.has("must-understand");
+        if unkept || directives.has("private") {
             return None;
         }
         let shared = directives.seconds("s-maxage");
@@ -156,6 +159,7 @@ mod tests {
             (&[("cache-control", "max-age=0"), ("etag", "\"1\"")], Some(0)),
             (&[("cache-control", "max-age=soon")], None),
             (&[("cache-control", "no-store")], None),
+            (&[("cache-control", "no-store, must-understand, max-age=9")], Some(9)),
             (&[("cache-control", "max-age=60, private")], None),
             (&[("cache-control", "No-Cache")], None),
             (&[("cache-control", "no-cache"), ("last-modified", "x")], Some(5)),

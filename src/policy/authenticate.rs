@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 
 use crate::domain::key::{KeyDigest, KeyKind};
 use crate::domain::target::Extracted;
-use crate::exchange::{Authenticated, EnvironmentHandle, Exchange, Identified};
+use crate::exchange::{Authenticated, DroppedCredential, EnvironmentHandle, Exchange, Identified};
 use crate::rejection::{Gate, Rejection};
 use crate::store::clients::ClientLimits;
 use crate::telemetry::labels::{Outcome, Policy};
@@ -146,7 +146,10 @@ where
             Ok(environment) => {
                 metrics.decision(Policy::Authenticate, Outcome::Allowed);
                 exchange.journal.environment.set(environment.clone()).ok();
-                exchange.request.headers_mut().remove(AUTHORIZATION);
+                let removed = exchange.request.headers_mut().remove(AUTHORIZATION);
+                if environment.environment.keyless && removed.is_some() {
+                    exchange.request.extensions_mut().insert(DroppedCredential);
+                }
                 Gate::passed(self.inner.call(exchange.stage(|identified| {
                     let Identified { target, mut extracted, client } = identified;
                     (extracted.token, extracted.key) = (None, None);

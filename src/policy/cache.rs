@@ -20,7 +20,7 @@ use crate::body::ResponseBody;
 use crate::config::Cache as Config;
 use crate::domain::operation::collection;
 use crate::domain::page_key::{PageKey, Parts};
-use crate::exchange::{CacheStatus, Exchange, Permit, Permitted};
+use crate::exchange::{CacheStatus, DroppedCredential, Exchange, Permit, Permitted};
 use crate::rejection::{Limit, Rejection};
 use crate::store::limits::{BudgetId, LimitStore};
 use crate::store::pages::{Entry, Page, PageStore, lines};
@@ -205,7 +205,8 @@ where
     let primary = shared.key(&exchange).await;
     let (key, kept) = shared.look_up(&primary, exchange.request.headers()).await;
     let now = Timestamp::now();
-    let wanted = |kept: Option<Arc<Page>>| Wanted { key, primary, kept };
+    let credential = exchange.request.extensions().get::<DroppedCredential>().is_some();
+    let wanted = |kept: Option<Arc<Page>>| Wanted { key, primary, kept, credential };
     if let Some(page) = kept.as_ref() {
         // How things stand costs a look at the budgets, which a page that is fresh in any case can do without.
         let permit = &exchange.stage.permit;

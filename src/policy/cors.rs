@@ -142,7 +142,12 @@ fn refused(rejection: Rejection, journal: &Journal) -> Response<ResponseBody> {
 /// The fields of an answer that is no preflight's.
 fn decorate(headers: &mut HeaderMap, origin: Option<HeaderValue>, origins: &Origins) {
     // Always, or a shared cache would serve one origin's answer to another.
-    headers.append(VARY, HeaderValue::from_static("Origin"));
+    let others: Vec<HeaderValue> = headers.get_all(VARY).iter().cloned().collect();
+    // First, for readers that look at the first line only.
+    headers.insert(VARY, HeaderValue::from_static("Origin"));
+    for other in others {
+        headers.append(VARY, other);
+    }
     if let Some(origin) = origin.filter(|origin| origins.allows(origin.as_bytes())) {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);

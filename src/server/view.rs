@@ -19,7 +19,7 @@ use crate::store::pages::PageStore;
 use crate::store::secrets::Standing;
 use crate::telemetry::exposition::Format;
 use crate::telemetry::logging;
-use crate::telemetry::metrics::{BudgetView, Metrics, Scrape, SecretView};
+use crate::telemetry::metrics::{BudgetView, CacheView, Metrics, Scrape, SecretView};
 use crate::time::{Timestamp, unix_now};
 
 /// Looks at the lasting parts.
@@ -95,9 +95,11 @@ impl View for ServerView {
             fingerprint: key.fingerprint,
             age: key.age,
         });
+        let usage = self.lasting.pages.usage();
         let scrape = Scrape {
             budgets: budgets.collect(),
             secrets: secrets.collect(),
+            cache: CacheView { entries: usage.entries, bytes: usage.bytes, capacity: usage.capacity },
             tracked_clients: self.lasting.clients.tracked() as u64,
             log_lines_dropped: logging::dropped(),
         };

@@ -38,12 +38,15 @@ pub struct Page {
     /// How long it is fresh, and what may be done with it afterwards.
     pub freshness: Freshness,
     /// Request fields it varies by, and the values of the request that brought it.
-    pub varies: Box<[(HeaderName, Option<Box<[u8]>>)]>,
+    pub varies: Box<[Varied]>,
     /// The id of its last item, where more follow.
     pub next_after: Option<Box<str>>,
     /// Not to be fetched anew before this moment, because the last attempt failed.
     pub retry_at: AtomicU64,
 }
+
+/// A request field and its value, where it was there.
+pub type Varied = (HeaderName, Option<Box<[u8]>>);
 
 /// A body in a content coding (RFC 9110 §8.4).
 #[derive(Debug)]

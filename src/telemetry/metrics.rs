@@ -24,7 +24,7 @@ mod scrape;
 #[cfg(test)]
 mod tests;
 
-pub use scrape::{BudgetView, Scrape, SecretView};
+pub use scrape::{BudgetView, CacheView, Scrape, SecretView};
 
 /// All families. One per process, shared by every pipeline that a reload builds.
 #[derive(Debug)]

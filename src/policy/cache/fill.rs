@@ -135,6 +135,8 @@ pub(super) struct Wanted {
     pub(super) primary: PageKey,
     /// The page that is to be replaced.
     pub(super) kept: Option<Arc<Page>>,
+    /// The caller had a credential of its own, which was dropped.
+    pub(super) credential: bool,
 }
 
 /// Has the page fetched, or waits for whoever is fetching it. `true`: it was another caller's request.
@@ -252,13 +254,19 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
         let (deadline, journal) = (exchange.deadline, exchange.journal.clone());
         let request = exchange.request.headers().clone();
         let ttl = self.shared.ttl(&exchange.stage.permit);
-        let response = select! {
+        let kept = self.wanted.kept.clone();
+        let anew = exchange.stage.unless.is_some().then(|| exchange.bodyless());
+        let mut response = select! {
             // What is there is taken, even where nobody is left: it can be kept.
             biased;
             response = inner.call(exchange) => response,
             () = self.lead.abandoned(&journal) => return,
         };
-        let kept = self.wanted.kept.clone();
+        if let Some(mut anew) = anew.filter(|_| speaks_of_another(&response, kept.as_deref())) {
+            // That one is fetched.
+            anew.stage.unless = None;
+            response = inner.call(anew).await;
+        }
         let common = match response {
             Ok(response) if response.status() == StatusCode::NOT_MODIFIED && kept.is_some() => {
                 self.unchanged(response.headers(), sent_at(&response), ttl).await
@@ -282,10 +290,6 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
     /// A 304: the kept page has the fields that upstream sent, and is as fresh as they say.
     async fn unchanged(&self, told: &HeaderMap, sent: Timestamp, ttl: Duration) -> Common {
         let Some(kept) = &self.wanted.kept else { return Common::Failed(Rejection::Internal) };
-        // It speaks of another page than the one we asked about (RFC 9111 §4.3.4).
-        if told.get(ETAG).is_some_and(|etag| Some(etag) != kept.validators[0].as_ref()) {
-            return Common::Failed(Rejection::Upstream(UpstreamFault::HttpProtocol));
-        }
         let fields = made::merged(kept, told);
         let freshness = Freshness::of(StatusCode::OK, &fields, ttl, unix_now());
         let page = made::renewed(kept, told, sent, freshness.unwrap_or_default());
@@ -307,7 +311,10 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
         let config = &self.shared.config;
         let sent = sent_at(&response);
         let own_cookie = response.extensions().get::<HadCookie>().is_some();
-        let unkept = own_cookie || self.shared.forbids(request);
+        // Where upstream alone decides, a caller's own credential makes an answer its own, although upstream never saw it
+        // (RFC 9111 §3.5).
+        let own = self.wanted.credential && ttl.is_zero() && !freshness::is_shared(response.headers());
+        let unkept = own_cookie || own || self.shared.forbids(request);
         let freshness = match unkept {
             true => None,
             false => Freshness::of(response.status(), response.headers(), ttl, unix_now()),
@@ -360,6 +367,14 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
         pages.put(self.wanted.primary.clone(), Entry::Varies(names.into())).await;
         pages.put(key, Entry::Page(page)).await;
     }
+}
+
+/// Whether upstream says of another page than `kept` that it has not changed (RFC 9111 §4.3.4).
+fn speaks_of_another(response: &Result<Response<ResponseBody>, Rejection>, kept: Option<&Page>) -> bool {
+    let (Ok(told), Some(kept)) = (response, kept) else { return false };
+    let etag = told.headers().get(ETAG);
+    told.status() == StatusCode::NOT_MODIFIED
+        && etag.is_some_and(|etag| Some(etag) != kept.validators[0].as_ref())
 }
 
 /// Whether a page with this freshness is worth its place: it is fresh for a while, or upstream can be asked about it.

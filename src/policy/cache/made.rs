@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::cache_control::Directives;
 use crate::domain::freshness::{self, Freshness};
-use crate::store::pages::{Coded, Page, lines};
+use crate::store::pages::{Coded, Page, Varied, lines};
 use crate::time::{Timestamp, unix_now};
 
 /// Smaller bodies gain nothing.
@@ -124,7 +124,7 @@ fn validators(headers: &HeaderMap) -> [Option<HeaderValue>; 2] {
     [ETAG, LAST_MODIFIED].map(|name| headers.get(name).filter(|value| value.to_str().is_ok()).map(own))
 }
 
-fn varies(headers: &HeaderMap, request: &HeaderMap) -> Box<[(HeaderName, Option<Box<[u8]>>)]> {
+fn varies(headers: &HeaderMap, request: &HeaderMap) -> Box<[Varied]> {
     let names = freshness::varies(headers).unwrap_or_default().into_iter();
     names.map(|name| (name.clone(), lines(request, &name).map(|value| value.into_owned().into()))).collect()
 }

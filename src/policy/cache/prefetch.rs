@@ -45,7 +45,7 @@ pub(super) async fn ahead<P, L, S>(
     if kept.is_some() {
         return;
     }
-    if fill::refresh(shared, Wanted { key, primary, kept }, inner, next) {
+    if fill::refresh(shared, Wanted { key, primary, kept, credential: false }, inner, next) {
         shared.metrics.cache(CacheResult::Prefetch);
     }
 }

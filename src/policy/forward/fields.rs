@@ -1,18 +1,20 @@
 //! Which fields of upstream's answers pass.
 
 use http::header::{
-    ALT_SVC, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, PROXY_AUTHENTICATE, SET_COOKIE,
-    STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ALT_SVC, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
 use crate::rejection::PROXY_STATUS;
 
 /// Response fields that never pass, beside `Access-Control-*` and what `Connection` names.
-const DROPPED: [HeaderName; 13] = [
+const DROPPED: [HeaderName; 15] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-authentication-info"),
     TE,
     TRAILER,
     TRANSFER_ENCODING,
@@ -63,6 +65,8 @@ mod tests {
             ("x-hop", "1"),
             ("x-other-hop", "1"),
             ("keep-alive", "timeout=5"),
+            ("proxy-authorization", "Basic eA=="),
+            ("proxy-authentication-info", "x"),
             ("set-cookie", "a=b"),
             ("access-control-allow-origin", "*"),
             ("access-control-anything", "x"),

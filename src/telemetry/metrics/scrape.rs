@@ -18,6 +18,8 @@ pub struct Scrape {
     pub budgets: Vec<BudgetView>,
     /// Each environment's secrets.
     pub secrets: Vec<SecretView>,
+    /// The cache.
+    pub cache: CacheView,
     /// Client IPs that a token bucket is held for.
     pub tracked_clients: u64,
     /// Log lines lost because stderr was slower than the proxy.
@@ -33,6 +35,17 @@ pub struct BudgetView {
     pub limit: u32,
     /// Requests that are still free.
     pub remaining: u32,
+}
+
+/// The cache as it stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheView {
+    /// Pages kept.
+    pub entries: u64,
+    /// Bytes they take up.
+    pub bytes: u64,
+    /// Bytes they may take up.
+    pub capacity: u64,
 }
 
 /// A secret as it stands.
@@ -75,6 +88,15 @@ impl Scrape {
         }
         let help = "Time since an environment's secret key was put in place";
         r.register_with_unit("metorial_proxy_secret_age", help, Unit::Seconds, age);
+
+        let CacheView { entries, bytes, capacity } = self.cache;
+        r.register("metorial_proxy_cache_entries", "Pages kept", ConstGauge::new(entries));
+        for (name, help, bytes) in [
+            ("metorial_proxy_cache", "Bytes that pages take up", bytes),
+            ("metorial_proxy_cache_capacity", "Bytes that pages may take up", capacity),
+        ] {
+            r.register_with_unit(name, help, Unit::Bytes, ConstGauge::new(bytes));
+        }
 
         let clients = ConstGauge::new(self.tracked_clients);
         r.register("metorial_proxy_tracked_clients", "Client IPs that a token bucket is held for", clients);

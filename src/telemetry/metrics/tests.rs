@@ -13,6 +13,7 @@ fn complete() -> (Metrics, Scrape) {
     drop(metrics.connections("http").hold());
     metrics.shadow_rule("live", "rules[0]");
     let scrape = Scrape {
+        cache: super::CacheView { entries: 2, bytes: 3000, capacity: 4000 },
         budgets: vec![BudgetView { name: "live".into(), limit: 5000, remaining: 4999 }],
         secrets: vec![SecretView {
             environment: "live".into(),
