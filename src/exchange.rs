@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::body::RequestBody;
 use crate::domain::access::{Denied, Route, ShadowRefusal};
@@ -322,6 +322,7 @@ pub struct Journal {
     pub refused_route: OnceLock<&'static str>,
     /// Some of the attempt under way may have been written.
     written: AtomicBool,
+    changed: Notify,
     /// The rule whose constraint was broken.
     pub refusing_rule: OnceLock<String>,
     /// What a shadow rule would have refused.
@@ -350,6 +351,7 @@ impl Journal {
             route: OnceLock::new(),
             refused_route: OnceLock::new(),
             written: AtomicBool::new(false),
+            changed: Notify::new(),
             refusing_rule: OnceLock::new(),
             shadow: OnceLock::new(),
             notes: Mutex::default(),
@@ -365,6 +367,18 @@ impl Journal {
     /// Notes whether some of the attempt under way may have been written.
     pub fn written(&self, written: bool) {
         self.written.store(written, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves when nothing of an attempt is on its way: it waits for its turn, for a connection, or to be tried again.
+    pub async fn idle(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.is_written() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Whether some of the attempt under way may have been written.

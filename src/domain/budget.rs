@@ -74,10 +74,10 @@ struct Gate {
 #[derive(Debug, Clone, Copy, Default)]
 struct Foreign {
     amount: u64,
-    /// From here on upstream gives it back, who knows how fast. One request may go and see; until its answer replaces the
-    /// estimate, more follow as in a slow start.
+    /// From here on upstream gives it back, who knows how fast: one request at a time may go and see. Its answer replaces the
+    /// estimate; without one, the next may go.
     lapses: Nanos,
-    /// When that one went.
+    /// When the one that is under way was charged.
     probed: Option<Nanos>,
     /// Here the last of it has lapsed upstream too.
     expires: Nanos,
@@ -146,16 +146,21 @@ impl Budget {
         if charged >= self.gate.until {
             self.gate.passed = self.gate.passed.saturating_sub(1);
         }
+        if self.foreign.probed == Some(charged) {
+            self.foreign.probed = None;
+        }
         self.count.refund(charged);
     }
 
-    /// What was charged at `charged` has been answered, or will never be: upstream has counted it by `now`, if ever.
-    pub fn settle(&mut self, charged: Nanos, now: Nanos) {
+    /// What was charged at `charged` has been answered, or will never be: upstream has counted it by `now`, if ever. `true`
+    /// where another waited for that.
+    pub fn settle(&mut self, charged: Nanos, now: Nanos) -> bool {
         let now = self.advance(now);
         self.in_flight = self.in_flight.saturating_sub(1);
         if let Count::Window(ring) = &mut self.count {
             ring.settle(charged, now);
         }
+        self.foreign.seen(charged)
     }
 
     /// Shuts the gate until `until`: upstream said 429. An earlier moment than it knows of never opens it sooner.
@@ -182,7 +187,7 @@ impl Budget {
         if charged < self.foreign.heard {
             return false;
         }
-        let thought = self.foreign.at(self.step, now, self.foreign.probed);
+        let thought = self.foreign.at(now);
         let left = self.limit().saturating_sub(self.count.used());
         let certain = left.saturating_sub(u64::from(told.remaining));
         let likely = (left + self.in_flight).saturating_sub(u64::from(told.remaining));
@@ -225,7 +230,14 @@ impl Budget {
         let rounds = (all - 1) / limit;
         let n = all - rounds * limit;
         let open = self.gate.opens_at(self.step, n.saturating_sub(spared).max(1));
-        let first = self.counted_out(now, n, wanted.ahead > 0).max(open).max(now);
+        let mut first = self.counted_out(now, n, wanted.ahead > 0).max(open).max(now);
+        if first == now
+            && let Some(probed) = self.foreign.probed
+            && self.free(now) < n
+        {
+            // As soon as its answer is there, and worth a look a step later.
+            first = ramp::next(self.step, probed, now);
+        }
         first.saturating_add(rounds.saturating_mul(self.count.reach()))
     }
 
@@ -259,8 +271,7 @@ impl Budget {
     }
 
     fn free(&self, now: Nanos) -> u64 {
-        let foreign = self.foreign.at(self.step, now, self.foreign.probed);
-        self.limit().saturating_sub(self.count.used() + foreign)
+        self.limit().saturating_sub(self.count.used() + self.foreign.at(now))
     }
 
     fn advance(&mut self, now: Nanos) -> Nanos {
@@ -272,9 +283,10 @@ impl Budget {
 
     /// The first moment at which `n` fit beside what was spent, here and by others.
     ///
-    /// Whether others' spend has lapsed is found out by whoever goes first: by those ahead, where there are any.
+    /// Whether others' spend has lapsed is found out by whoever goes first, one after the other. How long their answers take
+    /// nobody knows: a step each is assumed where somebody goes first, and where nobody does, it lasts.
     fn counted_out(&mut self, now: Nanos, n: u64, ahead: bool) -> Nanos {
-        let probed = match self.foreign.probed {
+        let goes = match self.foreign.probed {
             None if ahead && self.foreign.amount > 0 => {
                 Some(self.counted_out(now, 1, false).max(self.foreign.lapses))
             }
@@ -282,8 +294,8 @@ impl Budget {
         };
         let mut from = now;
         loop {
-            let foreign = self.foreign.at(self.step, from, probed);
-            let fewer = self.foreign.shrinks_at(self.step, from, probed);
+            let foreign = self.foreign.expected(self.step, from, goes);
+            let fewer = self.foreign.shrinks_at(self.step, from, goes);
             let fits = (n + foreign <= self.limit()).then(|| self.count.fits_at(n + foreign).max(from));
             match (fits, fewer) {
                 (Some(fits), Some(fewer)) if fits < fewer => return fits,
@@ -351,27 +363,45 @@ impl Gate {
 }
 
 impl Foreign {
-    /// What is left of it at `now`, where the first to see went at `probed`.
-    fn at(&self, step: Nanos, now: Nanos, probed: Option<Nanos>) -> u64 {
-        if self.amount == 0 || now >= self.expires {
-            return 0;
+    /// What is left of it at `now`. Past its lapse there is room for the one that goes to see, and for no second.
+    fn at(&self, now: Nanos) -> u64 {
+        match now < self.expires {
+            true if now >= self.lapses => self.amount.saturating_sub(1),
+            true => self.amount,
+            false => 0,
         }
-        if now < self.lapses {
-            return self.amount;
-        }
-        self.amount.saturating_sub(probed.map_or(1, |probed| ramp::open(step, probed, now).max(1)))
     }
 
-    /// When less is left of it than at `now`.
-    fn shrinks_at(&self, step: Nanos, now: Nanos, probed: Option<Nanos>) -> Option<Nanos> {
-        if self.at(step, now, probed) == 0 {
+    /// What was charged at `charged` has been answered, or will never be. Unless its answer says better, what it used had
+    /// lapsed.
+    fn seen(&mut self, charged: Nanos) -> bool {
+        let probed = self.probed == Some(charged);
+        if probed {
+            self.probed = None;
+            self.amount = self.amount.saturating_sub(1);
+        }
+        probed
+    }
+
+    /// What will be left of it at `at`, where the first to see goes at `goes` and others follow.
+    fn expected(&self, step: Nanos, at: Nanos, goes: Option<Nanos>) -> u64 {
+        match goes {
+            Some(goes) if self.at(at) > 0 && at >= self.lapses => {
+                self.amount.saturating_sub(ramp::open(step, goes, at).max(1))
+            }
+            _ => self.at(at),
+        }
+    }
+
+    /// When less of it is expected to be left than at `at`.
+    fn shrinks_at(&self, step: Nanos, at: Nanos, goes: Option<Nanos>) -> Option<Nanos> {
+        if self.expected(step, at, goes) == 0 {
             return None;
         }
-        if now < self.lapses {
+        if at < self.lapses {
             return Some(self.lapses);
         }
-        let next = probed.map_or(self.expires, |probed| ramp::next(step, probed, now));
-        Some(next.min(self.expires))
+        Some(goes.map_or(self.expires, |goes| ramp::next(step, goes, at)).min(self.expires))
     }
 }
 

@@ -89,7 +89,9 @@ pub fn observe(headers: &HeaderMap, unix_now: u64) -> Option<Observation> {
     };
     let limit = u32::try_from(limit).ok()?;
     let remaining = u32::try_from(number(headers, &RATELIMIT_REMAINING)?).ok()?;
-    let reset = delta(number(headers, &RATELIMIT_RESET)?, unix_now);
+    let told = number(headers, &RATELIMIT_RESET)?;
+    // A moment in whole seconds, against a clock in whole seconds, may be a second off: rather too late.
+    let reset = delta(told, unix_now) + Duration::from_secs(u64::from(told > EPOCH_FROM));
     (remaining <= limit && limit > 0).then_some(Observation { remaining, reset })
 }
 
@@ -205,7 +207,8 @@ mod tests {
             observe(&headers(&fields), 1_800_000_000)
         };
         let reset = Duration::from_secs(60);
-        assert_eq!(read("100", "7", "1800000060"), Some(Observation { remaining: 7, reset }));
+        let later = reset + Duration::from_secs(1);
+        assert_eq!(read("100", "7", "1800000060"), Some(Observation { remaining: 7, reset: later }));
         assert_eq!(read("100", "7", "60"), Some(Observation { remaining: 7, reset }));
         let draft = |value| observe(&headers(&[("ratelimit", value)]), 1_800_000_000);
         let tightest = "\"a\";r=50;t=9, \"b\";r=7;t=60";

@@ -78,7 +78,8 @@ impl WindowRing {
         }
         self.oldest = if self.sum == 0 { sub_window } else { self.oldest.min(sub_window) };
         let slot = self.slot(sub_window);
-        self.spent[slot] = self.spent[slot].saturating_add(n);
+        let n = n.min(u32::MAX - self.spent[slot]);
+        self.spent[slot] += n;
         self.sum += u64::from(n);
     }
 

@@ -76,8 +76,11 @@ impl Entry {
             name: self.name,
             users: self.environments,
             plan: Plan { quota, algorithm },
-            spent: self.spent.into_iter().map(|(age, n)| (Duration::from_millis(age), n)).collect(),
-            gate: Duration::from_millis(self.gate_ms),
+            // More than fits was never spent, and no gate was shut for longer than a window.
+            spent: (self.spent.into_iter())
+                .map(|(age, n)| (Duration::from_millis(age), n.min(self.requests)))
+                .collect(),
+            gate: Duration::from_millis(self.gate_ms.min(self.window_ms)),
         })
     }
 }

@@ -23,7 +23,7 @@ use crate::domain::shares::Rule;
 use crate::exchange::{Delivery, EnvironmentHandle, Exchange, Failure, Journal, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection};
 use crate::store::limits::{BudgetId, Charge, Draw, EGRESS, LimitStore, Refused};
-use crate::store::queues::{Bounds, Lane, Queue};
+use crate::store::queues::{Bounds, Lane, Opening, Queue};
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, Timestamp, sleep_until, timeout_at, unix_now};
@@ -104,12 +104,16 @@ where
         Box::pin(async move {
             let asks = Asks::of(&exchange, shared.egress.budget);
             // Upstream's first answer tells what was spent before this process began.
-            let first = asks.handle.queue.first(asks.deadline).await;
+            let opening = asks.handle.queue.opening(asks.deadline).await;
+            if let Opening::Overdue { first: true } = opening {
+                // It says nothing: carefully, then, as after a 429.
+                shared.limits.penalise(asks.handle.budget, Duration::ZERO).await;
+            }
             let charge = match shared.reserve(&asks).await {
                 Ok(charge) => charge,
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
-            let attempt = Attempt::begin(&*shared.limits, &asks, charge);
+            let attempt = Attempt::begin(&shared.limits, &asks, charge);
             let mut outcome = inner.call(exchange).await;
             match &mut outcome {
                 Ok(response) => {
@@ -127,7 +131,7 @@ where
                     return outcome; // It has told nothing of the past.
                 }
             }
-            if let Some(first) = first {
+            if let Opening::First(first) = opening {
                 first.answered();
             }
             outcome
@@ -172,7 +176,7 @@ impl<L: LimitStore> Shared<L> {
         let held_back = queue.ask(asks.client, asks.rule());
         let lane = if held_back == 0 { Lane::Below } else { Lane::Above };
         // Whoever comes now stands behind those who wait: it takes a slot at once only if theirs are there too.
-        let ahead = queue.waiting(lane);
+        let ahead = queue.ahead(asks.client, lane);
         let refused = match self.draw(asks, ahead, held_back).await {
             Ok(charge) => return Ok(charge),
             Err(refused) => refused,
@@ -187,7 +191,7 @@ impl<L: LimitStore> Shared<L> {
         };
         if timeout_at(patience, place.turn()).await.is_err() {
             // Asked again: what was true when it came may be long past, or a gate may have shut since.
-            let ahead = queue.waiting(lane).saturating_sub(1);
+            let ahead = queue.ahead(asks.client, lane).saturating_sub(1);
             let drawn = self.draw(asks, ahead, asks.held_back()).await;
             return drawn.map_err(|refused| self.refused(asks, &refused));
         }

@@ -21,7 +21,7 @@ use crate::time::{Instant, Timestamp};
 mod past;
 mod turns;
 
-pub use past::First;
+pub use past::Opening;
 use past::Past;
 use turns::Turns;
 
@@ -103,9 +103,8 @@ impl Queue {
         }
     }
 
-    /// Waits while another request asks upstream what was spent before this process began; the one that does has an answer
-    /// to give.
-    pub async fn first(&self, deadline: Instant) -> Option<First<'_>> {
+    /// Waits while another request asks upstream what was spent before this process began.
+    pub async fn opening(&self, deadline: Instant) -> Opening<'_> {
         self.past.ask(deadline).await
     }
 
@@ -153,17 +152,17 @@ impl Queue {
         slot
     }
 
-    /// How many stand before somebody who comes to this lane now: those above their share stand behind everybody.
-    pub fn waiting(&self, lane: Lane) -> u32 {
+    /// How many are served before `client`, were it to come to this lane now: those above their share stand behind everybody.
+    pub fn ahead(&self, client: ClientKey, lane: Lane) -> u32 {
         match lane {
-            Lane::Below => self.below.waiting(),
-            Lane::Above => self.below.waiting() + self.above.waiting(),
+            Lane::Below => self.below.ahead(client),
+            Lane::Above => self.below.waiting() + self.above.ahead(client),
         }
     }
 
     /// How many wait, in both lanes.
     pub fn len(&self) -> usize {
-        self.waiting(Lane::Above) as usize
+        (self.below.waiting() + self.above.waiting()) as usize
     }
 
     /// Whether nobody waits.

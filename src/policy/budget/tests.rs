@@ -313,6 +313,23 @@ async fn a_caller_that_leaves_before_a_byte_was_written_spends_nothing_and_after
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_written_when_its_caller_left_counts_from_when_it_may_have_arrived() {
+    let tasks = TaskTracker::new();
+    let mut bench = Bench::new(1);
+    let plan = Plan::window(Quota { requests: 1, window: Duration::from_secs(10) });
+    bench.limits.budget("test", &[], plan);
+    bench.takes = Duration::from_secs(3600);
+    let leaving = tasks.spawn(bench.send(1));
+    sleep(Duration::from_millis(100)).await;
+    leaving.abort();
+    assert!(leaving.await.is_err());
+    let told = bench.limits.fits_at(BudgetId(0), 0, 0);
+    sleep(Duration::from_millis(600)).await;
+    let later = bench.limits.fits_at(BudgetId(0), 0, 0).since(told);
+    assert!(later >= Duration::from_millis(500), "{later:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_given_back_goes_to_who_waits_at_once() {
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(2);
@@ -374,15 +391,17 @@ async fn until_the_first_answer_one_request_asks_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_does_not_answer_the_first_holds_the_others_up_for_a_second() {
+async fn an_upstream_that_does_not_answer_the_first_holds_the_others_up_for_a_second_and_then_they_go_slowly()
+{
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(100);
     bench.takes = Duration::from_secs(3600);
     let _waiting: Vec<_> = (0..10).map(|client| tasks.spawn(bench.send(client))).collect();
-    sleep(Duration::from_millis(999)).await;
-    assert_eq!(bench.sent().len(), 1);
-    sleep(Duration::from_millis(2)).await;
-    assert_eq!(bench.sent().len(), 10);
+    // Three can wait; the others are refused.
+    for (milliseconds, sent) in [(999, 1), (2, 2), (1000, 4), (1000, 5)] {
+        sleep(Duration::from_millis(milliseconds)).await;
+        assert_eq!(bench.sent().len(), sent);
+    }
 }
 
 #[tokio::test(start_paused = true)]

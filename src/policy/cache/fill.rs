@@ -64,14 +64,12 @@ impl Lead {
         self.sender.send_replace(Some(common));
     }
 
-    /// Resolves when everybody has left while `journal`'s request still waits for its turn: then nobody can join any more.
-    /// What has gone upstream is paid for, and goes on.
+    /// Resolves when everybody has left and nothing of `journal`'s request is on its way: then nobody can join any more. What
+    /// has gone upstream is paid for, and its answer is awaited.
     async fn abandoned(&self, journal: &Journal) {
         loop {
             self.sender.closed().await;
-            if journal.attempts() > 0 {
-                return std::future::pending().await;
-            }
+            journal.idle().await;
             let mut fills = self.fills.lock();
             if self.sender.receiver_count() == 0 {
                 fills.remove(&self.key);

@@ -122,6 +122,10 @@ pub(crate) async fn a_budget_that_is_new_by_its_name_begins_with_what_its_users_
     bench.spend(after, egress, 10).await;
     assert_eq!(bench.of("secret:2", &["renamed"], 100, 600), after);
     assert_eq!(bench.remaining(after), 30);
+    let third = bench.of("secret:4", &["renamed"], 100, 600);
+    bench.spend(third, egress, 5).await;
+    assert_eq!(bench.remaining(third), 25, "nor is a third one,");
+    assert_eq!(bench.remaining(bench.of("secret:1", &["renamed"], 100, 600)), 25, "or the first again");
 }
 
 pub(crate) async fn what_is_held_back_from_a_caller_is_there_for_others(bench: Bench<impl LimitStore>) {

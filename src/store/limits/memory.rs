@@ -86,18 +86,22 @@ impl LimitStore for MemoryLimits {
         let now = Timestamp::now();
         let mut entries = self.lock();
         let known: Vec<String> = users.iter().map(|user| (*user).to_owned()).collect();
-        let at = entries.iter().position(|entry| entry.name == name);
-        let at = at.unwrap_or_else(|| {
-            let former = entries.iter().find(|entry| entry.users.iter().any(|user| known.contains(user)));
-            let budget = former.map_or_else(|| Budget::new(plan), |former| former.budget.replan(now.0, plan));
+        let at = entries.iter().position(|entry| entry.name == name).unwrap_or_else(|| {
+            let budget = Budget::new(plan);
             entries.push(Entry { name: name.to_owned(), users: Vec::new(), budget });
             entries.len() - 1
         });
-        let entry = &mut entries[at];
-        if entry.budget.plan() != plan {
-            entry.budget = entry.budget.replan(now.0, plan);
+        // Where its users have drawn from others until now, it goes on from the one of which most is spent.
+        let mut most = entries[at].budget.clone();
+        for entry in entries.iter_mut().filter(|entry| entry.name != name) {
+            let before = entry.users.len();
+            entry.users.retain(|user| !known.contains(user));
+            if entry.users.len() < before && spent(&entry.budget, now) > spent(&most, now) {
+                most = entry.budget.clone();
+            }
         }
-        entry.users = known;
+        entries[at].budget = if most.plan() == plan { most } else { most.replan(now.0, plan) };
+        entries[at].users = known;
         BudgetId(at)
     }
 
@@ -136,14 +140,15 @@ impl LimitStore for MemoryLimits {
     fn settle(&self, charge: Charge, observation: Option<Observation>) -> bool {
         let mut entries = self.lock();
         let now = Timestamp::now();
+        let mut more = false;
         for id in charge.budgets {
-            entries[id.0].budget.settle(charge.at.0, now.0);
+            more |= entries[id.0].budget.settle(charge.at.0, now.0);
         }
-        let Some(Observation { remaining, reset }) = observation else { return false };
+        let Some(Observation { remaining, reset }) = observation else { return more };
         // Upstream speaks of the key, not of our address.
         let budget = &mut entries[charge.budgets[0].0].budget;
         let told = Told { remaining, reset: (now + reset).0 };
-        budget.observe(now.0, charge.at.0, told)
+        budget.observe(now.0, charge.at.0, told) || more
     }
 
     async fn penalise(&self, budget: BudgetId, wait: Duration) {
@@ -172,6 +177,10 @@ impl LimitStore for MemoryLimits {
         });
         views.collect()
     }
+}
+
+fn spent(budget: &Budget, now: Timestamp) -> u64 {
+    budget.spent(now.0).into_iter().map(|(_, n)| u64::from(n)).sum()
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ async fn whoever_leaves_is_forgotten_with_or_without_the_turn() {
     drop(first);
     assert!(has_turn(&mut third).await);
     drop(third);
-    assert_eq!(queue.waiting(Lane::Above), 0);
+    assert!(queue.is_empty());
     assert!(queue.above.is_forgotten());
     assert_eq!(queue.bell.listening.load(Ordering::Relaxed), 0);
 }
@@ -77,5 +77,15 @@ async fn those_below_their_share_do_not_wait_for_those_above() {
     let _above = enter(&queue, 1);
     let mut below = queue.enter(ClientKey(2), Lane::Below, BOUNDS).expect("a place");
     assert!(has_turn(&mut below).await);
-    assert_eq!((queue.waiting(Lane::Below), queue.waiting(Lane::Above)), (1, 2));
+    assert_eq!((queue.ahead(ClientKey(3), Lane::Below), queue.ahead(ClientKey(3), Lane::Above)), (1, 2));
+}
+
+#[tokio::test]
+async fn however_many_one_client_has_waiting_a_newcomer_has_one_of_them_before_it() {
+    let queue = queue();
+    let mut places: Vec<_> = (0..40).map(|_| enter(&queue, 1)).collect();
+    places.push(enter(&queue, 2));
+    assert_eq!(queue.ahead(ClientKey(3), Lane::Above), 2);
+    assert_eq!(queue.ahead(ClientKey(2), Lane::Above), 1 + 2);
+    assert_eq!(queue.ahead(ClientKey(1), Lane::Above), 40 + 1);
 }

@@ -37,6 +37,18 @@ impl Turns {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// How many turns come before that of a further request of `client`: as the turn goes round, nobody has more of them than
+    /// `client` itself has had by then.
+    pub(super) fn ahead(&self, client: ClientKey) -> u32 {
+        if self.waiting() == 0 {
+            return 0;
+        }
+        let state = lock(&self.state);
+        let mine = state.places.get(&client).copied().unwrap_or(0);
+        let others = state.places.iter().filter(|(other, _)| **other != client);
+        mine + others.map(|(_, places)| (*places).min(mine + 1)).sum::<u32>()
+    }
+
     pub(super) fn enter(self: &Arc<Self>, client: ClientKey, per_client: usize) -> Option<Place> {
         let mut state = lock(&self.state);
         let mine = state.places.get(&client).copied().unwrap_or(0);
