@@ -3,6 +3,7 @@
 //! What must not forget (budgets, client limits, pages, queues) is made once and lives as long as the process; pipelines
 //! are made from it and a configuration, one per worker.
 
+use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
@@ -75,13 +76,19 @@ pub struct Server {
     admin: SocketAddr,
     view: Arc<ServerView>,
     ready: Arc<AtomicBool>,
-    /// The state file, and what it keeps.
-    state: Option<(PathBuf, Arc<Lasting>)>,
+    state: Option<State>,
     workers: Vec<JoinHandle<usize>>,
     background: TaskTracker,
     drain: CancellationToken,
     cut: CancellationToken,
     stop: CancellationToken,
+}
+
+/// The state file, and what it keeps.
+struct State {
+    path: PathBuf,
+    lasting: Arc<Lasting>,
+    _lock: File,
 }
 
 impl Server {
@@ -96,6 +103,9 @@ impl Server {
         };
         let connector = connector(config)?;
         let metrics = Arc::new(Metrics::new());
+        // Before it is read: another instance may be writing it.
+        let lock = config.store.state_file.as_deref().map(state_file::lock).transpose();
+        let lock = lock.map_err(|message| StartError::new("store.state_file", message))?;
         let past = config.store.state_file.as_deref().map(past).unwrap_or_default();
         let lasting = Arc::new(Lasting::new(config, metrics.clone(), past));
         let workers = config.server.workers.max(1);
@@ -114,16 +124,12 @@ impl Server {
                 worker.push(listener);
             }
         }
+        // Now rather than when stopping, when nobody can mend it any more.
         if let Some(path) = &config.store.state_file {
-            // Now rather than when stopping, when nobody can mend it any more; and not before all is bound, because an instance
-            // that is in the way may be keeping this file.
-            state_file::write(path, &lasting.limits.spent()).map_err(|error| {
-                let message = format!(
-                    "{} cannot be written: {error}; name a file in a folder that is there",
-                    path.display()
-                );
-                StartError::new("store.state_file", message)
-            })?;
+            let written = state_file::write(path, &lasting.limits.spent(), false);
+            let wrong =
+                |error: io::Error| StartError::new("store.state_file", state_file::cannot(path, &error));
+            written.map_err(wrong)?;
         }
         let (drain, cut, stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -180,7 +186,7 @@ impl Server {
             admin: admin_addr,
             view,
             ready,
-            state: state_file.map(|path| (path, lasting)),
+            state: state_file.zip(lock).map(|(path, lock)| State { path, lasting, _lock: lock }),
             workers: threads,
             background,
             drain,
@@ -261,9 +267,9 @@ impl Server {
         self.background.close();
         let due = if hurried { Instant::now() } else { deadline };
         timeout_at(due, self.background.wait()).await.ok();
-        if let Some((path, lasting)) = &self.state {
+        if let Some(State { path, lasting, .. }) = &self.state {
             // Here and not in a task, which a deadline could cut.
-            told(path, state_file::write(path, &lasting.limits.spent()));
+            told(path, state_file::write(path, &lasting.limits.spent(), true));
         }
         cut
     }
@@ -304,9 +310,9 @@ fn past(path: &Path) -> Past {
     }
 }
 
-/// Writes the state file every few seconds.
+/// Writes the state file every second.
 async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
-    let mut due = tokio::time::interval(Duration::from_secs(5));
+    let mut due = tokio::time::interval(Duration::from_secs(1));
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -314,7 +320,7 @@ async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
             _ = due.tick() => {}
         }
         let (at, spent) = (path.clone(), lasting.limits.spent());
-        let written = tokio::task::spawn_blocking(move || state_file::write(&at, &spent)).await;
+        let written = tokio::task::spawn_blocking(move || state_file::write(&at, &spent, false)).await;
         told(&path, written.unwrap_or_else(|error| Err(io::Error::other(error))));
     }
 }

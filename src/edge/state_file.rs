@@ -1,10 +1,10 @@
 //! `store.state_file`: what was spent, kept while the process is not there.
 //!
-//! Written every few seconds and when stopping, always whole (a new file takes the old one's place), read on start. It holds counts
-//! and names, no keys. Ages are bridged by the wall clock, the only one that both processes share; should it have stepped back, they
+//! Written every second and when stopping, always whole (a new file takes the old one's place), read on start; a lock beside it
+//! keeps a second proxy from doing the same. It holds counts and names, no keys. Ages are bridged by the wall clock, the only one that both processes share; should it have stepped back, they
 //! count as if no time had passed.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +23,8 @@ pub struct Past {
     pub budgets: Vec<SpentBudget>,
     /// How long ago it stood so.
     pub ago: Duration,
+    /// For so long before this process began nobody wrote down what was spent: the last one did not stop by itself.
+    pub unknown: Duration,
 }
 
 /// Of another format nothing is read.
@@ -37,6 +39,9 @@ struct State {
     format: u32,
     /// Unix time.
     saved_at: u64,
+    /// Nothing was spent after that.
+    #[serde(default)]
+    last: bool,
     budgets: Vec<Entry>,
 }
 
@@ -103,23 +108,53 @@ pub fn read(path: &Path) -> Result<Option<Past>, String> {
     }
     let budgets = state.budgets.into_iter().map(Entry::read).collect::<Result<_, _>>()?;
     // Both moments are cut to whole seconds: less than the true age is on the safe side.
-    let ago = unix_now().saturating_sub(state.saved_at).saturating_sub(1);
-    Ok(Some(Past { budgets, ago: Duration::from_secs(ago) }))
+    let ago = unix_now().saturating_sub(state.saved_at);
+    let unknown = if state.last { Duration::ZERO } else { Duration::from_secs(ago.saturating_add(1)) };
+    Ok(Some(Past { budgets, ago: Duration::from_secs(ago.saturating_sub(1)), unknown }))
 }
 
-/// Puts a new file in the old one's place.
+/// Takes the file for this process, for as long as the handle lives.
+///
+/// # Errors
+/// Why it cannot be had, as a sentence.
+pub fn lock(path: &Path) -> Result<File, String> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::options().create(true).append(true).open(&name).map_err(|error| cannot(path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(format!("{} is kept by another instance: stop it, or name another file", path.display()))
+        }
+        Err(TryLockError::Error(error)) => Err(cannot(path, &error)),
+    }
+}
+
+/// What is said of a file that cannot be written.
+pub fn cannot(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    format!(
+        "{path} cannot be written: {error}; it has to be in a folder that is there, may be written to and has room left"
+    )
+}
+
+/// Puts a new file in the old one's place. `last`: nothing is spent after it, and it is to outlive the machine, too.
 ///
 /// # Errors
 /// Why it cannot: the old file is as it was.
-pub fn write(path: &Path, budgets: &[SpentBudget]) -> io::Result<()> {
-    let state =
-        State { format: FORMAT, saved_at: unix_now(), budgets: budgets.iter().map(Entry::of).collect() };
+pub fn write(path: &Path, budgets: &[SpentBudget], last: bool) -> io::Result<()> {
+    let state = State {
+        format: FORMAT,
+        saved_at: unix_now(),
+        last,
+        budgets: budgets.iter().map(Entry::of).collect(),
+    };
     let mut text = serde_json::to_vec(&state)?;
     text.push(b'\n');
     static NTH: AtomicU64 = AtomicU64::new(0);
     let beside = beside(path, NTH.fetch_add(1, Ordering::Relaxed));
     let mut file = File::create(&beside)?;
-    let written = file.write_all(&text).and_then(|()| file.sync_data());
+    let written = file.write_all(&text).and_then(|()| if last { file.sync_data() } else { Ok(()) });
     if let Err(error) = written.and_then(|()| std::fs::rename(&beside, path)) {
         // The first error is the one to tell.
         std::fs::remove_file(&beside).ok();
@@ -158,16 +193,28 @@ mod tests {
             spent: vec![(Duration::from_secs(500), 7), (Duration::from_millis(1500), 2)],
             gate: Duration::from_secs(3),
         }];
-        write(&path, &[]).expect("written");
-        write(&path, &budgets).expect("written");
+        write(&path, &[], false).expect("written");
+        let unknown = read(&path).expect("read").expect("there").unknown;
+        assert!(unknown >= Duration::from_secs(1), "it was not the last word");
+        write(&path, &budgets, true).expect("written");
         let past = read(&path).expect("read").expect("there");
         assert_eq!(past.budgets, budgets);
-        assert!(past.ago <= Duration::from_secs(60));
+        assert!(past.ago <= Duration::from_secs(60) && past.unknown.is_zero());
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let files = std::fs::read_dir(std::env::temp_dir()).expect("a folder").flatten();
         let ours = files.filter(|file| file.file_name().to_string_lossy().starts_with(&name));
         assert_eq!(ours.count(), 1);
         std::fs::remove_file(&path).expect("removed");
+    }
+
+    #[test]
+    fn a_file_is_one_processs_at_a_time() {
+        let path = scratch("locked.json");
+        let lock = super::lock(&path).expect("ours");
+        assert!(super::lock(&path).expect_err("taken").contains("another instance"));
+        drop(lock);
+        drop(super::lock(&path).expect("free again"));
+        std::fs::remove_file(path.with_extension("json.lock")).expect("removed");
     }
 
     #[test]
@@ -185,6 +232,6 @@ mod tests {
             assert!(error.contains(why), "{text}: {error}");
         }
         std::fs::remove_file(&path).expect("removed");
-        assert!(write(&scratch("no-such-folder").join("state.json"), &[]).is_err());
+        assert!(write(&scratch("no-such-folder").join("state.json"), &[], true).is_err());
     }
 }

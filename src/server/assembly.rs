@@ -66,6 +66,13 @@ impl Lasting {
         let limits = Arc::new(MemoryLimits::default());
         limits.recall(past.budgets, past.ago);
         let egress = limits.budget(EGRESS, &[], Plan::window(config.upstream.egress_limit));
+        // What was spent unseen of an environment's budget upstream's first answer tells; of our address's nobody does. At
+        // the pace that it grants, then.
+        let share = past.unknown.as_secs_f64() / config.upstream.egress_limit.window.as_secs_f64();
+        limits.assume(
+            egress,
+            (f64::from(config.upstream.egress_limit.requests) * share.min(1.0)).ceil() as u32,
+        );
         let queues = Queues::default();
         let environments = config.environments.iter().enumerate().map(|(index, environment)| {
             let same = |other: &&Arc<Environment>| other.budget == environment.budget;

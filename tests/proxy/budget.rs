@@ -414,6 +414,20 @@ async fn a_state_file_that_makes_no_sense_is_no_reason_not_to_start_and_one_that
     let text = std::fs::read_to_string(&state).expect("a file");
     assert!(text.starts_with("{\"format\":1,"), "{text}");
     proxy.into_server().drain(Duration::ZERO, Duration::from_secs(5), std::future::pending()).await;
+
+    // One that was not its process' last word leaves something unknown, which nobody tells of our address.
+    for (last, left) in [(true, 1000..=1000), (false, 500..=800)] {
+        let saved_at = metorial_proxy::time::unix_now() - 2;
+        let text = format!("{{\"format\":1,\"saved_at\":{saved_at},\"last\":{last},\"budgets\":[]}}");
+        std::fs::write(&state, text).expect("written");
+        let proxy = Proxy::start(mock.url(), &format!("store.state_file = '{}'", state.display()));
+        let remaining = proxy.status().egress.remaining;
+        assert!(left.contains(&remaining), "{remaining}");
+        let second = load(mock.url(), &format!("store.state_file = '{}'", state.display())).expect("loads");
+        let Err(error) = Server::start(&second) else { panic!("it started") };
+        assert!(error.message.contains("another instance"), "{error}");
+        proxy.into_server().drain(Duration::ZERO, Duration::from_secs(5), std::future::pending()).await;
+    }
     std::fs::remove_file(&state).expect("removed");
 
     let nowhere = scratch("no-such-folder").join("state.json");
