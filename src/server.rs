@@ -312,7 +312,7 @@ fn past(path: &Path) -> Past {
 
 /// Writes the state file every second.
 async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
-    let mut due = tokio::time::interval(Duration::from_secs(1));
+    let mut due = tokio::time::interval(state_file::INTERVAL);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

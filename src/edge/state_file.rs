@@ -1,8 +1,8 @@
 //! `store.state_file`: what was spent, kept while the process is not there.
 //!
 //! Written every second and when stopping, always whole (a new file takes the old one's place), read on start; a lock beside it
-//! keeps a second proxy from doing the same. It holds counts and names, no keys. Ages are bridged by the wall clock, the only one that both processes share; should it have stepped back, they
-//! count as if no time had passed.
+//! keeps a second proxy from doing the same. It holds counts and names, no keys. Ages are bridged by the wall clock, the only one
+//! that both processes share; should it have stepped back, they count as if no time had passed.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -23,9 +23,32 @@ pub struct Past {
     pub budgets: Vec<SpentBudget>,
     /// How long ago it stood so.
     pub ago: Duration,
-    /// For so long before this process began nobody wrote down what was spent: the last one did not stop by itself.
-    pub unknown: Duration,
+    /// The last process did not stop by itself: what it spent at the very end nobody wrote down.
+    pub unclean: bool,
 }
+
+impl Past {
+    /// Takes it that what was not written down of budget `name` was spent at the pace that `plan` grants.
+    pub fn assume(&mut self, name: &str, plan: Plan) {
+        let share = UNSEEN.as_secs_f64() / plan.quota.window.as_secs_f64();
+        let unseen = (Duration::ZERO, (f64::from(plan.quota.requests) * share.min(1.0)).ceil() as u32);
+        match self.budgets.iter_mut().find(|budget| budget.name == name) {
+            Some(budget) => budget.spent.push(unseen),
+            None => self.budgets.push(SpentBudget {
+                name: name.to_owned(),
+                users: Vec::new(),
+                plan,
+                spent: vec![unseen],
+                gate: Duration::ZERO,
+            }),
+        }
+    }
+}
+
+/// How often a running proxy writes the file.
+pub const INTERVAL: Duration = Duration::from_secs(1);
+/// For how long a process may go on after it last wrote: once more the interval, for a disk that is slow.
+const UNSEEN: Duration = Duration::from_secs(2 * INTERVAL.as_secs());
 
 /// Of another format nothing is read.
 const FORMAT: u32 = 1;
@@ -108,9 +131,9 @@ pub fn read(path: &Path) -> Result<Option<Past>, String> {
     }
     let budgets = state.budgets.into_iter().map(Entry::read).collect::<Result<_, _>>()?;
     // Both moments are cut to whole seconds: less than the true age is on the safe side.
-    let ago = unix_now().saturating_sub(state.saved_at);
-    let unknown = if state.last { Duration::ZERO } else { Duration::from_secs(ago.saturating_add(1)) };
-    Ok(Some(Past { budgets, ago: Duration::from_secs(ago.saturating_sub(1)), unknown }))
+    let ago = Duration::from_secs(unix_now().saturating_sub(state.saved_at).saturating_sub(1));
+    let ago = if state.last { ago } else { ago.saturating_sub(UNSEEN) };
+    Ok(Some(Past { budgets, ago, unclean: !state.last }))
 }
 
 /// Takes the file for this process, for as long as the handle lives.
@@ -194,12 +217,11 @@ mod tests {
             gate: Duration::from_secs(3),
         }];
         write(&path, &[], false).expect("written");
-        let unknown = read(&path).expect("read").expect("there").unknown;
-        assert!(unknown >= Duration::from_secs(1), "it was not the last word");
+        assert!(read(&path).expect("read").expect("there").unclean, "it was not the last word");
         write(&path, &budgets, true).expect("written");
         let past = read(&path).expect("read").expect("there");
         assert_eq!(past.budgets, budgets);
-        assert!(past.ago <= Duration::from_secs(60) && past.unknown.is_zero());
+        assert!(past.ago <= Duration::from_secs(60) && !past.unclean);
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let files = std::fs::read_dir(std::env::temp_dir()).expect("a folder").flatten();
         let ours = files.filter(|file| file.file_name().to_string_lossy().starts_with(&name));

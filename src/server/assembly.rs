@@ -62,17 +62,15 @@ pub(super) struct Lasting {
 
 impl Lasting {
     /// `past`: what was spent before this process began, as far as that was kept.
-    pub(super) fn new(config: &Config, metrics: Arc<Metrics>, past: Past) -> Self {
+    pub(super) fn new(config: &Config, metrics: Arc<Metrics>, mut past: Past) -> Self {
         let limits = Arc::new(MemoryLimits::default());
+        let plan = Plan::window(config.upstream.egress_limit);
+        if past.unclean {
+            // What was spent unseen of an environment's budget upstream's first answer tells; of our address's nobody does.
+            past.assume(EGRESS, plan);
+        }
         limits.recall(past.budgets, past.ago);
-        let egress = limits.budget(EGRESS, &[], Plan::window(config.upstream.egress_limit));
-        // What was spent unseen of an environment's budget upstream's first answer tells; of our address's nobody does. At
-        // the pace that it grants, then.
-        let share = past.unknown.as_secs_f64() / config.upstream.egress_limit.window.as_secs_f64();
-        limits.assume(
-            egress,
-            (f64::from(config.upstream.egress_limit.requests) * share.min(1.0)).ceil() as u32,
-        );
+        let egress = limits.budget(EGRESS, &[], plan);
         let queues = Queues::default();
         let environments = config.environments.iter().enumerate().map(|(index, environment)| {
             let same = |other: &&Arc<Environment>| other.budget == environment.budget;

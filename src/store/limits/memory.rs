@@ -71,12 +71,6 @@ impl MemoryLimits {
         self.lock().extend(entries);
     }
 
-    /// Takes it that `n` were spent just now.
-    pub fn assume(&self, budget: BudgetId, n: u32) {
-        let now = Timestamp::now().0;
-        self.with(budget, |budget| budget.recall(now, (n > 0).then_some((now, n))));
-    }
-
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
         // A budget is valid after every step, so a panic elsewhere leaves it usable.
         self.budgets.lock().unwrap_or_else(PoisonError::into_inner)
