@@ -17,6 +17,7 @@ use crate::domain::access::{Denied, Route, ShadowRefusal};
 use crate::domain::client_ip::{ClientIp, ClientKey};
 use crate::domain::environment::Environment;
 use crate::domain::ratelimit::Standing;
+use crate::domain::rotation::Which;
 use crate::domain::secret_guard::SecretGuard;
 use crate::domain::target::{Extracted, Target};
 use crate::rejection::Rejection;
@@ -112,6 +113,8 @@ pub struct Permitted {
     pub permit: Permit,
     /// Only if what we have has changed: `ETag` and `Last-Modified` as upstream sent them.
     pub unless: Option<Box<[Option<HeaderValue>; 2]>>,
+    /// The secret key that upstream has refused to this request already.
+    pub refused: Option<Which>,
 }
 
 /// It goes upstream with the secret key.
@@ -242,8 +245,8 @@ pub enum Delivery {
     Never,
     /// Some of it may have been: only what is safe may be sent again.
     Possible,
-    /// It was, and was refused for its key alone: with the other one it may be sent again.
-    OtherKey,
+    /// It was, and was refused for this key alone: with the other one it may be sent again.
+    KeyRefused(Which),
 }
 
 /// How a list page was come by: `Cache-Status` (RFC 9211).
@@ -476,7 +479,7 @@ pub(crate) mod testing {
         let mut request = Request::new(RequestBody::Empty);
         *request.method_mut() = method;
         let deadline = Instant::now() + Duration::from_secs(20);
-        let stage = Permitted { client: ClientKey(client), permit, unless: None };
+        let stage = Permitted { client: ClientKey(client), permit, unless: None, refused: None };
         Exchange { request, stage, deadline, journal: Arc::new(Journal::new("req_test".into())) }
     }
 }

@@ -1,7 +1,13 @@
 //! Which of an environment's two secret keys is sent, while one takes the place of the other.
 //!
 //! The first is sent until upstream refuses it; then the next one is tried, and once upstream took it, it is the one in
-//! use. Where both are refused, requests try them in turn, one attempt each: either may come back.
+//! use. Where both are refused, requests try them in turn, one attempt each: either may come back. Moments are told by the
+//! caller, as time since some beginning.
+
+use std::time::Duration;
+
+/// A key that was refused so recently is not tried in addition to the other: it would double what is sent for nothing.
+const HOLD_OFF: Duration = Duration::from_secs(1);
 
 /// One of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,7 +28,9 @@ impl Which {
         }
     }
 
-    fn other(self) -> Self {
+    /// The one that is not this one.
+    #[must_use]
+    pub fn other(self) -> Self {
         match self {
             Self::Current => Self::Next,
             Self::Next => Self::Current,
@@ -35,7 +43,8 @@ impl Which {
 pub struct Rotation {
     sent: Which,
     in_use: Which,
-    refused: [bool; 2],
+    /// When upstream refused each, where it has not been taken since.
+    refused: [Option<Duration>; 2],
 }
 
 impl Rotation {
@@ -49,20 +58,25 @@ impl Rotation {
         self.in_use
     }
 
-    /// Upstream refused `key`. Whether the other one is worth trying at once.
-    pub fn refuse(&mut self, key: Which) -> bool {
+    /// Upstream refused `key` at `now`. Whether the other one is worth trying at once.
+    pub fn refuse(&mut self, key: Which, now: Duration) -> bool {
         let other = key.other();
-        self.refused[key.index()] = true;
+        self.refused[key.index()] = Some(now);
         self.sent = other;
-        // Refused as well: the next request may ask whether that has changed, this one has asked enough.
-        !std::mem::replace(&mut self.refused[other.index()], false)
+        self.refused[other.index()].is_none_or(|at| now >= at + HOLD_OFF)
     }
 
-    /// Upstream took `key`. Whether it is in use from now on and was not before.
-    pub fn accept(&mut self, key: Which) -> bool {
-        // With one that works, what was said of the other is old: it is worth trying when this one fails.
-        self.refused = [false; 2];
+    /// Upstream took `key` in answer to a request that was sent at `sent`. Whether it is in use from now on and was not
+    /// before.
+    pub fn accept(&mut self, key: Which, sent: Duration) -> bool {
         // An answer to a request that was sent before the key was refused proves nothing.
+        if self.refused[key.index()].is_some_and(|refused| refused > sent) {
+            return false;
+        }
+        self.refused[key.index()] = None;
+        if self.refused[key.other().index()].is_some() {
+            self.sent = key;
+        }
         let proven = self.sent == key && self.in_use != key;
         if proven {
             self.in_use = key;
@@ -77,39 +91,58 @@ mod tests {
 
     use super::*;
 
+    fn at(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
     #[test]
     fn the_next_key_is_tried_when_the_first_is_refused_and_in_use_once_it_is_proven() {
         let mut rotation = Rotation::default();
-        assert!(!rotation.accept(Current));
+        assert!(!rotation.accept(Current, at(0.0)));
         assert_eq!((rotation.sent(), rotation.in_use()), (Current, Current));
-        assert!(rotation.refuse(Current), "the next is tried at once");
+        assert!(rotation.refuse(Current, at(1.0)), "the next is tried at once");
         assert_eq!((rotation.sent(), rotation.in_use()), (Next, Current));
-        assert!(rotation.refuse(Current), "by everyone whom the first one failed");
-        assert!(rotation.accept(Next) && !rotation.accept(Next));
+        assert!(rotation.refuse(Current, at(1.1)), "by everyone whom the first one failed");
+        assert!(rotation.accept(Next, at(1.1)) && !rotation.accept(Next, at(1.1)));
         assert_eq!((rotation.sent(), rotation.in_use()), (Next, Next));
     }
 
     #[test]
     fn a_late_answer_to_the_old_key_changes_nothing() {
         let mut rotation = Rotation::default();
-        rotation.refuse(Current);
-        rotation.accept(Next);
-        assert!(!rotation.accept(Current));
+        rotation.refuse(Current, at(1.0));
+        assert!(!rotation.accept(Current, at(0.9)), "also where the next is not proven yet");
+        assert_eq!(rotation.sent(), Next);
+        rotation.accept(Next, at(1.0));
+        assert!(!rotation.accept(Current, at(0.9)));
         assert_eq!((rotation.sent(), rotation.in_use()), (Next, Next));
     }
 
     #[test]
     fn when_both_are_refused_each_request_asks_once_and_whichever_comes_back_is_found() {
         let mut rotation = Rotation::default();
-        assert!(rotation.refuse(Current) && !rotation.refuse(Next));
-        for expected in [Current, Next, Current, Next] {
+        assert!(rotation.refuse(Current, at(0.0)) && !rotation.refuse(Next, at(0.0)));
+        for (expected, now) in [(Current, 0.5), (Next, 0.9), (Current, 1.2), (Next, 1.9)] {
             assert_eq!(rotation.sent(), expected);
-            assert!(!rotation.refuse(expected));
+            assert!(!rotation.refuse(expected, at(now)));
         }
+        assert!(rotation.refuse(Current, at(2.9)), "after a while one may ask twice again");
+        assert!(!rotation.refuse(Next, at(2.9)));
         assert_eq!(rotation.in_use(), Current);
-        assert!(!rotation.accept(Current), "it is in use already");
+        assert!(!rotation.accept(Current, at(3.0)), "it is in use already");
         assert_eq!(rotation.sent(), Current);
-        assert!(rotation.refuse(Current), "and what was refused long ago is tried again");
-        assert!(rotation.accept(Next));
+        assert!(rotation.refuse(Current, at(9.0)), "and what was refused long ago is tried again");
+        assert!(rotation.accept(Next, at(9.0)));
+    }
+
+    #[test]
+    fn a_key_that_is_taken_while_the_other_is_refused_is_the_one_that_is_sent() {
+        let mut rotation = Rotation::default();
+        rotation.refuse(Current, at(0.0));
+        rotation.refuse(Next, at(0.0));
+        // Tried in addition by a request that sent the first, while others had the turn pass on.
+        assert_eq!(rotation.sent(), Current);
+        assert!(rotation.accept(Next, at(0.1)));
+        assert_eq!((rotation.sent(), rotation.in_use()), (Next, Next));
     }
 }

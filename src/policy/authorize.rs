@@ -82,7 +82,7 @@ where
                 if let Some(refusal) = permit.shadow() {
                     self.report(&permit, refusal, &journal);
                 }
-                let stage = Permitted { client, permit, unless: None };
+                let stage = Permitted { client, permit, unless: None, refused: None };
                 Gate::passed(self.inner.call(Exchange { request, stage, deadline, journal }))
             }
             Err(rejection) => {

@@ -123,7 +123,7 @@ where
                     attempt.answered(heard.flatten());
                     shared.listen(&asks, charge, response).await;
                 }
-                Err(failure) if matches!(failure.delivery, Delivery::Possible | Delivery::OtherKey) => {
+                Err(failure) if matches!(failure.delivery, Delivery::Possible | Delivery::KeyRefused(_)) => {
                     attempt.lost();
                 }
                 Err(_) => {

@@ -243,7 +243,11 @@ impl Shared {
                     "upstream refused a secret key: the other one is tried"
                 );
                 let rejection = Rejection::UpstreamCredentials;
-                return Err(Failure { rejection, delivery: Delivery::OtherKey, body: None });
+                return Err(Failure {
+                    rejection,
+                    delivery: Delivery::KeyRefused(call.stage.key.which()),
+                    body: None,
+                });
             }
             self.health.set_credentials_ok(call.stage.permit.environment().index, false);
             tracing::error!(

@@ -2,7 +2,7 @@
 //!
 //! No cache key, log line, metric or span above ever sees it. The prepared field is marked sensitive: it prints as
 //! `Sensitive` and HPACK does not index it. While a key takes the place of another, each attempt is sent with the one that
-//! upstream is known to take, and the guard looks for both.
+//! upstream is known to take and never with one that it has refused to this request; the guard looks for both.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -85,7 +85,8 @@ where
     fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
         // Handles and prepared secrets are made from the same list, in the same order.
         let prepared = &self.prepared[exchange.stage.permit.environment().index];
-        let (key, guard) = (prepared.secrets.pick(), prepared.guard.clone());
+        let key = prepared.secrets.pick(exchange.stage.refused);
+        let guard = prepared.guard.clone();
         let authorization = prepared.authorization[key.which().index()].clone();
         self.inner.call(exchange.stage(|Permitted { permit, unless, .. }| Armed {
             permit,

@@ -114,18 +114,22 @@ where
         if let Some(reason) = again_for.filter(|_| sent) {
             shared.metrics.retry(reason);
         }
-        let (rejection, reason, unused_body) = match outcome {
+        let (rejection, reason, unused_body, refused_key) = match outcome {
             Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                 // Its own 429 is never passed on.
                 let wait =
                     response.extensions().get::<ShutFor>().map_or(shared.config.max_backoff, |shut| shut.0);
                 let rejection = Rejection::RateLimited { limit: Limit::Upstream, wait };
-                (rejection, Some(RetryReason::RateLimited), None)
+                (rejection, Some(RetryReason::RateLimited), None, None)
             }
             Ok(response) => return Ok(response),
             Err(Failure { rejection, delivery, body }) => {
+                let refused_key = match delivery {
+                    Delivery::KeyRefused(key) => Some(key),
+                    Delivery::Refused | Delivery::Never | Delivery::Possible => None,
+                };
                 let reason = reason(&rejection, delivery, &method);
-                (rejection, reason, body)
+                (rejection, reason, body, refused_key)
             }
         };
         let (mut again, body) = spare;
@@ -133,9 +137,13 @@ where
             *again.request.body_mut() = body;
             again
         });
-        let (Some(reason), Some(again)) = (reason, again) else { return Err(rejection) };
-        // A rotation fails every request under way at once, for once: no budget of retries is meant for that.
-        let rotated = reason == RetryReason::Credentials && attempt < shared.config.max_attempts.max(2);
+        let (Some(reason), Some(mut again)) = (reason, again) else { return Err(rejection) };
+        // A rotation fails every request under way at once, for once: no budget of retries is meant for that. So it is
+        // once that each is sent again for it, whatever becomes of the keys meanwhile.
+        let rotated = refused_key.is_some();
+        if rotated && std::mem::replace(&mut again.stage.refused, refused_key).is_some() {
+            return Err(rejection);
+        }
         if !rotated && (attempt >= shared.config.max_attempts || !shared.budget.withdraw()) {
             return Err(rejection);
         }
@@ -158,7 +166,7 @@ fn reason(rejection: &Rejection, delivery: Delivery, method: &Method) -> Option<
     let safe = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     match (delivery, rejection) {
         (Delivery::Refused, _) => None,
-        (Delivery::OtherKey, _) => Some(RetryReason::Credentials),
+        (Delivery::KeyRefused(_), _) => Some(RetryReason::Credentials),
         // What a certificate or a setting breaks stays broken.
         (
             _,

@@ -40,11 +40,16 @@ impl Secrets {
         }
     }
 
-    /// The key to send a request with.
-    pub fn pick(self: &Arc<Self>) -> Picked {
-        // Without a second key there is nothing to choose.
-        let which = if self.rotates() { self.rotation().sent() } else { Which::Current };
-        Picked { secrets: self.clone(), which }
+    /// The key to send a request with, to which upstream has `refused` one already or none.
+    pub fn pick(self: &Arc<Self>, refused: Option<Which>) -> Picked {
+        let which = match refused {
+            // Without a second key there is nothing to choose.
+            _ if !self.rotates() => Which::Current,
+            // Whatever others have learned since: it is not sent twice with the same.
+            Some(refused) => refused.other(),
+            None => self.rotation().sent(),
+        };
+        Picked { secrets: self.clone(), which, last: refused.is_some(), at: self.since.elapsed() }
     }
 
     /// Every key.
@@ -74,6 +79,10 @@ impl Secrets {
 pub struct Picked {
     secrets: Arc<Secrets>,
     which: Which,
+    /// The other one was refused to this request.
+    last: bool,
+    /// When, since the keys were read.
+    at: Duration,
 }
 
 impl Picked {
@@ -82,14 +91,15 @@ impl Picked {
         self.which
     }
 
-    /// Upstream refused it. Whether another one is worth trying at once.
+    /// Upstream refused it. Whether this request is worth sending with the other one.
     pub fn refused(&self) -> bool {
-        self.secrets.rotates() && self.secrets.rotation().refuse(self.which)
+        let now = self.secrets.since.elapsed();
+        self.secrets.rotates() && self.secrets.rotation().refuse(self.which, now) && !self.last
     }
 
     /// Upstream took it. Its fingerprint, where it is in use from now on and was not before.
     pub fn accepted(&self) -> Option<&str> {
-        let proven = self.secrets.rotates() && self.secrets.rotation().accept(self.which);
+        let proven = self.secrets.rotates() && self.secrets.rotation().accept(self.which, self.at);
         proven.then(|| self.secrets.fingerprints[self.which.index()].as_str())
     }
 }
@@ -103,19 +113,35 @@ mod tests {
     async fn both_keys_are_shown_with_their_age_and_the_one_in_use() {
         let mut environment = Environment::example("a");
         let alone = Arc::new(Secrets::of(&environment));
-        assert!(!alone.pick().refused(), "there is no other to try");
-        assert_eq!(alone.pick().which(), Which::Current);
+        assert!(!alone.pick(None).refused(), "there is no other to try");
+        assert_eq!(alone.pick(None).which(), Which::Current);
         environment.next_secret_key = SecretKey::parse("metorial_sk_the_next_one").ok();
         let both = Arc::new(Secrets::of(&environment));
         crate::time::sleep(Duration::from_secs(90)).await;
-        let (first, second) = (both.pick(), both.pick());
+        let (first, second) = (both.pick(None), both.pick(None));
         assert!(first.accepted().is_none() && first.refused() && second.refused());
-        let next = both.pick();
+        let next = both.pick(None);
         assert_eq!(next.which(), Which::Next);
         let name = environment.next_secret_key.map(|key| key.fingerprint());
         assert_eq!(next.accepted(), name.as_deref());
         let shown: Vec<_> =
             both.standings().into_iter().map(|key| (key.which, key.in_use, key.age.as_secs())).collect();
         assert_eq!(shown, [(Which::Current, false, 90), (Which::Next, true, 90)]);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_was_refused_one_key_is_sent_with_the_other_and_then_no_more() {
+        let mut environment = Environment::example("a");
+        environment.next_secret_key = SecretKey::parse("metorial_sk_the_next_one").ok();
+        let both = Arc::new(Secrets::of(&environment));
+        let (first, second) = (both.pick(None), both.pick(None));
+        assert!(first.refused() && second.refused());
+        let again = both.pick(Some(first.which()));
+        assert_eq!(again.which(), Which::Next);
+        assert!(!again.refused());
+        // The turn is with the first one now, and whoever it was refused to does not send it all the same.
+        assert_eq!(
+            (both.pick(None).which(), both.pick(Some(second.which())).which()),
+            (Which::Current, Which::Next)
+        );
     }
 }

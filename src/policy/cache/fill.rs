@@ -230,8 +230,7 @@ fn detached(
     let Exchange { mut request, stage, journal, .. } = exchange;
     *request.method_mut() = Method::GET;
     let unless = kept.map(|page| page.validators.clone()).filter(|them| them.iter().any(Option::is_some));
-    let stage =
-        Permitted { client: stage.client, permit: stage.permit.with_body(), unless: unless.map(Box::new) };
+    let stage = Permitted { permit: stage.permit.with_body(), unless: unless.map(Box::new), ..stage };
     let journal = Arc::new(Journal::new(journal.request_id.clone()));
     Exchange { request, stage, deadline: Instant::now() + request_timeout, journal }
 }

@@ -3,7 +3,10 @@ use std::sync::Mutex;
 use tower::{ServiceExt, service_fn};
 
 use super::*;
+use crate::domain::rotation::Which;
 use crate::exchange::testing::permitted;
+
+mod rotation;
 
 #[test]
 fn only_what_is_safe_is_tried_again() {
@@ -131,4 +134,14 @@ impl std::io::Write for Line {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_sent_again_for_its_key_once_beyond_the_attempts_it_has() {
+    const KEY: (UpstreamFault, Delivery) =
+        (UpstreamFault::ConnectionTerminated, Delivery::KeyRefused(Which::Current));
+    assert_eq!(run(Method::POST, 1, vec![Err(KEY), Ok(200)]).await, (Ok(200), 2));
+    assert_eq!(run(Method::GET, 2, vec![Ok(429), Err(KEY), Ok(200)]).await, (Ok(200), 3));
+    let (outcome, attempts) = run(Method::GET, 9, vec![Err(KEY), Err(KEY)]).await;
+    assert!(outcome.is_err() && attempts == 2, "{attempts}");
 }

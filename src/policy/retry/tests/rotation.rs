@@ -1,0 +1,161 @@
+//! Many requests at once while the API refuses one key, or both, or changes its mind: through inject and forward.
+
+use std::collections::BTreeMap;
+
+use http::header::AUTHORIZATION;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::body::Arriving;
+use crate::domain::environment::Environment;
+use crate::domain::key::SecretKey;
+use crate::exchange::Journal;
+use crate::policy::forward::{Answer, ForwardLayer, Rules, Transport, TransportError};
+use crate::policy::inject::InjectLayer;
+use crate::store::secrets::Secrets;
+
+/// An API that takes the keys it is told to take, and notes which request came with which.
+#[derive(Clone, Default)]
+struct Api {
+    /// The first and the next.
+    takes: Arc<Mutex<[bool; 2]>>,
+    seen: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
+}
+
+const NEXT: &str = "metorial_sk_the_next_one";
+
+impl Transport for Api {
+    async fn send(&self, request: Request<RequestBody>, _: &Journal) -> Result<Answer, Box<TransportError>> {
+        let key = usize::from(request.headers()[AUTHORIZATION] == format!("Bearer {NEXT}").as_str());
+        let id = request.headers()["x-request-id"].to_str().expect("text").to_owned();
+        self.seen.lock().expect("unpoisoned").entry(id).or_default().push(key);
+        sleep(Duration::from_millis(fastrand::u64(1..50))).await;
+        let taken = self.takes.lock().expect("unpoisoned")[key];
+        let status = if taken { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
+        let (mut head, ()) = Response::new(()).into_parts();
+        head.status = status;
+        Ok(Answer { head, body: Arriving::Held(RequestBody::Empty), lease: None })
+    }
+}
+
+/// The layers over such an API.
+struct Bench {
+    api: Api,
+    retry: RetryLayer,
+    inject: InjectLayer,
+    forward: ForwardLayer,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut environment = Environment::example("test");
+        environment.next_secret_key = SecretKey::parse(NEXT).ok();
+        let secrets = Arc::new(Secrets::of(&environment));
+        // One attempt, and no budget for more: what comes beyond comes for the key.
+        let config = Config {
+            max_attempts: 1,
+            initial_backoff: Duration::from_millis(1),
+            max_backoff: Duration::from_millis(1),
+            max_queue_wait: Duration::from_secs(5),
+            max_queue: 10,
+            max_queue_per_client: 10,
+            budget: 0.0,
+        };
+        let rules = Rules {
+            authority: http::uri::Authority::from_static("api.test"),
+            base_path: String::new(),
+            forward_headers: Vec::new(),
+            attempt_timeout: Duration::from_secs(10),
+            body_idle_timeout: Duration::from_secs(60),
+        };
+        let metrics = Arc::new(Metrics::new());
+        Self {
+            api: Api::default(),
+            retry: RetryLayer::new(config, Arc::new(budget(&config)), metrics.clone()),
+            inject: InjectLayer::new([(&environment, &secrets)].into_iter()).expect("keys"),
+            forward: ForwardLayer::new(rules, metrics, Arc::default()),
+        }
+    }
+
+    fn take(&self, keys: [bool; 2]) {
+        *self.api.takes.lock().expect("unpoisoned") = keys;
+    }
+
+    /// Sends one request.
+    fn ask(&self, id: &str) -> impl Future<Output = Result<StatusCode, Rejection>> + Send + 'static {
+        let forward = self.forward.layer(self.api.clone());
+        let layers = self.retry.layer(self.inject.layer(forward));
+        let mut exchange = permitted(Method::GET, "/provider-deployments/pde_1", 1);
+        exchange.journal = Arc::new(Journal::new(id.into()));
+        async move { layers.oneshot(exchange).await.map(|response| response.status()) }
+    }
+
+    /// Sends so many at once; what came of each.
+    async fn ask_many(&self, name: &str, many: usize) -> Vec<Result<StatusCode, Rejection>> {
+        let mut asked = tokio::task::JoinSet::new();
+        (0..many).for_each(|at| drop(asked.spawn(self.ask(&format!("{name}{at}")))));
+        asked.join_all().await
+    }
+
+    /// The keys that the requests of this name were sent with, each request's in order.
+    fn sent(&self, name: &str) -> Vec<Vec<usize>> {
+        let seen = self.api.seen.lock().expect("unpoisoned");
+        seen.iter().filter(|(id, _)| id.starts_with(name)).map(|(_, keys)| keys.clone()).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_key_fails_none_of_many_and_each_is_sent_again_once() {
+    let bench = Bench::new();
+    bench.take([false, true]);
+    assert_eq!(bench.ask_many("a", 300).await, vec![Ok(StatusCode::OK); 300]);
+    assert_eq!(bench.sent("a"), vec![vec![0, 1]; 300]);
+    assert_eq!(bench.ask_many("b", 10).await, vec![Ok(StatusCode::OK); 10]);
+    assert_eq!(bench.sent("b"), vec![vec![1]; 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_both_are_refused_many_are_sent_at_most_twice_and_then_once_each_for_a_while() {
+    let bench = Bench::new();
+    let refused = |many| vec![Err(Rejection::UpstreamCredentials); many];
+    assert_eq!(bench.ask_many("a", 300).await, refused(300));
+    assert!(bench.sent("a").iter().all(|keys| matches!(keys[..], [0] | [0, 1])), "{:?}", bench.sent("a"));
+    for _ in 0..20 {
+        assert_eq!(bench.ask_many("b", 30).await, refused(30));
+    }
+    assert_eq!(bench.sent("b").concat().len(), 600, "one attempt each");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.ask_many("c", 1).await, refused(1));
+    assert_eq!(bench.sent("c").concat().len(), 2);
+    bench.take([false, true]);
+    // Whoever has the turn finds it.
+    bench.ask_many("d", 1).await;
+    bench.ask_many("e", 1).await;
+    assert_eq!(bench.ask_many("f", 30).await, vec![Ok(StatusCode::OK); 30]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_the_api_says_no_request_is_sent_twice_with_one_key() {
+    for seed in 0..12 {
+        fastrand::seed(seed);
+        let (bench, asked) = (Bench::new(), TaskTracker::new());
+        for at in 0..400 {
+            if at % 10 == 0 {
+                bench.take([fastrand::bool(), fastrand::bool()]);
+            }
+            drop(asked.spawn(bench.ask(&format!("a{at}"))));
+            sleep(Duration::from_millis(fastrand::u64(0..20))).await;
+        }
+        asked.close();
+        asked.wait().await;
+        let sent = bench.sent("a");
+        assert_eq!(sent.len(), 400);
+        assert!(sent.iter().all(|keys| matches!(keys[..], [_] | [0, 1] | [1, 0])), "{seed}: {sent:?}");
+        assert!(sent.iter().any(|keys| keys.len() == 2), "{seed}: the other key was never tried");
+        // And whichever is taken in the end is found.
+        bench.take([seed % 2 == 0, seed % 2 == 1]);
+        bench.ask_many("b", 2).await;
+        bench.ask_many("c", 1).await;
+        assert_eq!(bench.ask_many("d", 30).await, vec![Ok(StatusCode::OK); 30], "{seed}");
+    }
+}
