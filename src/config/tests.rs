@@ -42,10 +42,15 @@ pub(super) fn variables(variables: &[(&str, &str)]) -> Variables {
     variables.iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
-/// Loads `text` as a file, with two secrets in the environment.
+/// Loads `text` as a file, with three secrets in the environment.
 fn load_text(text: &str, more: &[(&str, &str)]) -> Result<Loaded, Vec<Fault>> {
     let file = TempFile::new(text);
-    let mut env = variables(&[("SECRET", "metorial_sk_one"), ("OTHER_SECRET", "metorial_sk_two")]);
+    let secrets = [
+        ("SECRET", "metorial_sk_one"),
+        ("OTHER_SECRET", "metorial_sk_two"),
+        ("THIRD_SECRET", "metorial_sk_three"),
+    ];
+    let mut env = variables(&secrets);
     env.extend(variables(more));
     load(&Sources { file: Some(&file.0), env: &env }).map_err(|mut faults| {
         faults.iter_mut().for_each(|fault| fault.path = fault.path.replace(file.name(), "FILE"));

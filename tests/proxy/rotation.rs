@@ -5,7 +5,7 @@ use metorial_proxy::domain::quota::Quota;
 use metorial_proxy::mock::{Fault, Options};
 
 use crate::client::{request, try_send};
-use crate::harness::{Mock, OTHER_SECRET, Proxy, SECRET, pair, scripted};
+use crate::harness::{Mock, OTHER, OTHER_KEY, OTHER_SECRET, Proxy, SECRET, pair, scripted};
 
 const ROTATING: &str = "[[environments]]\nnext_secret_key = { env = 'OTHER_SECRET_KEY' }\n";
 
@@ -94,6 +94,18 @@ async fn a_body_that_cannot_be_sent_again_costs_its_request_and_no_other() {
     let reply = proxy.post("/provider-deployments", &large).await;
     assert_eq!(reply.refusal(), (502, "upstream_credentials".to_owned()));
     assert_eq!(proxy.post("/provider-deployments", &large).await.status, 200);
+    assert_eq!(sent(&mock), ["SECR", "OTHR"]);
+}
+
+#[tokio::test]
+async fn whoever_sends_the_next_key_already_draws_from_the_same_budget() {
+    let both = OTHER.replacen("[[environments]]", ROTATING, 1);
+    let (mock, proxy) = pair(&format!("{both}\nsecret_key = {{ env = 'OTHER_SECRET_KEY' }}")).await;
+    let left = || proxy.status().environments.iter().map(|budget| budget.remaining).collect::<Vec<_>>();
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    assert_eq!(left(), [4999, 4999]);
+    assert_eq!(proxy.get_as(OTHER_KEY, "/providers").await.status, 200);
+    assert_eq!(left(), [4998, 4998]);
     assert_eq!(sent(&mock), ["SECR", "OTHR"]);
 }
 

@@ -106,7 +106,8 @@ fn one(
         algorithm,
         limit_key: if own_limit.is_some() { "limit" } else { "kind" },
         budget,
-        fingerprint: secret_key.as_ref().map(SecretKey::fingerprint),
+        secret: secret_key.as_ref().map(SecretKey::fingerprint),
+        next: next_secret_key.as_ref().map(SecretKey::fingerprint),
     };
     let environment = name.zip(secret_key).zip(access).map(|((name, secret_key), access)| Environment {
         name,

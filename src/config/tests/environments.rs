@@ -217,6 +217,59 @@ fn an_environment_is_in_the_budget_of_whoever_shares_its_secret() {
 }
 
 #[test]
+fn a_key_that_takes_the_place_of_another_is_counted_with_both_and_the_budget_keeps_its_name() {
+    const KEYS: [&str; 3] = ["SECRET", "OTHER_SECRET", "THIRD_SECRET"];
+    let keys = |key: usize, next: Option<usize>| {
+        let next = next.map(|next| format!("next_secret_key = {{ env = {:?} }}\n", KEYS[next]));
+        format!("secret_key = {{ env = {:?} }}\n{}", KEYS[key], next.unwrap_or_default())
+    };
+    let budgets = |a: &str, b: &str| {
+        let environments = ok(&two(a, b)).config.environments;
+        [environments[0].budget.clone(), environments[1].budget.clone()]
+    };
+    let of = |key: usize| budgets(&keys(key, None), &keys((key + 1) % 3, None))[0].clone();
+    let [old, new, third] = [of(0), of(1), of(2)];
+    assert!(old != new && new != third);
+    for (a, b, name) in [
+        // Two rotate one after the other.
+        ((0, None), (0, None), &old),
+        ((0, Some(1)), (0, None), &old),
+        ((0, None), (0, Some(1)), &old),
+        ((0, Some(1)), (0, Some(1)), &old),
+        ((1, None), (0, Some(1)), &new),
+        ((0, Some(1)), (1, None), &new),
+        ((1, None), (1, None), &new),
+        // One moves to the key of the other, both to a third, and one lags behind.
+        ((2, Some(1)), (1, None), &new),
+        ((0, Some(2)), (1, Some(2)), &old),
+        ((0, Some(1)), (1, Some(2)), &old),
+    ] {
+        let (a, b) = (keys(a.0, a.1), keys(b.0, b.1));
+        assert_eq!(budgets(&a, &b), [name.as_str(), name.as_str()], "{a}{b}");
+    }
+    assert_eq!(budgets(&keys(0, Some(1)), &keys(2, None)), [old.clone(), third], "nothing in common");
+    let acme = format!("{}budget = \"acme\"", keys(1, None));
+    assert_eq!(budgets(&keys(0, Some(1)), &acme), ["acme", "acme"]);
+
+    let other = format!("{}budget = \"other\"", keys(0, Some(1)));
+    let part =
+        "another than that of \"a\", which is counted with it by way of a next_secret_key; name the same";
+    two_refused(&acme, &other, "environments[1].budget", part);
+    let production = format!("{}kind = \"production\"", keys(0, Some(1)));
+    two_refused(&keys(1, None), &production, "environments[1].kind", "which draws from the same budget");
+    let part = "is the key that \"a\" is leaving, in the end for this secret_key; remove one next_secret_key";
+    two_refused(&keys(0, Some(1)), &keys(1, Some(0)), "environments[1].next_secret_key", part);
+    // By way of a third, which draws from the same budget as well.
+    let third = "[[environments]]\nname = \"c\"\npublishable_keys = [\"metorial_pk_c\"]\n";
+    let three = |a: &str, b: &str, c: &str| format!("{}{third}{c}", two(a, b));
+    let circle = errors(&three(&keys(0, Some(1)), &keys(1, Some(2)), &keys(2, Some(0))));
+    fault_at(&circle, "environments[2].next_secret_key");
+    assert_eq!(circle.len(), 1, "{}", show(&circle));
+    let joined = ok(&three(&keys(0, None), &keys(1, None), &keys(0, Some(1)))).config.environments;
+    assert!(joined.iter().all(|environment| environment.budget == old));
+}
+
+#[test]
 fn profiles_open_what_they_say_and_the_wide_ones_say_so() {
     let opened = |keys: &str| environment(keys).access.opened().len();
     assert_eq!(opened(""), opened("allow = [\"catalog\"]"));
