@@ -235,24 +235,24 @@ impl Shared {
         self.health.set_healthy(!status.is_server_error());
         if status == StatusCode::UNAUTHORIZED {
             self.metrics.upstream_credentials_refused(environment);
-            if call.stage.key.refused() {
-                let request_id = call.request_id();
+            let (request_id, key) = (call.request_id(), &call.stage.key);
+            let fingerprint = key.fingerprint();
+            if key.refused() {
                 tracing::warn!(
                     request_id,
                     environment,
+                    fingerprint,
+                    other = key.other_fingerprint(),
                     "upstream refused a secret key: the other one is tried"
                 );
                 let rejection = Rejection::UpstreamCredentials;
-                return Err(Failure {
-                    rejection,
-                    delivery: Delivery::KeyRefused(call.stage.key.which()),
-                    body: None,
-                });
+                return Err(Failure { rejection, delivery: Delivery::KeyRefused(key.which()), body: None });
             }
             self.health.set_credentials_ok(call.stage.permit.environment().index, false);
             tracing::error!(
-                request_id = call.request_id(),
+                request_id,
                 environment,
+                fingerprint,
                 "upstream refused our secret key with 401: check that it is current and not revoked"
             );
             return Err(possible(Rejection::UpstreamCredentials));
@@ -260,10 +260,11 @@ impl Shared {
         self.health.set_credentials_ok(call.stage.permit.environment().index, true);
         // Any other answer of the API's own comes after it has looked at the key; its edge's may not.
         let judged = !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS;
-        if judged && let Some(fingerprint) = call.stage.key.accepted() {
+        if judged && call.stage.key.accepted() {
             tracing::warn!(
                 environment,
-                fingerprint,
+                fingerprint = call.stage.key.fingerprint(),
+                before = call.stage.key.other_fingerprint(),
                 "another secret key is in use from now on: make it the environment's secret_key"
             );
         }

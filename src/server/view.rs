@@ -94,6 +94,7 @@ impl View for ServerView {
             },
             fingerprint: key.fingerprint,
             age: key.age,
+            in_use: key.in_use,
         });
         let usage = self.lasting.pages.usage();
         let scrape = Scrape {

@@ -91,16 +91,25 @@ impl Picked {
         self.which
     }
 
+    /// Its name, for the log.
+    pub fn fingerprint(&self) -> &str {
+        &self.secrets.fingerprints[self.which.index()]
+    }
+
+    /// The other one's, where there is one.
+    pub fn other_fingerprint(&self) -> Option<&str> {
+        self.secrets.fingerprints.get(self.which.other().index()).map(String::as_str)
+    }
+
     /// Upstream refused it. Whether this request is worth sending with the other one.
     pub fn refused(&self) -> bool {
         let now = self.secrets.since.elapsed();
         self.secrets.rotates() && self.secrets.rotation().refuse(self.which, now) && !self.last
     }
 
-    /// Upstream took it. Its fingerprint, where it is in use from now on and was not before.
-    pub fn accepted(&self) -> Option<&str> {
-        let proven = self.secrets.rotates() && self.secrets.rotation().accept(self.which, self.at);
-        proven.then(|| self.secrets.fingerprints[self.which.index()].as_str())
+    /// Upstream took it. Whether it is in use from now on and was not before.
+    pub fn accepted(&self) -> bool {
+        self.secrets.rotates() && self.secrets.rotation().accept(self.which, self.at)
     }
 }
 
@@ -119,11 +128,13 @@ mod tests {
         let both = Arc::new(Secrets::of(&environment));
         crate::time::sleep(Duration::from_secs(90)).await;
         let (first, second) = (both.pick(None), both.pick(None));
-        assert!(first.accepted().is_none() && first.refused() && second.refused());
+        assert!(!first.accepted() && first.refused() && second.refused());
         let next = both.pick(None);
         assert_eq!(next.which(), Which::Next);
         let name = environment.next_secret_key.map(|key| key.fingerprint());
-        assert_eq!(next.accepted(), name.as_deref());
+        assert!(next.accepted() && Some(next.fingerprint()) == name.as_deref());
+        assert_eq!(next.other_fingerprint(), Some(first.fingerprint()));
+        assert_eq!(alone.pick(None).other_fingerprint(), None);
         let shown: Vec<_> =
             both.standings().into_iter().map(|key| (key.which, key.in_use, key.age.as_secs())).collect();
         assert_eq!(shown, [(Which::Current, false, 90), (Which::Next, true, 90)]);

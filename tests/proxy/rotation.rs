@@ -117,10 +117,10 @@ async fn the_ages_of_both_are_shown_by_name_and_nothing_else_of_them() {
         String::from_utf8(reply.expect("an answer").body.to_vec()).expect("text")
     };
     let (metrics, status) = (ask("/metrics").await, ask("/status").await);
-    for (key, secret) in [("current", SECRET), ("next", OTHER_SECRET)] {
+    for (key, secret, in_use) in [("current", SECRET, true), ("next", OTHER_SECRET, false)] {
         let name = SecretKey::parse(secret).expect("a key").fingerprint();
         let line = format!(
-            "metorial_proxy_secret_age_seconds{{environment=\"main\",key=\"{key}\",fingerprint=\"{name}\"}} 0"
+            "metorial_proxy_secret_age_seconds{{environment=\"main\",key=\"{key}\",fingerprint=\"{name}\",in_use=\"{in_use}\"}} 0"
         );
         assert!(metrics.contains(&line), "{line}\n{metrics}");
         assert!(status.contains(&format!("\"fingerprint\":\"{name}\"")), "{status}");

@@ -59,6 +59,8 @@ pub struct SecretView {
     pub fingerprint: String,
     /// Since it was put in place.
     pub age: Duration,
+    /// It is the one that upstream took last.
+    pub in_use: bool,
 }
 
 impl Scrape {
@@ -83,6 +85,7 @@ impl Scrape {
                 ("environment", Cow::Owned(secret.environment.clone())),
                 ("key", Cow::Borrowed(secret.key)),
                 ("fingerprint", Cow::Owned(secret.fingerprint.clone())),
+                ("in_use", Cow::Borrowed(if secret.in_use { "true" } else { "false" })),
             ];
             age.get_or_create(&labels).set(seconds);
         }

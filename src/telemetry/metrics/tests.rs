@@ -20,6 +20,7 @@ fn complete() -> (Metrics, Scrape) {
             key: "current",
             fingerprint: "0f1e2d3c".into(),
             age: Duration::from_secs(90),
+            in_use: true,
         }],
         tracked_clients: 3,
         log_lines_dropped: 0,
@@ -77,7 +78,7 @@ fn openmetrics_has_units_and_an_end() {
     assert!(text.ends_with("# EOF\n"));
     assert!(text.contains("# UNIT http_server_request_duration_seconds seconds\n"));
     assert!(text.contains("# TYPE metorial_proxy_decisions counter\n"));
-    assert!(text.contains("metorial_proxy_secret_age_seconds{environment=\"live\",key=\"current\",fingerprint=\"0f1e2d3c\"} 90\n"));
+    assert!(text.contains("metorial_proxy_secret_age_seconds{environment=\"live\",key=\"current\",fingerprint=\"0f1e2d3c\",in_use=\"true\"} 90\n"));
     assert!(text.contains("metorial_proxy_upstream_rate_limited_total{budget=\"live\"} 0\n"));
     assert!(text.contains("metorial_proxy_upstream_credentials_refused_total{environment=\"live\"} 0\n"));
 }

@@ -159,3 +159,40 @@ async fn whatever_the_api_says_no_request_is_sent_twice_with_one_key() {
         assert_eq!(bench.ask_many("d", 30).await, vec![Ok(StatusCode::OK); 30], "{seed}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_and_a_switch_name_the_keys_and_say_no_more_of_them() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(move || Line(writer.clone())).finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let bench = Bench::new();
+    assert!(bench.ask("a").await.is_err());
+    bench.take([false, true]);
+    assert!(bench.ask("b").await.is_err());
+    assert!(bench.ask("c").await.is_ok());
+    drop(guard);
+    let text = String::from_utf8(log.lock().expect("unpoisoned").clone()).expect("text");
+    let lines: Vec<[String; 4]> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("json")["fields"].take())
+        .map(|line| {
+            ["message", "fingerprint", "other", "before"]
+                .map(|key| line[key].as_str().unwrap_or("").to_owned())
+        })
+        .collect();
+    let keys = [Environment::example("test").secret_key, SecretKey::parse(NEXT).expect("a key")];
+    let [first, next] = keys.each_ref().map(SecretKey::fingerprint);
+    let expected = [
+        ("upstream refused a secret key", &first, &*next, ""),
+        ("upstream refused our secret key", &next, "", ""),
+        ("upstream refused our secret key", &first, "", ""),
+        ("another secret key is in use", &next, "", &*first),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{text}");
+    for (line, (message, fingerprint, other, before)) in lines.iter().zip(expected) {
+        assert!(line[0].starts_with(message), "{line:?}");
+        assert_eq!(line[1..], [fingerprint, other, before]);
+    }
+    assert!(keys.iter().all(|key| !text.contains(&key.expose()["metorial_sk_".len()..])), "{text}");
+}
