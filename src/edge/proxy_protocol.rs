@@ -16,6 +16,12 @@ const LONGEST: usize = 2048;
 /// Bytes of the longest header of version 1, by the specification.
 const LONGEST_V1: usize = 107;
 
+/// What version 2 begins with where the command is `LOCAL`.
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20";
+/// Where version 2 names the family and the transport, and that of datagrams over a Unix socket.
+const FAMILY: usize = 13;
+const UNIX_DATAGRAM: u8 = 0x32;
+
 const CONFIG: ParseConfig = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
 
 /// Why a connection is closed.
@@ -29,7 +35,11 @@ pub(super) enum Fault {
     Invalid,
 }
 
-/// Reads the header off `stream`, and not a byte more. `None`: the balancer calls on its own behalf, to see whether we live.
+/// Reads the header off `stream`, and not a byte more. `None`: it names nobody, and the caller is the peer itself. Either the
+/// balancer calls on its own behalf, to see whether we live (`LOCAL`), or for somebody who has no IP address or none that it
+/// knows (`UNKNOWN`, an unspecified family, a Unix socket). The specification has the connection's real endpoints stand in
+/// for both. It lets a receiver refuse the second, which would turn away balancers that probe with `UNKNOWN`, as its first
+/// edition had it, and the processes of the balancer's own host.
 ///
 /// # Errors
 /// There is no valid header.
@@ -70,8 +80,14 @@ fn parse(header: &[u8]) -> Parsed {
     if v1 && !header.starts_with(&b"PROXY "[..header.len().min(6)]) {
         return Parsed::Invalid;
     }
+    // Its family and addresses are to be ignored, whatever they are; the library wants them to make sense.
+    if let Some(length) = declared(header).filter(|_| header.starts_with(LOCAL)) {
+        return if header.len() < length { Parsed::Partial } else { Parsed::Whole { source: None, length } };
+    }
     match ProxyHeader::parse(header, CONFIG) {
         Ok((_, length)) if v1 && length > LONGEST_V1 => Parsed::Invalid,
+        // What comes over a connection is no datagram, whoever sent it.
+        Ok(_) if !v1 && header[FAMILY] == UNIX_DATAGRAM => Parsed::Invalid,
         Ok((parsed, length)) => match parsed.proxied_address() {
             Some(ProxiedAddress { protocol: Protocol::Datagram, .. }) => Parsed::Invalid,
             address => {
@@ -130,6 +146,11 @@ mod tests {
             (v2(0x21, 0x21, &mapped, b""), Some("203.0.113.9")),
             (v2(0x20, 0x11, &v4([203, 0, 113, 9]), b""), None),
             (v2(0x20, 0x00, b"", b""), None),
+            (v2(0x20, 0x11, b"", b""), None),
+            (v2(0x20, 0xff, b"anything", &[0xee; 600]), None),
+            (v2(0x21, 0x00, b"", b""), None),
+            (v2(0x21, 0x00, &v4([203, 0, 113, 9]), &[0xee; 600]), None),
+            (v2(0x21, 0x31, &[b'/'; 216], b""), None),
         ] {
             let followed = [&header[..], b"GET / HTTP/1.1\r\n"].concat();
             assert_eq!(parse(&followed), whole(source, header.len()), "{header:?}");
@@ -159,6 +180,10 @@ mod tests {
             &v2(0x21, 0x12, &v4([203, 0, 113, 9]), b""),
             &v2(0x21, 0x11, b"short", b""),
             &v2(0x21, 0x41, &[0; 12], b""),
+            &v2(0x21, 0x31, &[b'/'; 215], b""),
+            &v2(0x21, 0x32, &[b'/'; 216], b""),
+            &v2(0x21, 0x21, &v4([203, 0, 113, 9]), b""),
+            &v2(0x10, 0x00, b"", b""),
         ] {
             assert_eq!(parse(text), Parsed::Invalid, "{}", String::from_utf8_lossy(text));
         }

@@ -186,7 +186,7 @@ impl Shared {
     ) -> Result<(IpAddr, Admitted), RefusedConnection> {
         let Some(trusted) = &self.proxy_protocol else { return Ok((peer, admitted)) };
         if !trusted.iter().any(|network| network.contains(&peer.to_canonical())) {
-            return Err(RefusedConnection::ProxyProtocol);
+            return Err(RefusedConnection::UntrustedProxy);
         }
         match timeout(self.handshake, proxy_protocol::read(stream)).await {
             Ok(Ok(Some(source))) => Ok((source, admitted.on_behalf_of(source)?)),

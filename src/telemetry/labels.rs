@@ -135,8 +135,10 @@ label! {
     TooMany = "max_connections",
     /// `max_connections_per_ip` is reached.
     TooManyFromIp = "max_connections_per_ip",
-    /// No, or no valid, PROXY header, or one from a stranger.
+    /// No, or no valid, PROXY header, or none in time.
     ProxyProtocol = "proxy_protocol",
+    /// Where a PROXY header is expected, and the peer is no trusted proxy.
+    UntrustedProxy = "untrusted_proxy",
     /// The TLS handshake failed or took too long.
     Tls = "tls_handshake",
     /// The head of a request took too long.

@@ -166,15 +166,43 @@ async fn callers_come_by_tls_and_choose_their_protocol() {
     }
     let clear = raw(proxy.address, "GET /providers HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(!clear.contains("HTTP/1.1 200"), "nothing in the clear: {clear}");
-    // A PROXY header stands before the handshake.
-    let proxied = format!("{tls}\nserver.proxy_protocol = true\nserver.trusted_proxies = ['127.0.0.1']");
-    let (_mock, proxy) = pair(&proxied).await;
-    let mut tcp = connect(proxy.address).await;
-    tcp.write_all(b"PROXY TCP4 203.0.113.1 10.0.0.1 4711 443\r\n").await.expect("sent");
+    for file in [certificate, key] {
+        fs::remove_file(file).expect("removed");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_header_of_either_version_stands_before_the_handshake() {
+    let authority = Authority::new();
+    let signed = authority.sign("proxy.test");
+    let certificate = write("proxied.pem", &signed.certificate);
+    let key = write("proxied.key", &signed.key);
+    let (_mock, proxy) = pair(&format!(
+        "server.tls = {{ certificate = {certificate:?}, private_key = {key:?} }}\n\
+         server.proxy_protocol = true\nserver.trusted_proxies = ['127.0.0.1']\n\
+         clients.limit = {{ requests = 10, window = '24h' }}"
+    ))
+    .await;
+    let address = [203, 0, 113, 1, 10, 0, 0, 1, 0x12, 0x67, 0x01, 0xbb];
+    for (header, left) in [
+        (&b"PROXY TCP4 203.0.113.1 10.0.0.1 4711 443\r\n"[..], "r=9;"),
+        (&[&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &address].concat(), "r=8;"),
+        (b"PROXY TCP6 2001:db8::1 2001:db8::2 4711 443\r\n", "r=9;"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", "r=9;"),
+    ] {
+        let mut tcp = connect(proxy.address).await;
+        tcp.write_all(header).await.expect("sent");
+        let name = ServerName::try_from("proxy.test").expect("a name");
+        let stream = authority.client(&["h2"]).connect(name, tcp).await.expect("a handshake");
+        let reply = Connection::http2(stream).await.send(bearing(KEY, "/providers")).await;
+        let reply = reply.expect("an answer");
+        assert_eq!(reply.status, 200);
+        assert!(reply.field("ratelimit").contains(left), "{header:?}: {reply:?}");
+    }
+    // Without one the handshake is none.
     let name = ServerName::try_from("proxy.test").expect("a name");
-    let stream = authority.client(&["h2"]).connect(name, tcp).await.expect("a handshake");
-    let mut connection = Connection::http2(stream).await;
-    assert_eq!(connection.send(bearing(KEY, "/providers")).await.expect("an answer").status, 200);
+    let bare = authority.client(&["h2"]).connect(name, connect(proxy.address).await).await;
+    assert!(bare.is_err(), "it was taken");
     for file in [certificate, key] {
         fs::remove_file(file).expect("removed");
     }
