@@ -28,19 +28,15 @@ pub struct Past {
 }
 
 impl Past {
-    /// Takes it that what was not written down of budget `name` was spent at the pace that `plan` grants.
+    /// Takes it that what was not written down was spent at the pace that each plan grants, of `name` in any case.
     pub fn assume(&mut self, name: &str, plan: Plan) {
-        let share = UNSEEN.as_secs_f64() / plan.quota.window.as_secs_f64();
-        let unseen = (Duration::ZERO, (f64::from(plan.quota.requests) * share.min(1.0)).ceil() as u32);
-        match self.budgets.iter_mut().find(|budget| budget.name == name) {
-            Some(budget) => budget.spent.push(unseen),
-            None => self.budgets.push(SpentBudget {
-                name: name.to_owned(),
-                users: Vec::new(),
-                plan,
-                spent: vec![unseen],
-                gate: Duration::ZERO,
-            }),
+        if self.budgets.iter().all(|budget| budget.name != name) {
+            let (name, users) = (name.to_owned(), Vec::new());
+            self.budgets.push(SpentBudget { name, users, plan, spent: Vec::new(), gate: Duration::ZERO });
+        }
+        for SpentBudget { plan: Plan { quota, .. }, spent, .. } in &mut self.budgets {
+            let share = UNSEEN.as_secs_f64() / quota.window.as_secs_f64();
+            spent.push((Duration::ZERO, (f64::from(quota.requests) * share.min(1.0)).ceil() as u32));
         }
     }
 }

@@ -66,7 +66,7 @@ impl Lasting {
         let limits = Arc::new(MemoryLimits::default());
         let plan = Plan::window(config.upstream.egress_limit);
         if past.unclean {
-            // What was spent unseen of an environment's budget upstream's first answer tells; of our address's nobody does.
+            // Where an environment's budget is not in the file, upstream's first answer tells of it; of our address nobody does.
             past.assume(EGRESS, plan);
         }
         limits.recall(past.budgets, past.ago);
