@@ -260,6 +260,14 @@ impl ResponseBody {
         self
     }
 
+    /// What it comes over, while it is still coming.
+    pub fn lease(&mut self) -> Option<&mut Option<Box<dyn Lease>>> {
+        match &mut self.source {
+            Source::Streaming(outbound) if !outbound.ended => Some(&mut outbound.lease),
+            _ => None,
+        }
+    }
+
     /// Keeps `tail` until this body is sent or dropped.
     pub fn set_tail(&mut self, tail: Box<dyn Tail>) {
         self.tail = Some(tail);

@@ -6,15 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::StatusCode;
 use http_body_util::BodyExt;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tower::util::BoxCloneService;
 use tower::{ServiceExt, service_fn};
 
 use super::*;
+use crate::body::{Arriving, Outbound, RequestBody};
 use crate::config::{LowBudget, Prefetch};
 use crate::domain::quota::{Plan, Quota};
 use crate::exchange::testing::permitted;
 use crate::store::limits::{EGRESS, MemoryLimits};
 use crate::store::pages::MemoryPages;
+use crate::time::Instant;
 
 const LIST: &str = "/provider-deployments";
 
@@ -186,4 +189,73 @@ async fn after_a_write_has_been_answered_no_list_lacks_it_in_whatever_order_thin
         (&mut write).await.expect("no panic").expect("answered");
         assert_eq!(list().await, "1", "{order:?}");
     }
+}
+
+/// What the stand-in below is asked, and what its list says.
+#[derive(Clone, Default)]
+struct Written {
+    value: Arc<AtomicU64>,
+    go_on: Arc<Notify>,
+}
+
+impl Written {
+    /// A list, or a write that `applies` when it is told to go on.
+    fn service(&self, layer: &CacheLayer<MemoryPages, MemoryLimits>, streams: bool) -> Service {
+        let written = self.clone();
+        let inner = service_fn(move |exchange: Exchange<Permitted>| {
+            let written = written.clone();
+            async move {
+                exchange.journal.attempt();
+                if *exchange.stage.permit.method() == Method::GET {
+                    return Ok(Response::new(ResponseBody::full(
+                        written.value.load(Ordering::SeqCst).to_string(),
+                    )));
+                }
+                if streams {
+                    let body = Arriving::Held(RequestBody::Held("{}".into()));
+                    let coming = Outbound::new(body, None, Duration::from_secs(60), None);
+                    return Ok(Response::new(ResponseBody::streaming(coming)));
+                }
+                exchange.journal.written(true);
+                written.go_on.notified().await;
+                written.value.store(1, Ordering::SeqCst);
+                Ok(Response::new(ResponseBody::full("{}")))
+            }
+        });
+        BoxCloneService::new(layer.layer(inner))
+    }
+}
+
+type Service = BoxCloneService<Exchange<Permitted>, Response<ResponseBody>, Rejection>;
+
+async fn text(asked: impl Future<Output = Result<Response<ResponseBody>, Rejection>>) -> String {
+    let body = asked.await.expect("answered").into_body().collect().await.expect("whole").to_bytes();
+    String::from_utf8(body.to_vec()).expect("text")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_fetched_while_the_answer_to_a_write_is_still_coming_is_not_kept_beyond_it() {
+    let (written, layer) = (Written::default(), layer());
+    let service = written.service(&layer, true);
+    let ask = |method| service.clone().oneshot(permitted(method, LIST, 1));
+    let coming = ask(Method::POST).await.expect("a head");
+    assert_eq!(text(ask(Method::GET)).await, "0");
+    written.value.store(1, Ordering::SeqCst);
+    assert_eq!(text(ask(Method::GET)).await, "0", "it was kept");
+    coming.into_body().collect().await.expect("whole");
+    assert_eq!(text(ask(Method::GET)).await, "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_caller_has_left_shows_as_soon_as_upstream_has_answered_it() {
+    let (written, layer) = (Written::default(), layer());
+    let service = written.service(&layer, false);
+    let ask = |method| service.clone().oneshot(permitted(method, LIST, 1));
+    timeout_at(Instant::now() + Duration::from_secs(1), ask(Method::POST)).await.expect_err("it left");
+    assert_eq!(text(ask(Method::GET)).await, "0");
+    written.go_on.notify_one();
+    while !layer.0.tasks.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(text(ask(Method::GET)).await, "1");
 }

@@ -1,13 +1,17 @@
 //! Writes: each that may have succeeded makes the pages of its collections unreachable.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use http::Response;
+use tokio::select;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::Shared;
-use crate::body::ResponseBody;
+use crate::body::{BodyError, Lease, ResponseBody};
 use crate::domain::operation::collection;
 use crate::exchange::{Exchange, Journal, Permitted};
 use crate::rejection::{Rejection, UpstreamFault};
@@ -15,6 +19,7 @@ use crate::store::limits::LimitStore;
 use crate::store::pages::PageStore;
 use crate::time::sleep;
 
+/// Has the write done in a task of its own: what has gone upstream may change something there, whoever is still here.
 pub(super) async fn write<P, L, S>(
     shared: Arc<Shared<P, L>>,
     mut inner: S,
@@ -23,19 +28,28 @@ pub(super) async fn write<P, L, S>(
 where
     P: PageStore,
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
+    S::Future: Send,
 {
-    let mut pending = Pending::new(shared, &exchange);
-    let outcome = inner.call(exchange).await;
-    if pending.was_sent() && may_have_happened(&outcome) {
-        pending.invalidate().await;
-    }
-    // An answer settles it; without one upstream may still be at it.
-    let settled = outcome.is_ok() || !may_have_happened(&outcome) || !pending.was_sent();
-    if settled {
-        pending.done();
-    }
-    outcome
+    let pending = Pending::new(shared.clone(), &exchange);
+    let (mut answer, mine) = oneshot::channel();
+    shared.tasks.spawn(async move {
+        let journal = exchange.journal.clone();
+        let outcome = select! {
+            biased;
+            outcome = inner.call(exchange) => outcome,
+            () = abandoned(&mut answer, &journal) => return,
+        };
+        answer.send(pending.settled_by(outcome).await).ok();
+    });
+    // Without an answer the task panicked.
+    mine.await.unwrap_or(Err(Rejection::Internal))
+}
+
+/// Resolves when the caller has left and nothing of its request is on its way.
+async fn abandoned<T>(answer: &mut oneshot::Sender<T>, journal: &Journal) {
+    answer.closed().await;
+    journal.idle().await;
 }
 
 /// Whether upstream may have changed something: anything but its own refusal, or none of it ever reached it.
@@ -79,12 +93,55 @@ impl<P: PageStore, L: LimitStore> Pending<P, L> {
         self.journal.attempts() > 0
     }
 
-    async fn invalidate(&self) {
+    /// Drops what `outcome` may have changed: before anybody sees it, and where it is still coming, once more before its end.
+    async fn settled_by(
+        mut self,
+        outcome: Result<Response<ResponseBody>, Rejection>,
+    ) -> Result<Response<ResponseBody>, Rejection> {
+        if !self.was_sent() || !may_have_happened(&outcome) {
+            self.collections.clear();
+            return outcome;
+        }
+        // Without an answer upstream may still be at it.
+        let mut response = outcome?;
         invalidate(&self.shared, &self.budget, &self.collections).await;
+        match response.body_mut().lease() {
+            Some(lease) => *lease = Some(Box::new(Coming { pending: self, lease: lease.take() })),
+            None => self.collections.clear(),
+        }
+        Ok(response)
+    }
+}
+
+/// The answer to a write that is still coming: upstream may act until it ends.
+struct Coming<P: PageStore, L: LimitStore> {
+    pending: Pending<P, L>,
+    lease: Option<Box<dyn Lease>>,
+}
+
+impl<P: PageStore, L: LimitStore> Lease for Coming<P, L> {
+    fn finish(mut self: Box<Self>) {
+        let (shared, budget) = (self.pending.shared.clone(), std::mem::take(&mut self.pending.budget));
+        let collections = std::mem::take(&mut self.pending.collections);
+        at_once(async move { invalidate(&shared, &budget, &collections).await });
+        if let Some(lease) = self.lease {
+            lease.finish();
+        }
     }
 
-    fn done(&mut self) {
-        self.collections.clear();
+    fn broken(self: Box<Self>, error: &BodyError) {
+        if let Some(lease) = self.lease {
+            lease.broken(error);
+        }
+    }
+}
+
+/// Does as much as can be done without waiting, and the rest behind the caller's back: in a task that drain does not wait for,
+/// because there are no pages to drop once the process has gone.
+fn at_once(work: impl Future<Output = ()> + Send + 'static) {
+    let mut work = Box::pin(work);
+    if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        TaskTracker::new().spawn(work);
     }
 }
 
@@ -95,9 +152,8 @@ impl<P: PageStore, L: LimitStore> Drop for Pending<P, L> {
         }
         let (shared, budget) = (self.shared.clone(), std::mem::take(&mut self.budget));
         let collections = std::mem::take(&mut self.collections);
-        // Now, and once more when upstream must be done: a list fetched in between may lack the write. A task that drain
-        // does not wait for, because there are no pages to drop once the process has gone.
-        TaskTracker::new().spawn(async move {
+        // Now, and once more when upstream must be done: a list fetched in between may lack the write.
+        at_once(async move {
             invalidate(&shared, &budget, &collections).await;
             sleep(shared.request_timeout).await;
             invalidate(&shared, &budget, &collections).await;
