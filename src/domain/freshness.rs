@@ -41,11 +41,8 @@ impl Freshness {
         if status != StatusCode::OK || headers.contains_key(SET_COOKIE) || varies(headers).is_none() {
             return None;
         }
-        let targeted = Directives::targeted(headers, &CDN_CACHE_CONTROL);
-        let (directives, expires) = match targeted.is_empty() {
-            true => (Directives::of(headers, &CACHE_CONTROL), expires(headers, unix_now)),
-            false => (targeted, None),
-        };
+        let (directives, targeted) = directives(headers);
+        let expires = if targeted { None } else { expires(headers, unix_now) };
         // Whoever understands the status, as we do that of every answer that gets here, needs not heed `no-store` beside
         // `must-understand` (§5.2.2.3).
         let unkept = directives.has("no-store") && !directives.has("must-understand");
@@ -72,9 +69,18 @@ impl Freshness {
     }
 }
 
+/// What upstream says of caching, and whether it says so to caches like this one, which is all that counts then (RFC 9213 §2.2).
+fn directives(headers: &HeaderMap) -> (Directives, bool) {
+    let targeted = Directives::targeted(headers, &CDN_CACHE_CONTROL);
+    match targeted.is_empty() {
+        true => (Directives::of(headers, &CACHE_CONTROL), false),
+        false => (targeted, true),
+    }
+}
+
 /// Whether an answer to a request with a credential may be kept for others (RFC 9111 §3.5).
 pub fn is_shared(headers: &HeaderMap) -> bool {
-    let directives = Directives::of(headers, &CACHE_CONTROL);
+    let (directives, _) = directives(headers);
     ["public", "must-revalidate", "s-maxage"].iter().any(|name| directives.has(name))
 }
 
@@ -146,6 +152,19 @@ mod tests {
 
     fn of(fields: &[(&str, &str)], configured: u64) -> Option<Freshness> {
         Freshness::of(StatusCode::OK, &headers(fields), Duration::from_secs(configured), NOW)
+    }
+
+    #[test]
+    fn an_answer_to_a_credential_is_shared_where_what_counts_for_us_says_so() {
+        for (fields, shared) in [
+            (&[] as &[_], false),
+            (&[("cache-control", "max-age=60")], false),
+            (&[("cache-control", "public")], true),
+            (&[("cache-control", "public"), ("cdn-cache-control", "max-age=60")], false),
+            (&[("cache-control", "private"), ("cdn-cache-control", "s-maxage=60")], true),
+        ] {
+            assert_eq!(is_shared(&headers(fields)), shared, "{fields:?}");
+        }
     }
 
     #[test]

@@ -225,7 +225,8 @@ where
             shared.metrics.cache(if is_fresh { CacheResult::Hit } else { CacheResult::Stale });
             asked.journal.cache(CacheStatus::Hit { ttl, detail });
             let answer = asked.answer(page, true);
-            if let Usable::Stale { refresh: true, .. } = judged {
+            let keeps = !shared.forbids(exchange.request.headers());
+            if matches!(judged, Usable::Stale { refresh: true, .. }) && keeps {
                 fill::refresh(&shared, wanted(kept), inner, exchange);
             } else if shared.config.prefetch.enabled {
                 prefetch::ahead(&shared, inner, &exchange, page).await;

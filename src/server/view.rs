@@ -145,7 +145,7 @@ impl View for ServerView {
             let mut handles = self.lasting.environments.iter();
             let handle =
                 handles.find(|handle| handle.environment.name == environment).ok_or(Unknown::Environment)?;
-            if !collection.starts_with('/') || collection.len() < 2 {
+            if !collection.starts_with('/') || collection.len() < 2 || collection.contains(['?', '#', '%']) {
                 return Err(Unknown::Collection);
             }
             self.lasting

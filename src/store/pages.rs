@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +43,8 @@ pub struct Page {
     pub next_after: Option<Box<str>>,
     /// Not to be fetched anew before this moment, because the last attempt failed.
     pub retry_at: AtomicU64,
+    /// The page after it was asked for already.
+    pub ahead: AtomicBool,
 }
 
 /// A request field and its value, where it was there.
@@ -88,6 +90,11 @@ impl Page {
     /// Whether it may be fetched anew.
     pub fn may_retry(&self, now: Timestamp) -> bool {
         now.0 >= self.retry_at.load(Ordering::Relaxed)
+    }
+
+    /// Whether the page after it is still to be asked for; only the first one to ask hears so.
+    pub fn goes_ahead(&self) -> bool {
+        !self.ahead.swap(true, Ordering::Relaxed)
     }
 
     /// Bytes it takes up, its key aside: of a small page, the table of its fields is the largest part.
@@ -142,6 +149,9 @@ pub trait PageStore: Send + Sync + 'static {
 
     /// Keeps it.
     fn put(&self, key: PageKey, entry: Entry) -> impl Future<Output = ()> + Send;
+
+    /// Keeps it no longer.
+    fn remove(&self, key: &PageKey) -> impl Future<Output = ()> + Send;
 
     /// The generation of a collection: part of each of its pages' keys.
     fn generation(&self, environment: &str, collection: &str) -> impl Future<Output = u64> + Send;

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use metorial_proxy::domain::quota::Quota;
 use metorial_proxy::mock::{Fault, Options, Reset};
 use metorial_proxy::time::sleep;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::task::TaskTracker;
 
 use crate::client::{Connection, bearing, connect, request};
@@ -548,6 +548,8 @@ async fn callers_directives_count_only_where_the_operator_wants_that() {
 async fn pages_are_compressed_once_for_callers_that_ask() {
     let (mock, proxy) = pair("").await;
     let target = "/providers?limit=50";
+    // Of the body as upstream sent it.
+    mock.fault(Fault { headers: with(&[("content-digest", "sha-256=:AA==:")]), ..Fault::default() });
     let plain = proxy.get(target).await;
     let vary: Vec<_> = plain.headers.get_all("vary").iter().collect();
     assert_eq!(plain.field("content-encoding"), "");
@@ -565,6 +567,7 @@ async fn pages_are_compressed_once_for_callers_that_ask() {
         }
         assert_eq!(decoded(coding, &coded.body), plain.body.to_vec());
         assert!(coded.body.len() < plain.body.len() / 3);
+        assert_eq!(coded.field("content-digest"), "");
         assert_ne!(coded.field("etag"), plain.field("etag"), "another representation, another validator");
         let known = [fields[0], ("if-none-match", coded.field("etag"))];
         assert_eq!(proxy.call("GET", target, &known, "").await.status, 304);
@@ -686,4 +689,66 @@ async fn a_write_that_was_never_sent_drops_nothing() {
     let list = proxy.get("/provider-deployments").await;
     assert!(list.field("cache-status").starts_with("metorial-proxy; hit"), "{}", list.field("cache-status"));
     assert_eq!(mock.received(), 1);
+}
+
+#[tokio::test]
+async fn a_page_that_upstream_has_since_replaced_by_what_cannot_be_kept_is_served_no_more() {
+    let (mock, proxy) = pair("cache.ttl = '1ms'").await;
+    let no_store = [("cache-control", "no-store")];
+    for fault in [
+        Fault { headers: with(&no_store), ..Fault::default() },
+        Fault { headers: with(&[("set-cookie", "a=b")]), ..Fault::default() },
+        Fault { status: Some(404), ..Fault::default() },
+        Fault { status: Some(403), ..Fault::default() },
+    ] {
+        let described = format!("{fault:?}");
+        let before = mock.received();
+        assert_eq!(proxy.get("/providers").await.status, 200);
+        stale().await;
+        mock.fault(fault);
+        let kept = proxy.get("/providers").await;
+        assert!(kept.field("cache-status").ends_with("detail=revalidating"), "{described}: {kept:?}");
+        eventually("it was fetched anew", || mock.received() == before + 2).await;
+        eventually("and the answer is here", || {
+            mock.handle.requests().iter().all(|record| record.status.is_some())
+        })
+        .await;
+        stale().await;
+        // Nothing is there to be served in the place of an error.
+        mock.fault(Fault { status: Some(500), ..Fault::default() });
+        let reply = proxy.get("/providers").await;
+        assert_eq!((reply.status, reply.field("cache-status")), (500, MISS), "{described}");
+    }
+}
+
+#[tokio::test]
+async fn an_event_stream_is_passed_on_as_it_comes() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    // It never ends.
+    let (url, _) = scripted(move |_| format!("{head}9\r\ndata: 1\n\n\r\n").into_bytes()).await;
+    let proxy = Proxy::start(&url, "");
+    let mut tcp = connect(proxy.address).await;
+    let asked = format!("GET /providers HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n\r\n");
+    tcp.write_all(asked.as_bytes()).await.expect("written");
+    let mut read = Vec::new();
+    while !read.windows(7).any(|bytes| bytes == b"data: 1") {
+        assert_ne!(tcp.read_buf(&mut read).await.expect("read"), 0, "{}", String::from_utf8_lossy(&read));
+    }
+    assert!(String::from_utf8_lossy(&read).contains(MISS));
+}
+
+#[tokio::test]
+async fn a_next_page_that_cannot_be_kept_is_fetched_ahead_once() {
+    let mock = Mock::with(Options { limit: Quota::PRODUCTION, items: 57, ..Options::default() }).await;
+    let proxy = Proxy::start(mock.url(), "cache.prefetch = { enabled = true, above = 0.1 }");
+    let first = proxy.get("/providers?limit=5").await.json();
+    let after = first["items"][4]["id"].as_str().expect("an id").to_owned();
+    let target = format!("/providers?limit=5&after={after}");
+    mock.fault(Fault { headers: with(&[("cache-control", "max-age=60")]), ..Fault::default() });
+    mock.fault(Fault { next: 100, headers: with(&[("cache-control", "no-store")]), ..Fault::default() });
+    for _ in 0..20 {
+        assert_eq!(proxy.get(&target).await.status, 200);
+        stale().await;
+    }
+    assert_eq!(mock.received(), 3);
 }

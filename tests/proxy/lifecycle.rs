@@ -233,6 +233,11 @@ async fn an_operator_can_drop_the_pages_of_a_collection() {
     assert!(!proxy.get("/providers").await.field("cache-status").contains("hit"));
     assert!(proxy.get("/provider-groups").await.field("cache-status").contains("hit"));
     assert_eq!(mock.received(), 3);
+    for collection in ["/providers?limit=5", "/providers#x", "/provider%73", "providers", "/"] {
+        let body = json!({"environment": "main", "collection": collection}).to_string();
+        let reply = admin(&proxy, "POST", "/cache/invalidate", &body).await;
+        assert!((400..500).contains(&reply.status), "{collection}: {reply:?}");
+    }
     // What a page in a browser could send.
     let host = [("host", "rebound.example"), ("content-type", "application/json")];
     let foreign = try_send(proxy.admin, request("POST", "/cache/invalidate", &host, body)).await;

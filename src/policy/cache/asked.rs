@@ -11,7 +11,7 @@ use http::{Method, Response, StatusCode};
 use super::usable::Wishes;
 use crate::body::ResponseBody;
 use crate::exchange::{Exchange, Journal, Permitted};
-use crate::store::pages::Page;
+use crate::store::pages::{Coded, Page};
 use crate::time::Timestamp;
 
 /// Room for the fields that this layer and those outside add to a page's own.
@@ -43,7 +43,7 @@ impl Asked {
 
     /// The page, or that it has not changed. Its age is told where it has one.
     pub(super) fn answer(&self, page: &Page, kept: bool) -> Response<ResponseBody> {
-        let coded = page.coded.iter().find(|coded| self.codings.accept(coded.coding));
+        let coded = self.codings.best(&page.coded);
         let (bytes, etag) = coded.map_or((&page.body, &page.etag), |coded| (&coded.body, &coded.etag));
         let unchanged = self.has(page, etag);
         let body =
@@ -89,48 +89,72 @@ impl Asked {
 
 /// Whether an `If-None-Match` line names `etag` (weak comparison, RFC 9110 §13.1.2).
 fn names(line: &[u8], etag: &[u8]) -> bool {
+    if line.trim_ascii() == b"*" {
+        return true;
+    }
     let opaque = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
     let etag = opaque(etag);
-    line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || opaque(tag) == etag)
+    let mut quoted = false;
+    // A comma within quotes is part of a tag.
+    let tags = line.split(|byte| {
+        quoted ^= *byte == b'"';
+        *byte == b',' && !quoted
+    });
+    tags.map(<[u8]>::trim_ascii).any(|tag| !tag.is_empty() && opaque(tag) == etag)
 }
 
-/// The content codings that a caller takes (RFC 9110 §12.5.3).
+/// How much a caller wants each content coding, in thousandths; 0: not at all (RFC 9110 §12.5.3).
 #[derive(Debug, Default)]
 struct Codings {
-    gzip: bool,
-    br: bool,
+    gzip: u16,
+    br: u16,
+    identity: u16,
 }
 
 impl Codings {
     fn of(headers: &HeaderMap) -> Self {
         let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
-        let (mut named, mut any) = (Vec::new(), false);
+        let mut named = Vec::new();
         for item in lines.flat_map(|line| line.split(',')) {
-            let (coding, weight) = item.split_once(';').unwrap_or((item, ""));
-            // `q=0`, `q=0.000`: anything but.
-            let weight = weight.trim().strip_prefix("q=").unwrap_or("1");
-            let taken = weight.bytes().any(|digit| (b'1'..=b'9').contains(&digit));
-            match coding.trim() {
-                "*" => any = taken,
-                coding => named.push((coding.to_ascii_lowercase(), taken)),
-            }
+            let (coding, weight) = item.split_once(';').map_or((item, 1000), |(coding, weight)| {
+                let weight = weight.trim().trim_start_matches(['q', 'Q']).strip_prefix('=');
+                let weight = weight.and_then(|weight| weight.trim().parse::<f32>().ok());
+                (coding, (weight.unwrap_or(1.0).clamp(0.0, 1.0) * 1000.0) as u16)
+            });
+            named.push((coding.trim().to_ascii_lowercase(), weight));
         }
-        let takes =
-            |name: &str| named.iter().find(|(coding, _)| coding == name).map_or(any, |(_, taken)| *taken);
-        Self { gzip: takes("gzip") || takes("x-gzip"), br: takes("br") }
+        let weight = |names: &[&str]| {
+            let found = names.iter().find_map(|name| named.iter().find(|(coding, _)| coding == name));
+            found.map_or(0, |(_, weight)| *weight)
+        };
+        // An answer as it is needs no mention, and is wanted least then.
+        Self {
+            gzip: weight(&["gzip", "x-gzip", "*"]),
+            br: weight(&["br", "*"]),
+            identity: weight(&["identity"]),
+        }
     }
 
-    fn accept(&self, coding: &str) -> bool {
+    fn weight(&self, coding: &str) -> u16 {
         match coding {
             "br" => self.br,
             "gzip" => self.gzip,
-            _ => false,
+            _ => 0,
         }
+    }
+
+    /// The one that is wanted most, of those equally wanted the first; `None`: the body as it is.
+    fn best<'c>(&self, coded: &'c [Coded]) -> Option<&'c Coded> {
+        let wanted = coded.iter().rev().max_by_key(|coded| self.weight(coded.coding))?;
+        let weight = self.weight(wanted.coding);
+        (weight > 0 && weight >= self.identity).then_some(wanted)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]
@@ -143,6 +167,8 @@ mod tests {
             ("\"b\"", false),
             ("a", false),
             ("", false),
+            ("\"b, *, \"", false),
+            ("\"b\", *", false),
         ] {
             assert_eq!(names(line.as_bytes(), b"\"a\""), expected, "{line}");
             assert_eq!(names(line.as_bytes(), b"W/\"a\""), expected, "{line}");
@@ -152,21 +178,31 @@ mod tests {
     #[test]
     fn codings_are_those_that_the_caller_takes() {
         for (lines, expected) in [
-            (&[] as &[&str], [false, false]),
-            (&["gzip, deflate, br"], [true, true]),
-            (&["gzip;q=0.5", "BR;q=0"], [true, false]),
-            (&["*"], [true, true]),
-            (&["*;q=0, br;q=0.1"], [false, true]),
-            (&["br;q=0, *"], [true, false]),
-            (&["identity"], [false, false]),
-            (&["gzip;q=0.000"], [false, false]),
+            (&[] as &[&str], None),
+            (&["gzip, deflate, br"], Some("br")),
+            (&["gzip, br;q=0.1"], Some("gzip")),
+            (&["gzip;q=0.5", "BR;q=0"], Some("gzip")),
+            (&["*"], Some("br")),
+            (&["*;q=0, br;q=0.1"], Some("br")),
+            (&["br;q=0, *"], Some("gzip")),
+            (&["gzip;q=0, br;q=0, *"], None),
+            (&["gzip; Q=0"], None),
+            (&["identity"], None),
+            (&["identity, gzip;q=0.1"], None),
+            (&["identity;q=0.5, gzip"], Some("gzip")),
+            (&["gzip;q=0.000"], None),
         ] {
             let mut headers = HeaderMap::new();
             for line in lines {
                 headers.append(ACCEPT_ENCODING, line.parse().expect("a value"));
             }
-            let codings = Codings::of(&headers);
-            assert_eq!(["gzip", "br"].map(|coding| codings.accept(coding)), expected, "{lines:?}");
+            let coded = ["br", "gzip"].map(|coding| Coded {
+                coding,
+                body: Bytes::new(),
+                etag: HeaderValue::from_static("\"1\""),
+            });
+            let best = Codings::of(&headers).best(&coded).map(|coded| coded.coding);
+            assert_eq!(best, expected, "{lines:?}");
         }
     }
 }

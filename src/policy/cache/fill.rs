@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ETAG, HeaderMap};
+use http::header::{CONTENT_TYPE, ETAG, HeaderMap};
 use http::{Method, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -271,6 +271,9 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
             Ok(response) => match self.answered(response, &request, ttl, deadline).await {
                 Ok(common) => common,
                 Err(own) => {
+                    if !self.is_personal(&request, ttl) {
+                        self.superseded().await;
+                    }
                     // Where the leader has left, its answer goes with it.
                     self.own.send(own).ok();
                     return self.lead.publish(Common::Unshared);
@@ -278,10 +281,31 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
             },
             Err(rejection) => Common::Failed(rejection),
         };
-        if let (Some(kept), Common::Failed(_) | Common::Other(_)) = (kept, &common) {
-            kept.failed(Timestamp::now() + AFTER_FAILURE);
+        match &common {
+            Common::Page(Filled { stored: false, .. }) => self.superseded().await,
+            Common::Other(other) if is_final(other.status) => self.superseded().await,
+            Common::Failed(_) | Common::Other(_) => {
+                if let Some(kept) = kept {
+                    kept.failed(Timestamp::now() + AFTER_FAILURE);
+                }
+            }
+            Common::Page(_) | Common::Unshared => {}
         }
         self.lead.publish(common);
+    }
+
+    /// Upstream has said something else since, and that cannot be kept: nobody is to have the page any more.
+    async fn superseded(&self) {
+        if self.wanted.kept.is_some() {
+            self.shared.pages.remove(&self.wanted.key).await;
+        }
+    }
+
+    /// Whether the answer may be one caller's alone, whatever upstream says: of the page it tells nothing.
+    fn is_personal(&self, request: &HeaderMap, ttl: Duration) -> bool {
+        // Where upstream alone decides, a caller's own credential makes an answer its own, although upstream never saw it
+        // (RFC 9111 §3.5).
+        self.shared.forbids(request) || (self.wanted.credential && ttl.is_zero())
     }
 
     /// A 304: the kept page has the fields that upstream sent, and is as fresh as they say.
@@ -308,8 +332,6 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
         let config = &self.shared.config;
         let sent = sent_at(&response);
         let own_cookie = response.extensions().get::<HadCookie>().is_some();
-        // Where upstream alone decides, a caller's own credential makes an answer its own, although upstream never saw it
-        // (RFC 9111 §3.5).
         let own = self.wanted.credential && ttl.is_zero() && !freshness::is_shared(response.headers());
         let unkept = own_cookie || own || self.shared.forbids(request);
         let freshness = match unkept {
@@ -319,7 +341,7 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
         let freshness = freshness.filter(|freshness| of_use(freshness, response.headers()));
         let may_share = freshness.is_some() || (response.status() != StatusCode::OK && !own_cookie);
         let too_large = response.body().size_hint().lower() > config.max_page as u64;
-        if !may_share || too_large {
+        if !may_share || too_large || is_endless(response.headers()) {
             return Err(response);
         }
         let (head, body) = response.into_parts();
@@ -372,6 +394,19 @@ fn speaks_of_another(response: &Result<Response<ResponseBody>, Rejection>, kept:
     let etag = told.headers().get(ETAG);
     told.status() == StatusCode::NOT_MODIFIED
         && etag.is_some_and(|etag| Some(etag) != kept.validators[0].as_ref())
+}
+
+/// Whether upstream's answer stands for the page from now on, rather than being a trouble that passes.
+fn is_final(status: StatusCode) -> bool {
+    !status.is_server_error()
+        && status != StatusCode::TOO_MANY_REQUESTS
+        && status != StatusCode::REQUEST_TIMEOUT
+}
+
+/// Whether the body is to be read as it comes, because it may have no end.
+fn is_endless(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()?.split(';').next());
+    media_type.is_some_and(|media_type| media_type.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
 /// Whether a page with this freshness is worth its place: it is fresh for a while, or upstream can be asked about it.

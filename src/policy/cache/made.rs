@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use aws_lc_rs::digest;
 use brotli::CompressorWriter;
@@ -25,6 +25,9 @@ use crate::time::{Timestamp, unix_now};
 const COMPRESSED_FROM: usize = 860;
 /// Larger ones are compressed off the worker's thread.
 pub(super) const LARGE: usize = 64 * 1024;
+
+/// Digests of the content as upstream sent it, wrong beside a coding of ours (RFC 9530 §2, RFC 9110 §8.4).
+const DIGESTS: [&str; 4] = ["content-digest", "repr-digest", "digest", "content-md5"];
 
 /// What is wanted beside the page itself.
 #[derive(Debug, Clone, Copy)]
@@ -49,11 +52,14 @@ pub(super) fn page(
     for name in [CONTENT_LENGTH, AGE, HeaderName::from_static("metorial-req-id")] {
         headers.remove(name);
     }
-    let theirs = headers.remove(ETAG).filter(|etag| etag.to_str().is_ok());
+    let theirs = headers.remove(ETAG).filter(|etag| etag.to_str().is_ok_and(|etag| !etag.is_empty()));
     let etag = theirs.map_or_else(|| mint_etag(body), |etag| own(&etag));
     // Copied, because what came is a slice of the connection's buffer, which a small page would keep alive whole.
     headers.values_mut().for_each(|value| *value = own(value));
     let coded = if extras.compress && is_worth_it(&headers, body) { coded(body, &etag) } else { Vec::new() };
+    if !coded.is_empty() {
+        DIGESTS.iter().for_each(|name| drop(headers.remove(*name)));
+    }
     Page {
         headers,
         body: Bytes::copy_from_slice(body),
@@ -65,6 +71,7 @@ pub(super) fn page(
         varies,
         next_after: extras.next.then(|| next_after(body)).flatten(),
         retry_at: AtomicU64::new(0),
+        ahead: AtomicBool::new(false),
     }
 }
 
@@ -75,6 +82,7 @@ pub(super) fn renewed(kept: &Page, told: &HeaderMap, sent: Timestamp, freshness:
         // What describes the body is that of the body we have.
         if [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, AGE].contains(name)
             || name.as_str() == "metorial-req-id"
+            || DIGESTS.contains(&name.as_str())
         {
             continue;
         }
@@ -100,6 +108,7 @@ pub(super) fn renewed(kept: &Page, told: &HeaderMap, sent: Timestamp, freshness:
         varies: kept.varies.clone(),
         next_after: kept.next_after.clone(),
         retry_at: AtomicU64::new(0),
+        ahead: AtomicBool::new(false),
     }
 }
 
@@ -121,7 +130,9 @@ pub(super) fn merged(kept: &Page, told: &HeaderMap) -> HeaderMap {
 }
 
 fn validators(headers: &HeaderMap) -> [Option<HeaderValue>; 2] {
-    [ETAG, LAST_MODIFIED].map(|name| headers.get(name).filter(|value| value.to_str().is_ok()).map(own))
+    [ETAG, LAST_MODIFIED].map(|name| {
+        headers.get(name).filter(|value| value.to_str().is_ok_and(|value| !value.is_empty())).map(own)
+    })
 }
 
 fn varies(headers: &HeaderMap, request: &HeaderMap) -> Box<[Varied]> {

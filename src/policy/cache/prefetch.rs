@@ -1,7 +1,7 @@
 //! Prefetch: the next page, for a caller that is paging, before it asks.
 //!
 //! Only where the caller has paged already (its query has an `after`), only while there is more budget than the operator wants
-//! kept, and only once: a page that is there or under way is left alone.
+//! kept, and only once for each page: one that is there or under way is left alone.
 
 use http::uri::PathAndQuery;
 use http::{Method, Response};
@@ -42,7 +42,8 @@ pub(super) async fn ahead<P, L, S>(
     next.stage.permit = permit;
     let primary = shared.key(&next).await;
     let (key, kept) = shared.look_up(&primary, next.request.headers()).await;
-    if kept.is_some() {
+    // What could not be kept once is not asked for with each hit.
+    if kept.is_some() || !page.goes_ahead() {
         return;
     }
     if fill::refresh(shared, Wanted { key, primary, kept, credential: false }, inner, next) {

@@ -151,7 +151,7 @@ pub(super) fn stretched(ttl: Duration, low: Duration, below: f32, share: f32) ->
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
 
     use http::header::HeaderValue;
 
@@ -186,6 +186,7 @@ mod tests {
             varies: Box::default(),
             next_after: None,
             retry_at: AtomicU64::new(0),
+            ahead: AtomicBool::new(false),
         };
         (page, at + Duration::from_secs(age))
     }

@@ -1,7 +1,7 @@
 //! What every page store promises. `suite!(store)` runs it over a backend.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderValue};
@@ -27,6 +27,7 @@ pub(crate) fn page(path: &str, body: &str) -> (PageKey, Entry) {
         varies: Box::default(),
         next_after: None,
         retry_at: AtomicU64::new(0),
+        ahead: AtomicBool::new(false),
     };
     (key("e", 0, path), Entry::Page(Arc::new(page)))
 }
@@ -48,6 +49,8 @@ pub(crate) async fn what_was_put_is_found_under_its_key_only(store: impl PageSto
     assert_eq!(body(&store, &key("f", 0, "/things")).await, None);
     store.put(at.clone(), Entry::Varies([http::header::ACCEPT].into())).await;
     assert_eq!(body(&store, &at).await.as_deref(), Some("[\"accept\"]"));
+    store.remove(&at).await;
+    assert_eq!(body(&store, &at).await, None);
 }
 
 pub(crate) async fn an_invalidation_changes_the_generation_of_one_collection_of_one_environment(

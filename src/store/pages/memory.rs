@@ -58,6 +58,10 @@ impl PageStore for MemoryPages {
         self.pages.insert(key, entry).await;
     }
 
+    async fn remove(&self, key: &PageKey) {
+        self.pages.invalidate(key).await;
+    }
+
     async fn generation(&self, environment: &str, collection: &str) -> u64 {
         let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
         let found = generations.get(environment).and_then(|collections| collections.get(collection));
