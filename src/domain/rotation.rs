@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-/// A key that was refused so recently is not tried in addition to the other: it would double what is sent for nothing.
+/// A key that was refused so recently is not tried in addition to the other, unless that one was taken since: it would
+/// double what is sent for nothing.
 const HOLD_OFF: Duration = Duration::from_secs(1);
 
 /// One of the two.
@@ -45,6 +46,8 @@ pub struct Rotation {
     in_use: Which,
     /// When upstream refused each, where it has not been taken since.
     refused: [Option<Duration>; 2],
+    /// When the last request was sent for which upstream took each.
+    taken: [Option<Duration>; 2],
 }
 
 impl Rotation {
@@ -63,7 +66,9 @@ impl Rotation {
         let other = key.other();
         self.refused[key.index()] = Some(now);
         self.sent = other;
-        self.refused[other.index()].is_none_or(|at| now >= at + HOLD_OFF)
+        // What was refused before this one was taken may be taken now that this one is refused.
+        self.refused[other.index()]
+            .is_none_or(|at| now >= at + HOLD_OFF || self.taken[key.index()] >= Some(at))
     }
 
     /// Upstream took `key` in answer to a request that was sent at `sent`. Whether it is in use from now on and was not
@@ -74,6 +79,7 @@ impl Rotation {
             return false;
         }
         self.refused[key.index()] = None;
+        self.taken[key.index()] = self.taken[key.index()].max(Some(sent));
         if self.refused[key.other().index()].is_some() {
             self.sent = key;
         }
@@ -133,6 +139,19 @@ mod tests {
         assert_eq!(rotation.sent(), Current);
         assert!(rotation.refuse(Current, at(9.0)), "and what was refused long ago is tried again");
         assert!(rotation.accept(Next, at(9.0)));
+    }
+
+    #[test]
+    fn a_key_that_upstream_goes_back_to_is_tried_at_once_and_only_until_it_is_refused_too() {
+        let mut rotation = Rotation::default();
+        assert!(rotation.refuse(Current, at(1.0)));
+        rotation.accept(Next, at(1.0));
+        assert!(rotation.refuse(Next, at(1.2)), "it was taken since the first was refused");
+        assert!(rotation.refuse(Next, at(1.2)), "and by everyone whom it failed");
+        assert!(!rotation.refuse(Current, at(1.2)), "but nothing was taken since");
+        assert!(!rotation.refuse(Next, at(1.3)));
+        rotation.accept(Current, at(1.4));
+        assert_eq!((rotation.sent(), rotation.in_use()), (Current, Current));
     }
 
     #[test]

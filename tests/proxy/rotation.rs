@@ -1,5 +1,7 @@
 //! One secret key takes the place of another, and no caller notices.
 
+use std::sync::atomic::Ordering;
+
 use metorial_proxy::domain::key::SecretKey;
 use metorial_proxy::domain::quota::Quota;
 use metorial_proxy::mock::{Fault, Options};
@@ -85,6 +87,22 @@ async fn when_both_are_refused_it_is_our_fault_and_whichever_comes_back_is_found
     assert_eq!(sent(&mock), ["SECR", "OTHR", "SECR", "OTHR"], "two for the first, and then one each");
     assert_eq!(proxy.get("/providers/x").await.status, 404);
     assert!(proxy.status().upstream.credentials_ok);
+}
+
+#[tokio::test]
+async fn a_rotation_that_is_taken_back_at_once_fails_no_request() {
+    // Whichever key is sent first is refused, and the other taken.
+    let (url, asked) = scripted(|count| {
+        let status = if count % 2 == 0 { "401 Unauthorized" } else { "200 OK" };
+        format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").into()
+    })
+    .await;
+    let proxy = Proxy::start(&url, ROTATING);
+    for in_use in [[false, true], [true, false], [false, true]] {
+        assert_eq!(proxy.get("/providers/x").await.status, 200);
+        assert_eq!(proxy.status().secrets.iter().map(|key| key.in_use).collect::<Vec<_>>(), in_use);
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 6, "two for each");
 }
 
 #[tokio::test]
