@@ -13,9 +13,12 @@ use http::Method;
 use crate::domain::operation::{self, OPERATIONS, Operation};
 
 mod query;
+mod secrets;
 mod template;
 
 pub use query::{Broken, Query};
+pub use secrets::answers_with_secret;
+use secrets::{SecretRoute, secret_route};
 use template::anonymous;
 
 /// Methods that callers may use at all.
@@ -141,7 +144,7 @@ pub struct AccessTable {
     shadows: PerMethod,
     shadow_rules: Vec<String>,
     profiles: PerMethod,
-    known: Arc<PerMethodOperations>,
+    known: &'static PerMethodOperations,
 }
 
 type PerMethod = Vec<(Method, matchit::Router<Arc<Route>>)>;
@@ -197,7 +200,7 @@ impl AccessTable {
         let path = anonymous(&rule.path);
         for method in &rule.methods {
             // What the API would choose for it: `/sessions/ses_1` is a session too.
-            let named = find(&self.known, method, &rule.path).map(|found| *found.value);
+            let named = find(self.known, method, &rule.path).map(|found| *found.value);
             if !rule.returns_secret && !rule.shadow && answers_with_secret(method, &rule.path) {
                 return Err(format!(
                     "{method} {} answers with a secret: to open it all the same, write it as [[environments.rules]] with \
@@ -241,13 +244,13 @@ impl AccessTable {
             return Err(Denied::new(format!("{prefix} is never served by this proxy"), None, None));
         }
         let (method, path) = canonical(method, path);
-        let known = || find(&self.known, method, path).map(|found| *found.value);
+        let known = || find(self.known, method, path).map(|found| *found.value);
         if let Some(found) = find(&self.rules, method, path) {
             let route = found.value;
-            if let Some(operation) = known().filter(|_| !route.returns_secret)
-                && operation.returns_secret
+            if !route.returns_secret
+                && let Some(secret) = secret_route(method, path)
             {
-                return Err(secret_route(method, operation));
+                return Err(answers_secret(method, secret));
             }
             return match route.query.check(query) {
                 Ok(()) => Ok(route.clone()),
@@ -257,8 +260,10 @@ impl AccessTable {
         if let Some(found) = find(&self.profiles, method, path) {
             return Ok(found.value.clone());
         }
+        if let Some(secret) = secret_route(method, path) {
+            return Err(answers_secret(method, secret));
+        }
         Err(match known() {
-            Some(operation) if operation.returns_secret => secret_route(method, operation),
             Some(operation) => Denied::new(
                 format!("No rule of this proxy allows {method} {}.", operation.template),
                 Some(format!(
@@ -282,10 +287,9 @@ impl AccessTable {
     pub fn shadow(&self, method: &Method, path: &str, query: &str) -> Option<ShadowRefusal> {
         let (method, path) = canonical(method, path);
         let route = find(&self.shadows, method, path)?.value;
-        let known = find(&self.known, method, path).map(|found| *found.value);
-        let (constraint, message) = match known.filter(|operation| operation.returns_secret) {
-            Some(operation) if !route.returns_secret => {
-                ("returns_secret".to_owned(), secret_route(method, operation).message)
+        let (constraint, message) = match secret_route(method, path) {
+            Some(secret) if !route.returns_secret => {
+                ("returns_secret".to_owned(), answers_secret(method, secret).message)
             }
             _ => route.query.check(query).err().map(|broken| (broken.constraint, broken.message))?,
         };
@@ -336,15 +340,22 @@ fn constraint(route: &Route, broken: Broken, known: Option<&'static Operation>) 
     }
 }
 
-fn secret_route(method: &Method, operation: &'static Operation) -> Denied {
-    let template = &operation.template;
+fn answers_secret(method: &Method, secret: SecretRoute) -> Denied {
+    let (template, known) = match secret {
+        SecretRoute::Known(operation) => (operation.template.as_str(), Some(operation.template.as_str())),
+        SecretRoute::Family(family) => (family, None),
+    };
+    let (below, path) = match known {
+        Some(_) => ("", format!("path = \"{template}\"")),
+        None => (" and what lies below", "its path".to_owned()),
+    };
     Denied::new(
-        format!("{method} {template} answers with a secret; this proxy does not open it."),
+        format!("{method} {template}{below} answers with a secret; this proxy does not open it."),
         Some(format!(
-            "The operator can open it with [[environments.rules]] methods = [\"{method}\"], path = \"{template}\", \
+            "The operator can open it with [[environments.rules]] methods = [\"{method}\"], {path}, \
              returns_secret = true."
         )),
-        Some(template),
+        known,
     )
 }
 
@@ -355,18 +366,13 @@ fn refused_prefix(path: &str) -> Option<&'static str> {
         .find(|prefix| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
-/// Whether the API answers `method` on `path`, a path or a template, with a secret.
-pub fn answers_with_secret(method: &Method, path: &str) -> bool {
-    find(&known_operations(), method, path).is_some_and(|found| found.value.returns_secret)
-}
-
 fn per_method() -> PerMethod {
     let opened = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
     opened.into_iter().map(|method| (method, matchit::Router::new())).collect()
 }
 
-fn known_operations() -> Arc<PerMethodOperations> {
-    static KNOWN: std::sync::LazyLock<Arc<PerMethodOperations>> = std::sync::LazyLock::new(|| {
+fn known_operations() -> &'static PerMethodOperations {
+    static KNOWN: std::sync::LazyLock<PerMethodOperations> = std::sync::LazyLock::new(|| {
         let mut known: PerMethodOperations = Vec::new();
         for operation in OPERATIONS.iter() {
             if !known.iter().any(|(method, _)| *method == operation.method) {
@@ -377,9 +383,9 @@ fn known_operations() -> Arc<PerMethodOperations> {
                 router.insert(anonymous(&operation.template), operation).ok();
             }
         }
-        Arc::new(known)
+        known
     });
-    KNOWN.clone()
+    &KNOWN
 }
 
 fn router<'a, T>(

@@ -290,6 +290,15 @@ async fn what_two_readers_could_read_differently_is_refused() {
 }
 
 #[tokio::test]
+async fn a_rule_with_a_parameter_reaches_no_secret_that_the_table_does_not_name() {
+    let (mock, proxy) = pair("[[environments]]\nallow = ['GET /{a}', 'GET /{a}/{b}']").await;
+    for target in ["/event-destinations", "/instances/ins_1/api-keys", "/organization/api-keys"] {
+        assert_eq!(proxy.get(target).await.refusal(), (403, "forbidden".to_owned()), "{target}");
+    }
+    assert_eq!(mock.received(), 0);
+}
+
+#[tokio::test]
 async fn the_base_path_is_removed_first_and_nothing_outside_it_is_served() {
     let (mock, proxy) = pair("server.base_path = '/api/metorial'").await;
     assert_eq!(proxy.get("/api/metorial/providers?limit=1").await.status, 200);

@@ -12,7 +12,7 @@ fn table(profiles: &[Profile], rules: &[Rule]) -> AccessTable {
 fn every_route_of_the_table_matches_itself() {
     let known = known_operations();
     for operation in OPERATIONS.iter() {
-        let found = find(&known, &operation.method, &operation.template).expect("matches");
+        let found = find(known, &operation.method, &operation.template).expect("matches");
         assert_eq!(found.value.template, operation.template);
     }
 }
@@ -83,6 +83,33 @@ fn a_parameter_does_not_open_a_static_sibling_that_returns_a_secret() {
     let table = table(&[], &[rule("allow[0]", Method::GET, "/{anything}")]);
     assert!(table.decide(&Method::GET, &secret.template, "").is_err());
     assert!(table.decide(&Method::GET, "/providers", "").is_ok());
+}
+
+#[test]
+fn a_parameter_does_not_reach_a_secret_that_no_table_names() {
+    let wide = ["/{a}", "/{a}/{b}", "/{a}/{b}/{c}"];
+    let rules = |returns_secret: bool| {
+        let methods = vec![Method::GET, Method::POST];
+        wide.map(|path| Rule { methods: methods.clone(), returns_secret, ..rule(path, Method::GET, path) })
+    };
+    let (shut, open) = (table(&[], &rules(false)), table(&[], &rules(true)));
+    for (method, path) in [
+        (Method::GET, "/event-destinations"),
+        (Method::HEAD, "/event-destinations"),
+        (Method::POST, "/api-keys/key_1/reveal"),
+        (Method::GET, "/instances/ins_1/api-keys"),
+        (Method::GET, "/organization/api-keys"),
+        (Method::GET, "/outposts/out_1/credentials"),
+    ] {
+        let denied = shut.decide(&method, path, "").expect_err("refused");
+        assert!(denied.hint.is_some_and(|hint| hint.contains("returns_secret = true")), "{method} {path}");
+        assert!(open.decide(&method, path, "").is_ok_and(|route| route.returns_secret), "{method} {path}");
+        // Written out, it is refused where it is read.
+        let written = operation::strip_instance(path);
+        let fault = AccessTable::compile(&[], &[rule("allow[0]", Method::GET, written)]).map(|_| ());
+        assert!(fault.expect_err("refused")[0].1.contains("returns_secret = true"), "{written}");
+    }
+    assert!(shut.decide(&Method::GET, "/outposts/out_1", "").is_ok());
 }
 
 #[test]
