@@ -6,7 +6,7 @@ pub mod connection;
 pub mod deadlines;
 pub mod listener;
 mod proxy_protocol;
-mod request_line;
+mod request_head;
 pub mod state_file;
 pub mod tls;
 pub mod upstream;

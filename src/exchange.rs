@@ -39,6 +39,10 @@ pub struct Arrival {
 #[derive(Debug, Clone, Copy)]
 pub struct HadFragment;
 
+/// The fields told the length of the body twice, and the parser took one of them out: an extension of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct HadTwoLengths;
+
 /// A request at one stage of its way.
 #[derive(Debug)]
 pub struct Exchange<S> {

@@ -26,9 +26,9 @@ use tower::ServiceExt;
 use tower::util::Oneshot;
 
 use super::deadlines::{Limits, Overdue, Serving, Watch};
-use super::request_line::RequestLine;
+use super::request_head::RequestHead;
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
-use crate::exchange::{Arrival, HadFragment};
+use crate::exchange::{Arrival, HadFragment, HadTwoLengths};
 use crate::pipeline::{CurrentPipeline, Pipeline};
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
@@ -94,16 +94,16 @@ impl Server {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let line = Arc::new(RequestLine::default());
+        let head = Arc::new(RequestHead::default());
         let service = Requests {
             pipeline: self.pipeline.clone(),
             peer,
             watch: watch.clone(),
-            line: line.clone(),
+            head: head.clone(),
             max_request_body: self.rules.max_request_body,
             body_idle_timeout: self.rules.body_idle_timeout,
         };
-        let io = TokioIo::new(Watched { io, watch: watch.clone(), line });
+        let io = TokioIo::new(Watched { io, watch: watch.clone(), head });
         let mut connection = pin!(self.builder.serve_connection(io, service));
         let mut overdue = pin!(watch.overdue(&self.rules.deadlines));
         let ended = tokio::select! {
@@ -149,7 +149,7 @@ struct Requests {
     pipeline: Arc<CurrentPipeline>,
     peer: IpAddr,
     watch: Arc<Watch>,
-    line: Arc<RequestLine>,
+    head: Arc<RequestHead>,
     max_request_body: u64,
     body_idle_timeout: Duration,
 }
@@ -169,8 +169,12 @@ impl Service<Request<Incoming>> for Requests {
                 RequestBody::Streaming(Box::new(inbound))
             }
         });
-        if self.line.end() {
+        let seen = self.head.end();
+        if seen.fragment {
             request.extensions_mut().insert(HadFragment);
+        }
+        if seen.two_lengths {
+            request.extensions_mut().insert(HadTwoLengths);
         }
         let arrival = Arrival { request, peer: self.peer };
         Serve { future: self.pipeline.load().oneshot(arrival), serving: Some(serving) }
@@ -230,7 +234,7 @@ impl Body for Served {
 struct Watched<I> {
     io: I,
     watch: Arc<Watch>,
-    line: Arc<RequestLine>,
+    head: Arc<RequestHead>,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
@@ -245,7 +249,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         if !read.is_empty() {
             self.watch.read();
             if self.watch.is_between_requests() {
-                self.line.read(read);
+                self.head.read(read);
             }
         }
         poll

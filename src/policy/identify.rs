@@ -19,7 +19,7 @@ use crate::body::RequestBody;
 use crate::domain::access::METHODS;
 use crate::domain::client_ip::client_ip;
 use crate::domain::target::{Extracted, Target};
-use crate::exchange::{Exchange, HadFragment, Identified, Received};
+use crate::exchange::{Exchange, HadFragment, HadTwoLengths, Identified, Received};
 use crate::rejection::{Gate, Limit, Rejection};
 use crate::store::clients::ClientLimits;
 use crate::telemetry::labels::{Outcome, Policy};
@@ -210,8 +210,7 @@ fn check_body(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejec
     if codings
         .next()
         .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
-        || (request.headers().contains_key(TRANSFER_ENCODING)
-            && request.headers().contains_key(CONTENT_LENGTH))
+        || request.extensions().get::<HadTwoLengths>().is_some()
     {
         return Err(Rejection::BadRequest("the length of the body could be read in two ways".into()));
     }

@@ -277,6 +277,17 @@ async fn what_two_readers_could_read_differently_is_refused() {
         assert!(answer.starts_with("HTTP/1.1 400 "), "{text}{answer}");
         assert!(answer.contains("\"code\":\"bad_request\""), "{text}{answer}");
     }
+    for (first, second) in [
+        ("Content-Length: 4", "Transfer-Encoding: chunked"),
+        ("transfer-encoding: chunked", "content-length: 4"),
+    ] {
+        let text = format!(
+            "POST /providers HTTP/1.1\r\n{key}\r\nhost: x\r\n{first}\r\n{second}\r\nconnection: close\r\n\r\n\
+             2\r\n{{}}\r\n0\r\n\r\n"
+        );
+        let answer = raw(proxy.address, &text).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("two ways"), "{text}{answer}");
+    }
     for smuggled in [
         field("content-length: 2\r\ncontent-length: 3\r\n\r\nhi"),
         field("content-length : 2\r\n\r\nhi"),
