@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use secrecy::SecretString;
 
 use super::{base_path, choice};
@@ -124,7 +124,7 @@ fn trusted_proxies(at: &mut Reader<'_, '_>, field: raw::List<String>) -> Vec<IpN
         let network = text.parse::<IpNet>().or_else(|_| text.parse().map(|ip: std::net::IpAddr| ip.into()));
         let cure = "write a CIDR or an IP address, such as 10.0.0.0/8 or 192.0.2.7";
         network
-            .map(|network| network.trunc())
+            .map(|network| canonical(network.trunc()))
             .map_err(|_| Wrong::new(format!("{text:?} is no network"), cure))
     };
     let networks = at.list("trusted_proxies", field, network).unwrap_or_default();
@@ -138,6 +138,14 @@ fn trusted_proxies(at: &mut Reader<'_, '_>, field: raw::List<String>) -> Vec<IpN
         );
     }
     networks
+}
+
+/// A network of IPv4 addresses mapped into IPv6 as what it is: the addresses it is compared with are never mapped.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else { return network };
+    let prefix = mapped.prefix_len().checked_sub(96);
+    let plain = mapped.addr().to_ipv4_mapped().zip(prefix);
+    plain.and_then(|(ip, prefix)| Ipv4Net::new(ip, prefix).ok()).map_or(network, IpNet::V4)
 }
 
 fn proxy_protocol(at: &mut Reader<'_, '_>, field: Field<bool>, trusted: &raw::List<String>) -> bool {

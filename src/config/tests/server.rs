@@ -93,6 +93,10 @@ fn trusted_proxies_are_networks() {
     assert_eq!(networks, ["192.0.2.7/32", "2001:db8::1/128", "10.0.0.0/8"]);
     assert_eq!(server.config.server.client_ip_header, ClientIpHeader::Forwarded);
     assert_eq!(show(&server.warnings), "");
+    let mapped = ["::ffff:127.0.0.0/104", "::ffff:10.0.0.1", "::/95", "2001:db8::/96"];
+    let mapped = with("server", &format!("trusted_proxies = {mapped:?}")).config.server.trusted_proxies;
+    let mapped: Vec<_> = mapped.iter().map(ToString::to_string).collect();
+    assert_eq!(mapped, ["127.0.0.0/8", "10.0.0.1/32", "::/95", "2001:db8::/96"]);
     let everyone = with("server", "trusted_proxies = [\"0.0.0.0/0\"]");
     fault_at(&everyone.warnings, "server.trusted_proxies");
 }
