@@ -13,7 +13,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{
-    AUTHORIZATION, CONTENT_TYPE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN,
+    AUTHORIZATION, CONTENT_TYPE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VIA,
     WWW_AUTHENTICATE,
 };
 use http::uri::Authority;
@@ -115,9 +115,10 @@ fn is_cross_site(host: &Authority, headers: &HeaderMap) -> bool {
 
 /// On loopback, and not on behalf of somebody else: behind a reverse proxy on this machine everybody is loopback.
 fn is_local(peer: Option<Peer>, headers: &HeaderMap) -> bool {
-    const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    const BY_A_PROXY: [HeaderName; 4] =
+        [FORWARDED, VIA, HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("x-real-ip")];
     let loopback = peer.is_some_and(|Peer(peer)| peer.ip().to_canonical().is_loopback());
-    loopback && !headers.contains_key(FORWARDED) && !headers.contains_key(X_FORWARDED_FOR)
+    loopback && !BY_A_PROXY.iter().any(|name| headers.contains_key(name))
 }
 
 fn holds(token: &SecretString, headers: &HeaderMap) -> bool {

@@ -67,7 +67,7 @@ fn loopback_or_the_token() {
 
 #[test]
 fn behind_a_reverse_proxy_nobody_is_local() {
-    for field in ["forwarded", "x-forwarded-for"] {
+    for field in ["forwarded", "x-forwarded-for", "x-real-ip", "via"] {
         assert_eq!(get(LOCAL, &[("host", "admin.example"), (field, "for=192.0.2.7")]), Err(Refusal::Token));
     }
 }
