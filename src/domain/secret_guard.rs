@@ -14,6 +14,7 @@ use aho_corasick::{Anchored, packed};
 use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 use memchr::memchr_iter;
+use memchr::memmem::Finder;
 
 /// The secret was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ struct Patterns {
     depth: HashMap<StateID, usize, RandomState>,
     /// Finds the first bytes of a pattern many times faster than the automaton walks; `None` where the CPU cannot.
     candidates: Option<packed::Searcher>,
+    /// What to look for in the name of a field, which is in lower case.
+    names: Vec<Finder<'static>>,
 }
 
 /// How many first bytes of a pattern make a candidate.
@@ -62,12 +65,19 @@ impl SecretGuard {
         let beginnings: BTreeSet<&[u8]> =
             patterns.iter().map(|pattern| &pattern[..CANDIDATE.min(pattern.len())]).collect();
         let candidates = packed::Searcher::new(beginnings);
-        Ok(Self(Arc::new(Patterns { automaton, start, depth, candidates })))
+        let names =
+            patterns.iter().map(|form| Finder::new(&form.to_ascii_lowercase()).into_owned()).collect();
+        Ok(Self(Arc::new(Patterns { automaton, start, depth, candidates, names })))
     }
 
     /// Whether `text` holds one of them.
     pub fn found_in(&self, text: &[u8]) -> bool {
         self.scan().read(text).is_err()
+    }
+
+    /// Whether the name of a field, in lower case as all are kept, holds one of them in lower case.
+    pub fn found_in_name(&self, name: &str) -> bool {
+        self.0.names.iter().any(|form| form.find(name.as_bytes()).is_some())
     }
 
     /// Begins to read a body.

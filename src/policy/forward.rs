@@ -304,7 +304,7 @@ impl Shared {
         fields::clean(response.headers_mut());
         let guard = &call.stage.guard;
         let found = |(name, value): (&HeaderName, &HeaderValue)| {
-            guard.found_in(value.as_bytes()) || guard.found_in(name.as_str().as_bytes())
+            guard.found_in(value.as_bytes()) || guard.found_in_name(name.as_str())
         };
         let receipt = Receipt { lease, shared: self.clone(), journal: call.journal.clone() };
         if response.headers().iter().any(found) {

@@ -47,6 +47,18 @@ fn forms(secret: &str) -> Vec<(String, usize)> {
 }
 
 #[tokio::test]
+async fn either_key_is_withheld_in_the_name_of_a_field() {
+    for secret in [SECRET, OTHER_SECRET] {
+        for name in [secret.to_owned(), format!("x-{}-y", base64(&format!("Bearer {secret}!!"), URL_SAFE))] {
+            let answer = format!("HTTP/1.1 200 OK\r\n{name}: 1\r\ncontent-length: 2\r\n\r\nok");
+            let (url, _) = scripted(move |_| answer.clone().into()).await;
+            let proxy = Proxy::start(&url, ROTATING);
+            assert_eq!(proxy.get("/providers/x").await.refusal(), (502, "secret_guard".to_owned()), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_form_of_either_key_is_withheld_in_a_field_and_in_a_body() {
     for secret in [SECRET, OTHER_SECRET] {
         for (form, _) in forms(secret) {
