@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
@@ -23,7 +23,7 @@ use super::assembly::{Lasting, layers};
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::Config;
 use crate::edge::state_file::Past;
-use crate::exchange::{Exchange, HadFragment, Journal, Permitted, Received};
+use crate::exchange::{Exchange, HadFragment, HadTwoLengths, Journal, Permitted, Received};
 use crate::rejection::Rejection;
 use crate::telemetry::metrics::Metrics;
 use crate::time::Instant;
@@ -131,6 +131,7 @@ fn request(config: &Config, question: &Question) -> Option<Request<RequestBody>>
     }
     let headers = request.headers_mut();
     headers.extend(question.fields.iter().cloned().map(|(name, value)| (Some(name), value)));
+    let two_lengths = headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING);
     if !headers.contains_key(HOST) {
         let host = config.server.hosts.first().map_or("localhost", String::as_str);
         headers.insert(HOST, HeaderValue::from_str(host).ok()?);
@@ -140,6 +141,9 @@ fn request(config: &Config, question: &Question) -> Option<Request<RequestBody>>
     }
     if let Some(origin) = &question.origin {
         headers.append(ORIGIN, HeaderValue::from_str(origin).ok()?);
+    }
+    if two_lengths {
+        request.extensions_mut().insert(HadTwoLengths);
     }
     Some(request)
 }

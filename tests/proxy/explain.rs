@@ -115,6 +115,10 @@ async fn rule_cache_limits_and_shadow_are_told() {
         other.fields = vec![(HeaderName::from_static(name), HeaderValue::from_static(value))];
         assert_eq!(explain(&config, &other).await.expect("an explanation").status, status, "{name}");
     }
+    other.fields = [("content-length", "0"), ("transfer-encoding", "chunked")]
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+        .into();
+    assert_eq!(explain(&config, &other).await.expect("an explanation").status, 400);
     assert_eq!(ask("G T", "/providers").await.status, 400);
     assert_eq!(ask("GET", "/a b").await.status, 400);
     assert_eq!(ask("GET", "/providers#x").await.reason, "the request target holds a fragment");
