@@ -152,9 +152,12 @@ impl<P: PageStore, L: LimitStore> Drop for Pending<P, L> {
         }
         let (shared, budget) = (self.shared.clone(), std::mem::take(&mut self.budget));
         let collections = std::mem::take(&mut self.collections);
-        // Now, and once more when upstream must be done: a list fetched in between may lack the write.
-        at_once(async move {
-            invalidate(&shared, &budget, &collections).await;
+        let again = (shared.clone(), budget.clone(), collections.clone());
+        at_once(async move { invalidate(&shared, &budget, &collections).await });
+        // And once more when upstream must be done: a list fetched in between may lack the write. Never begun here, where a
+        // runtime that is being shut down has no timers any more.
+        TaskTracker::new().spawn(async move {
+            let (shared, budget, collections) = again;
             sleep(shared.request_timeout).await;
             invalidate(&shared, &budget, &collections).await;
         });
