@@ -149,6 +149,8 @@ pub struct Upstream {
     pub base_path: String,
     /// What our own IP may send, all environments together.
     pub egress_limit: Quota,
+    /// The address that this replica leaves by: those with the same share one `egress_limit`.
+    pub egress_group: String,
     /// To an open connection, TLS included.
     pub connect_timeout: Duration,
     /// From a request's first byte to the head of its response.
@@ -244,8 +246,44 @@ pub struct Prefetch {
 /// `[store]`
 #[derive(Debug, Clone)]
 pub struct Store {
+    /// What replicas share budgets and pages through; without it each is on its own.
+    pub shared: Option<SharedStore>,
     /// Where what was spent is kept while the process is not there.
     pub state_file: Option<PathBuf>,
+}
+
+/// A Redis or Valkey server that replicas share.
+#[derive(Debug, Clone)]
+pub struct SharedStore {
+    /// Where budgets are, and pages where there is no other place for them.
+    pub url: RedisUrl,
+    /// Where pages are.
+    pub pages_url: Option<RedisUrl>,
+    /// PEM roots in addition to the built-in ones.
+    pub ca_certificate: Option<PathBuf>,
+    /// Every key begins with it.
+    pub prefix: String,
+    /// Longest wait for an answer before a replica goes on without.
+    pub timeout: Duration,
+    /// So many replicas are taken to be there, also where fewer are seen.
+    pub min_replicas: u32,
+}
+
+/// `redis://host:port/database`, or `rediss://` by TLS.
+#[derive(Debug, Clone)]
+pub struct RedisUrl {
+    /// Spoken to by TLS.
+    pub tls: bool,
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Number of the logical database.
+    pub database: u16,
+    /// ACL user; the server's default one where there is none.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<SecretString>,
 }
 
 /// `[telemetry]`

@@ -6,6 +6,7 @@ pub mod connection;
 pub mod deadlines;
 pub mod listener;
 mod proxy_protocol;
+pub mod redis;
 mod request_head;
 pub mod state_file;
 pub mod tls;

@@ -102,6 +102,7 @@ impl Server {
             None => None,
         };
         let connector = connector(config)?;
+        let links = config.store.shared.as_ref().map(assembly::links).transpose()?;
         let metrics = Arc::new(Metrics::new());
         // Before it is read: another instance may be writing it.
         let lock = config.store.state_file.as_deref().map(state_file::lock).transpose();
@@ -175,6 +176,12 @@ impl Server {
         let admin_addr = admin.local_addr().unwrap_or(config.server.admin);
         let access = Access { token: config.server.admin_token.clone(), hosts: config.server.hosts.clone() };
         let background = TaskTracker::new();
+        if let Some(links) = links {
+            background.spawn(links.limits.run(stop.clone()));
+            if config.store.shared.as_ref().is_some_and(|shared| shared.pages_url.is_some()) {
+                background.spawn(links.pages.run(stop.clone()));
+            }
+        }
         background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
         background.spawn(housekeeping(lasting.clone(), stop.clone()));
         let state_file = config.store.state_file.clone();
@@ -201,7 +208,8 @@ impl Server {
     pub fn faults(config: &Config) -> Vec<StartError> {
         let tls = config.server.tls.as_ref().map_or(Ok(()), |files| tls::server(files).map(|_| ()));
         let tls = tls.map_err(|error| StartError::new("server.tls", error));
-        [tls, connector(config).map(|_| ())].into_iter().filter_map(Result::err).collect()
+        let links = config.store.shared.as_ref().map_or(Ok(()), |store| assembly::links(store).map(|_| ()));
+        [tls, connector(config).map(|_| ()), links].into_iter().filter_map(Result::err).collect()
     }
 
     fn announce(&self) {

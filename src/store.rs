@@ -5,6 +5,7 @@
 
 pub mod clients;
 pub mod limits;
+pub mod link;
 pub mod pages;
 pub mod queues;
 pub mod refusals;

@@ -2,17 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
 use super::fault::{Wrong, nearest};
 use super::raw;
-use super::reader::{MOMENT, Reader};
+use super::reader::Reader;
 use super::value::{Field, Section};
-use super::{Config, Store, Telemetry};
+use super::{Config, Telemetry};
 
 mod access;
 mod budget;
@@ -20,6 +18,7 @@ mod cache;
 mod clients;
 mod environment;
 mod server;
+mod store;
 mod upstream;
 
 /// The configuration, where nothing that it cannot do without is missing. It holds only if no error was noted.
@@ -34,7 +33,7 @@ pub(super) fn compile(mut file: Reader<'_, '_>, raw: Field<Section<raw::File>>) 
     let cache = file.section("cache", raw.cache);
     let cache = cache::compile(file.at("cache"), cache);
     let store = file.section("store", raw.store);
-    let store = store_of(file.at("store"), store);
+    let store = store::compile(file.at("store"), store);
     let telemetry = file.section("telemetry", raw.telemetry);
     let telemetry = telemetry_of(file.at("telemetry"), telemetry);
 
@@ -46,21 +45,6 @@ pub(super) fn compile(mut file: Reader<'_, '_>, raw: Field<Section<raw::File>>) 
     let environments =
         environments.into_iter().map(|environment| environment.map(Arc::new)).collect::<Option<_>>()?;
     Some(Config { server, clients, upstream, environments, cache, store, telemetry })
-}
-
-fn store_of(mut at: Reader<'_, '_>, raw: raw::Store) -> Store {
-    // These keys wait for a store that is shared; until then they are checked and change nothing.
-    at.checked("prefix", raw.prefix, |prefix| name(&prefix));
-    at.duration("timeout", raw.timeout, Duration::from_millis(50), MOMENT..=Duration::from_secs(10));
-    at.count("min_replicas", raw.min_replicas, 1, 1..=10_000);
-    let path = |path: String| match PathBuf::from(&path).file_name() {
-        Some(_) => Ok(PathBuf::from(&path)),
-        None => Err(Wrong::new(
-            format!("{path:?} names no file"),
-            "write a file in a folder that this proxy may write to, such as \"/var/lib/metorial-proxy/state.json\"",
-        )),
-    };
-    Store { state_file: at.checked("state_file", raw.state_file, path) }
 }
 
 fn telemetry_of(mut at: Reader<'_, '_>, raw: raw::Telemetry) -> Telemetry {

@@ -39,6 +39,8 @@ const fn alone(name: &'static str, key: &'static str, form: Form) -> Variable {
     Variable { name, key, form, overrides: false }
 }
 
+/// The one place where a store's URL may hold a password.
+pub(super) const STORE: &str = "METORIAL_PROXY_STORE";
 const SECRET_KEY: &str = "METORIAL_SECRET_KEY";
 const SECRET_KEY_FILE: &str = "METORIAL_SECRET_KEY_FILE";
 const PUBLISHABLE_KEYS: &str = "METORIAL_PUBLISHABLE_KEYS";
@@ -52,7 +54,9 @@ const VARIABLES: &[Variable] = &[
     overriding("METORIAL_PROXY_ADMIN", "server.admin", Form::Text),
     overriding("METORIAL_PROXY_BASE_PATH", "server.base_path", Form::Text),
     overriding("METORIAL_UPSTREAM", "upstream.url", Form::Text),
-    overriding("METORIAL_PROXY_STORE", "store.url", Form::Text),
+    overriding("METORIAL_PROXY_EGRESS_GROUP", "upstream.egress_group", Form::Text),
+    overriding(STORE, "store.url", Form::Text),
+    overriding("METORIAL_PROXY_STORE_PASSWORD_FILE", "store.password", Form::SecretFile),
     overriding("METORIAL_PROXY_LOG", "telemetry.log", Form::Text),
     alone(SECRET_KEY, "environments[0].secret_key", Form::Secret),
     alone(SECRET_KEY_FILE, "environments[0].secret_key", Form::SecretFile),

@@ -5,13 +5,7 @@ use super::reader::Reader;
 
 /// Each key, and the one value (as TOML) that says what happens anyway, where there is one. A version that brings a key
 /// deletes its row here and adds it to `raw`.
-const LATER: &[(&str, Option<&str>)] = &[
-    ("store.url", Some("\"memory\"")),
-    ("store.username", None),
-    ("store.password", None),
-    ("store.pages_url", None),
-    ("telemetry.otlp", None),
-];
+const LATER: &[(&str, Option<&str>)] = &[("telemetry.otlp", None)];
 
 /// Takes these keys out of `file`, and refuses those that want something else than what happens anyway.
 pub(super) fn take(at: &mut Reader<'_, '_>, file: &mut toml::Table) {

@@ -96,6 +96,7 @@ pub(super) struct Clients {
 pub(super) struct Upstream {
     pub(super) url: Field<String>,
     pub(super) egress_limit: Field<Section<Quota>>,
+    pub(super) egress_group: Field<String>,
     pub(super) connect_timeout: Field<Span>,
     pub(super) attempt_timeout: Field<Span>,
     pub(super) idle_connections: Field<u64>,
@@ -203,6 +204,11 @@ pub(super) struct Prefetch {
 #[serde(default)]
 #[schemars(deny_unknown_fields)]
 pub(super) struct Store {
+    pub(super) url: Field<String>,
+    pub(super) username: Field<String>,
+    pub(super) password: Field<Secret>,
+    pub(super) ca_certificate: Field<String>,
+    pub(super) pages_url: Field<String>,
     pub(super) prefix: Field<String>,
     pub(super) timeout: Field<Span>,
     pub(super) min_replicas: Field<u64>,

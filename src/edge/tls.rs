@@ -37,28 +37,42 @@ pub fn server(files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
     Ok(Arc::new(config))
 }
 
-/// How the API is called: the built-in roots, and those of `extra`; the certificate is always checked.
+/// How the API is called.
 ///
 /// # Errors
 /// A sentence that names the file.
 pub fn client(http2: Http2, extra: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(path) = extra {
-        for certificate in certificates(path)? {
-            roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
-        }
-    }
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config = verifying(extra)?;
     config.alpn_protocols = match http2 {
         Http2::Auto => vec![H2.to_vec(), HTTP_11.to_vec()],
         Http2::Never => vec![HTTP_11.to_vec()],
         Http2::Always => vec![H2.to_vec()],
     };
     Ok(Arc::new(config))
+}
+
+/// How the shared store is called, which negotiates no protocol.
+///
+/// # Errors
+/// A sentence that names the file.
+pub fn store(extra: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+    verifying(extra).map(Arc::new)
+}
+
+/// The built-in roots, and those of `extra`; the certificate is always checked.
+fn verifying(extra: Option<&Path>) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = extra {
+        for certificate in certificates(path)? {
+            roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+    }
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

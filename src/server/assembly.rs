@@ -9,12 +9,14 @@ use tokio_util::task::TaskTracker;
 use tower::retry::budget::TpsBudget;
 
 use super::StartError;
-use crate::config::{ClientIpHeader, Config};
+use crate::config::{ClientIpHeader, Config, RedisUrl, SharedStore};
 use crate::domain::client_ip::X_FORWARDED_FOR;
 use crate::domain::environment::Environment;
 use crate::domain::origin::Origins;
 use crate::domain::quota::Plan;
+use crate::edge::redis::RedisLink;
 use crate::edge::state_file::Past;
+use crate::edge::tls;
 use crate::exchange::EnvironmentHandle;
 use crate::pipeline::{self, Layers, Pipeline};
 use crate::policy::admit::AdmitLayer;
@@ -34,6 +36,7 @@ use crate::policy::respond::RespondLayer;
 use crate::policy::retry::{self, RetryLayer};
 use crate::store::clients::ClientLimits;
 use crate::store::limits::{BudgetId, EGRESS, LimitStore, MemoryLimits};
+use crate::store::link::Names;
 use crate::store::pages::MemoryPages;
 use crate::store::queues::{Queue, Queues};
 use crate::store::secrets::Secrets;
@@ -98,6 +101,40 @@ impl Lasting {
             places: Arc::new(Semaphore::new(config.server.max_in_flight.min(Semaphore::MAX_PERMITS))),
             retries: Arc::new(retry::budget(&config.upstream.retry)),
         }
+    }
+}
+
+/// The connections to what replicas share, where they do.
+#[derive(Clone)]
+pub(super) struct Links {
+    /// To where budgets and clients are.
+    pub(super) limits: RedisLink,
+    /// To where pages are; often the same.
+    pub(super) pages: RedisLink,
+}
+
+/// Makes them; they are not connected before they run.
+///
+/// # Errors
+/// What keeps the proxy from starting.
+pub(super) fn links(store: &SharedStore) -> Result<Links, StartError> {
+    let tls = tls::store(store.ca_certificate.as_deref());
+    let tls = tls.map_err(|error| StartError::new("store.ca_certificate", error))?;
+    let names = Names::new(&store.prefix);
+    let link = |key: &str, url: &RedisUrl, channels: Vec<String>| {
+        let link = RedisLink::new(url.clone(), tls.clone(), store.timeout, channels);
+        link.map_err(|error| StartError::new(key, error))
+    };
+    let (budgets, clients, pages) = (names.budgets(), names.clients(), names.pages());
+    match &store.pages_url {
+        None => {
+            let link = link("store.url", &store.url, vec![budgets, clients, pages])?;
+            Ok(Links { limits: link.clone(), pages: link })
+        }
+        Some(pages_url) => Ok(Links {
+            limits: link("store.url", &store.url, vec![budgets, clients])?,
+            pages: link("store.pages_url", pages_url, vec![pages])?,
+        }),
     }
 }
 

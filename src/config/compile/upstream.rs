@@ -7,11 +7,12 @@ use std::time::Duration;
 use http::header::HeaderName;
 use http::uri::{Authority, Scheme};
 
-use super::{base_path, choice, unique};
+use super::{base_path, choice, name, unique};
 use crate::config::fault::Wrong;
 use crate::config::reader::{DAY, MOMENT, Reader};
 use crate::config::{Http2, Retry, Upstream, raw, secret};
 use crate::domain::quota::Quota;
+use crate::store::limits::EGRESS;
 
 /// Request fields that never go upstream: they carry credentials or identity, frame the message, belong to the connection,
 /// or would change what a page is without being part of what it is known by.
@@ -88,6 +89,9 @@ pub(super) fn compile(mut at: Reader<'_, '_>, raw: raw::Upstream) -> Upstream {
         authority,
         base_path,
         egress_limit: at.quota("egress_limit", raw.egress_limit).unwrap_or(Quota::PER_IP),
+        egress_group: at
+            .checked("egress_group", raw.egress_group, |group| name(&group))
+            .unwrap_or_else(|| EGRESS.into()),
         connect_timeout: at.duration("connect_timeout", raw.connect_timeout, secs(3), MOMENT..=secs(600)),
         attempt_timeout: at.duration("attempt_timeout", raw.attempt_timeout, secs(10), MOMENT..=secs(3600)),
         idle_connections: at.count("idle_connections", raw.idle_connections, 64, 0..=100_000),

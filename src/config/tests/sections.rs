@@ -211,21 +211,23 @@ fn a_page_is_a_small_part_of_the_cache() {
 }
 
 #[test]
-fn the_store_is_this_process_so_far() {
+fn the_store_is_this_process_or_a_server() {
     refused(
         "store",
         &[
-            (
-                "url = \"rediss://:hunter2@cache\"",
-                "store.url",
-                "not available in this version; remove it, or write url = \"memory\"",
-            ),
             ("prefix = \"a b\"", "store.prefix", "no name"),
             ("timeout = \"0s\"", "store.timeout", "out of range"),
             ("min_replicas = 0", "store.min_replicas", "out of range"),
+            ("username = \"\"", "store.username", "no user name"),
         ],
     );
-    with("store", "url = \"memory\"\nprefix = \"p\"\ntimeout = \"20ms\"\nmin_replicas = 3");
+    let memory = with("store", "url = \"memory\"\nprefix = \"p\"\ntimeout = \"20ms\"\nmin_replicas = 3");
+    assert!(memory.config.store.shared.is_none());
+    let text = "url = \"rediss://cache\"\nusername = \"u\"\nstate_file = \"/s.json\"";
+    let loaded = with("store", text);
+    assert!(show(&loaded.warnings).contains("store.state_file"));
+    let shared = loaded.config.store.shared.expect("a server");
+    assert_eq!((shared.url.tls, shared.url.username.as_deref(), shared.min_replicas), (true, Some("u"), 1));
 }
 
 #[test]

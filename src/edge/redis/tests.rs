@@ -1,0 +1,103 @@
+use super::server::RedisServer;
+use super::*;
+use crate::edge::tls;
+
+/// A link to `port`, connected as soon as that is possible.
+struct Linked {
+    link: RedisLink,
+    news: broadcast::Receiver<News>,
+    stop: CancellationToken,
+}
+
+impl Linked {
+    fn to(place: RedisUrl) -> Self {
+        let timeout = Duration::from_secs(5);
+        let tls = tls::store(None).expect("roots");
+        let link = RedisLink::new(place, tls, timeout, vec!["news".into()]).expect("a link");
+        let (news, stop) = (link.news(), CancellationToken::new());
+        TaskTracker::new().spawn(link.clone().run(stop.clone()));
+        Self { link, news, stop }
+    }
+
+    async fn hears(&mut self, expected: &News) {
+        while self.news.recv().await.expect("news") != *expected {}
+    }
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn place(port: u16) -> RedisUrl {
+    RedisUrl { tls: false, host: "127.0.0.1".into(), port, database: 0, username: None, password: None }
+}
+
+fn twice() -> Script {
+    Script::new("return 2 * ARGV[1]")
+}
+
+async fn four(link: &RedisLink) -> Result<Value, Lost> {
+    Link::run(link, &twice(), &["{t}".to_owned()], vec![b"2".to_vec()]).await
+}
+
+#[tokio::test]
+async fn calls_are_answered_and_what_is_published_is_heard() {
+    let server = RedisServer::start();
+    let mut linked = Linked::to(place(server.port()));
+    linked.hears(&News::Connected).await;
+    assert_eq!(four(&linked.link).await, Ok(Value::Int(4)), "by its whole text");
+    assert_eq!(four(&linked.link).await, Ok(Value::Int(4)), "by its digest");
+    let told = linked.link.command(&[b"PUBLISH", b"news", b"hello"]).await;
+    assert_eq!(told, Ok(Value::Int(1)));
+    linked.hears(&News::Message { channel: "news".into(), payload: b"hello".to_vec() }).await;
+    let refused = linked.link.command(&[b"NONSENSE"]).await.expect_err("no command");
+    assert!(matches!(refused, Lost::Refused(_)));
+    assert!(linked.link.is_connected());
+}
+
+#[tokio::test]
+async fn a_lost_server_is_told_at_once_and_found_again() {
+    let mut server = RedisServer::start();
+    let mut linked = Linked::to(place(server.port()));
+    linked.hears(&News::Connected).await;
+    server.kill();
+    linked.hears(&News::Disconnected).await;
+    assert_eq!(four(&linked.link).await, Err(Lost::Unreachable));
+    assert!(server.restart());
+    linked.hears(&News::Connected).await;
+    assert_eq!(four(&linked.link).await, Ok(Value::Int(4)));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_left_and_found_again() {
+    let server = RedisServer::start();
+    let mut linked = Linked::to(place(server.port()));
+    linked.hears(&News::Connected).await;
+    server.signal("STOP");
+    let calls = (0..MISSES).map(|_| four(&linked.link));
+    for answer in futures_util::future::join_all(calls).await {
+        assert_eq!(answer, Err(Lost::Late));
+    }
+    linked.hears(&News::Disconnected).await;
+    server.signal("CONT");
+    linked.hears(&News::Connected).await;
+    assert_eq!(four(&linked.link).await, Ok(Value::Int(4)));
+}
+
+#[tokio::test]
+async fn a_user_that_may_not_call_scripts_by_digest_sends_them_whole() {
+    let rights = ["--user", "metorial", "on", ">pass", "~*", "&*", "+@all", "-evalsha", "-script"];
+    let server = RedisServer::with(&rights);
+    let place =
+        RedisUrl { username: Some("metorial".into()), password: Some("pass".into()), ..place(server.port()) };
+    let mut linked = Linked::to(place.clone());
+    linked.hears(&News::Connected).await;
+    for _ in 0..2 {
+        assert_eq!(four(&linked.link).await, Ok(Value::Int(4)));
+    }
+    let mut stranger = Linked::to(RedisUrl { password: Some("wrong".into()), ..place });
+    assert_eq!(four(&stranger.link).await, Err(Lost::Unreachable));
+    assert!(stranger.news.try_recv().is_err());
+}
