@@ -12,6 +12,7 @@ pub mod key;
 pub mod operation;
 pub mod origin;
 pub mod page_key;
+pub mod promise;
 pub mod quota;
 mod ramp;
 pub mod ratelimit;

@@ -45,3 +45,13 @@ pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod time;
+
+// Support that tests of this crate and those beside it share.
+#[cfg(test)]
+extern crate self as metorial_proxy;
+#[cfg(test)]
+#[path = "../tests/support/redis.rs"]
+mod redis_server;
+#[cfg(test)]
+#[path = "../tests/support/virtual_redis.rs"]
+mod virtual_redis;

@@ -21,12 +21,14 @@ use crate::config::Config;
 use crate::edge::admin::{self, Access};
 use crate::edge::admission::Admission;
 use crate::edge::connection::{self, Server as Connections};
-use crate::edge::deadlines::Limits;
+use crate::edge::deadlines;
+use crate::edge::redis::RedisLink;
 use crate::edge::state_file::{self, Past};
 use crate::edge::upstream::{Connector, Upstream};
 use crate::edge::worker::Worker;
 use crate::edge::{listener, tls};
 use crate::pipeline::{self, CurrentPipeline};
+use crate::store::limits::{Limits, SpentBudget};
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, sleep, timeout_at};
 
@@ -79,6 +81,7 @@ pub struct Server {
     state: Option<State>,
     workers: Vec<JoinHandle<usize>>,
     background: TaskTracker,
+    limits: Arc<Limits<RedisLink>>,
     drain: CancellationToken,
     cut: CancellationToken,
     stop: CancellationToken,
@@ -108,7 +111,7 @@ impl Server {
         let lock = config.store.state_file.as_deref().map(state_file::lock).transpose();
         let lock = lock.map_err(|message| StartError::new("store.state_file", message))?;
         let past = config.store.state_file.as_deref().map(past).unwrap_or_default();
-        let lasting = Arc::new(Lasting::new(config, metrics.clone(), past));
+        let lasting = Arc::new(Lasting::new(config, metrics.clone(), past, links.as_ref()));
         let workers = config.server.workers.max(1);
         // Everything is bound before anything is served: a half-started proxy would be worse than none.
         let admin = StdListener::bind(config.server.admin)
@@ -127,7 +130,7 @@ impl Server {
         }
         // Now rather than when stopping, when nobody can mend it any more.
         if let Some(path) = &config.store.state_file {
-            let written = state_file::write(path, &lasting.limits.spent(), false);
+            let written = state_file::write(path, &spent(&lasting), false);
             let wrong =
                 |error: io::Error| StartError::new("store.state_file", state_file::cannot(path, &error));
             written.map_err(wrong)?;
@@ -181,6 +184,9 @@ impl Server {
             if config.store.shared.as_ref().is_some_and(|shared| shared.pages_url.is_some()) {
                 background.spawn(links.pages.run(stop.clone()));
             }
+            if let Limits::Shared(limits) = &*lasting.limits {
+                background.spawn(limits.clone().run(stop.clone()));
+            }
         }
         background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
         background.spawn(housekeeping(lasting.clone(), stop.clone()));
@@ -188,6 +194,7 @@ impl Server {
         if let Some(path) = state_file.clone() {
             background.spawn(keep(path, lasting.clone(), stop.clone()));
         }
+        let limits = lasting.limits.clone();
         let server = Self {
             addresses,
             admin: admin_addr,
@@ -196,6 +203,7 @@ impl Server {
             state: state_file.zip(lock).map(|(path, lock)| State { path, lasting, _lock: lock }),
             workers: threads,
             background,
+            limits,
             drain,
             cut,
             stop,
@@ -270,6 +278,9 @@ impl Server {
                 gone.await
             }
         };
+        if let Limits::Shared(limits) = &*self.limits {
+            limits.leave().await;
+        }
         // The admin port answers probes to the end.
         self.stop.cancel();
         self.background.close();
@@ -277,7 +288,7 @@ impl Server {
         timeout_at(due, self.background.wait()).await.ok();
         if let Some(State { path, lasting, .. }) = &self.state {
             // Here and not in a task, which a deadline could cut.
-            told(path, state_file::write(path, &lasting.limits.spent(), true));
+            told(path, state_file::write(path, &spent(lasting), true));
         }
         cut
     }
@@ -318,6 +329,14 @@ fn past(path: &Path) -> Past {
     }
 }
 
+/// What this process alone knows that was spent.
+fn spent(lasting: &Lasting) -> Vec<SpentBudget> {
+    match &*lasting.limits {
+        Limits::Memory(limits) => limits.spent(),
+        Limits::Shared(_) => Vec::new(),
+    }
+}
+
 /// Writes the state file every second.
 async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
     let mut due = tokio::time::interval(state_file::INTERVAL);
@@ -327,7 +346,7 @@ async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = due.tick() => {}
         }
-        let (at, spent) = (path.clone(), lasting.limits.spent());
+        let (at, spent) = (path.clone(), spent(&lasting));
         let written = tokio::task::spawn_blocking(move || state_file::write(&at, &spent, false)).await;
         told(&path, written.unwrap_or_else(|error| Err(io::Error::other(error))));
     }
@@ -368,8 +387,8 @@ fn rules(config: &Config) -> connection::Rules {
     }
 }
 
-fn limits(config: &Config) -> Limits {
-    Limits {
+fn limits(config: &Config) -> deadlines::Limits {
+    deadlines::Limits {
         head: config.server.header_read_timeout,
         idle: config.server.idle_timeout,
         silence: config.server.body_idle_timeout,

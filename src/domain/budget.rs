@@ -47,6 +47,19 @@ pub struct Wanted {
     pub held_back: u32,
 }
 
+/// How a budget stands where it is shared, for a replica that follows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The gate: until when it is shut, and how many have passed since.
+    pub gate: (Nanos, u64),
+    /// The estimate of what others have spent.
+    pub foreign: Foreign,
+    /// Charged by all replicas, and not answered yet.
+    pub in_flight: u64,
+    /// When a token bucket is full again.
+    pub full_at: Nanos,
+}
+
 /// Upstream's own count, as an answer told it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
@@ -71,20 +84,21 @@ struct Gate {
 }
 
 /// What others on the account have spent: an estimate, which each answer replaces.
-#[derive(Debug, Clone, Copy, Default)]
-struct Foreign {
-    amount: u64,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Foreign {
+    /// How many.
+    pub amount: u64,
     /// From here on upstream gives it back, who knows how fast: one request at a time may go and see. Its answer replaces the
     /// estimate; without one, the next may go.
-    lapses: Nanos,
+    pub lapses: Nanos,
     /// When the one that is under way was charged.
-    probed: Option<Nanos>,
+    pub probed: Option<Nanos>,
     /// Here the last of it has lapsed upstream too.
-    expires: Nanos,
+    pub expires: Nanos,
     /// What the answer before made of it.
-    before: u64,
+    pub before: u64,
     /// The latest charge whose answer was heard: an older one has older news.
-    heard: Nanos,
+    pub heard: Nanos,
 }
 
 impl Budget {
@@ -94,9 +108,7 @@ impl Budget {
             Algorithm::Window => Count::Window(WindowRing::new(plan.quota)),
             Algorithm::TokenBucket => Count::TokenBucket(TokenBucket::new(plan.quota)),
         };
-        // A hundredth of the window, so that a start is over long before the window is.
-        let step = nanos(plan.quota.window) / 100;
-        let step = step.clamp(10_000_000, 1_000_000_000);
+        let step = slow_start(plan);
         Self { plan, count, step, gate: Gate::default(), foreign: Foreign::default(), in_flight: 0 }
     }
 
@@ -107,6 +119,47 @@ impl Budget {
             Self { gate: self.gate, foreign: self.foreign, in_flight: self.in_flight, ..Self::new(plan) };
         next.recall(now, self.spent(now));
         next
+    }
+
+    /// Stands as the one that it follows does.
+    pub fn follow(&mut self, now: Nanos, standing: &Standing) {
+        self.advance(now);
+        (self.gate.until, self.gate.passed) = standing.gate;
+        (self.foreign, self.in_flight) = (standing.foreign, standing.in_flight);
+        if let Count::TokenBucket(bucket) = &mut self.count {
+            bucket.resume(standing.full_at);
+        }
+    }
+
+    /// What others have spent, by the latest estimate.
+    pub fn foreign(&self) -> u64 {
+        self.foreign.amount
+    }
+
+    /// Spent within the window at `now`.
+    pub fn used(&mut self, now: Nanos) -> u64 {
+        self.advance(now);
+        self.count.used()
+    }
+
+    /// How many have lapsed by `now` since it was made.
+    pub fn lapsed(&mut self, now: Nanos) -> u64 {
+        self.advance(now);
+        match &self.count {
+            Count::Window(ring) => ring.lapsed(),
+            Count::TokenBucket(bucket) => bucket.lapsed(),
+        }
+    }
+
+    /// When the next of what was spent lapses.
+    pub fn next_lapse(&mut self, now: Nanos) -> Option<Nanos> {
+        self.advance(now);
+        self.count.next_lapse()
+    }
+
+    /// How long what was spent counts.
+    pub fn reach(&self) -> Nanos {
+        self.count.reach()
     }
 
     /// What it was made from.
@@ -403,6 +456,11 @@ impl Foreign {
         }
         Some(goes.map_or(self.expires, |goes| ramp::next(step, goes, at)).min(self.expires))
     }
+}
+
+/// The steps of a slow start: a hundredth of the window, so that it is over long before the window is.
+pub fn slow_start(plan: Plan) -> Nanos {
+    (nanos(plan.quota.window) / 100).clamp(10_000_000, 1_000_000_000)
 }
 
 fn nanos(duration: std::time::Duration) -> Nanos {

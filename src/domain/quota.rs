@@ -73,7 +73,10 @@ impl RingPlan {
     /// | 1000 in 10 s | 25 ms | 50 ms |
     /// | any other | T/400 within 1 ms … 1 s | 50 ms for T ≤ 60 s, else 1 s |
     pub fn of(quota: Quota) -> Self {
-        let sub_window = (quota.window / 400).clamp(Duration::from_millis(1), Duration::from_secs(1));
+        // In whole microseconds, which is as finely as a shared store's clock tells time.
+        let sub_window =
+            Duration::from_micros(u64::try_from(quota.window.as_micros().div_ceil(400)).unwrap_or(u64::MAX));
+        let sub_window = sub_window.clamp(Duration::from_millis(1), Duration::from_secs(1));
         let guard = if quota.window <= TIGHT { Duration::from_millis(50) } else { Duration::from_secs(1) };
         let guard = u32::try_from(guard.as_nanos().div_ceil(sub_window.as_nanos())).unwrap_or(u32::MAX);
         Self { quota, sub_window, guard }

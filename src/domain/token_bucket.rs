@@ -30,6 +30,8 @@ pub struct TokenBucket {
     quota: Quota,
     /// Between two tokens.
     period: Nanos,
+    /// Tokens taken since it was made, less those put back.
+    charged: u64,
 }
 
 impl TokenBucket {
@@ -43,7 +45,7 @@ impl TokenBucket {
         let cells = cells.unwrap_or_else(|| Cells::per_second(burst)).allow_burst(burst);
         let (tat, clock) = (Tat::default(), Told::default());
         let limiter = RateLimiter::new(cells, tat.clone(), clock.clone());
-        Self { limiter, tat, clock, quota, period }
+        Self { limiter, tat, clock, quota, period, charged: 0 }
     }
 
     /// Takes note of the time; returns `now`, never earlier than the latest seen.
@@ -59,6 +61,7 @@ impl TokenBucket {
     /// Takes `n` tokens, now.
     pub fn charge(&mut self, n: u32) {
         let Some(wanted) = NonZeroU32::new(n) else { return };
+        self.charged += u64::from(n);
         let taken = self.limiter.check_n(wanted);
         if !matches!(taken, Ok(Ok(()))) {
             // Beyond what it holds, which no draw asks for: what was spent before has a place all the same.
@@ -70,7 +73,19 @@ impl TokenBucket {
     /// Puts `n` tokens back.
     pub fn refund(&mut self, n: u32) {
         let given = self.period.saturating_mul(u64::from(n));
+        self.charged = self.charged.saturating_sub(u64::from(n));
         self.tat.0.store(self.tat.get().saturating_sub(given), Ordering::Relaxed);
+    }
+
+    /// Tokens that have flowed back since it was made.
+    pub fn lapsed(&self) -> u64 {
+        self.charged.saturating_sub(self.used())
+    }
+
+    /// Makes it full at `full_at`, as another that stands so.
+    pub fn resume(&mut self, full_at: Nanos) {
+        self.tat.0.store(full_at, Ordering::Relaxed);
+        self.charged = self.used();
     }
 
     /// The first moment at which `n` tokens are there; `n` is at most the quota.
@@ -104,7 +119,7 @@ impl Clone for TokenBucket {
         let copy = Self::new(self.quota);
         copy.tat.0.store(self.tat.get(), Ordering::Relaxed);
         copy.clock.0.store(self.now(), Ordering::Relaxed);
-        copy
+        Self { charged: self.charged, ..copy }
     }
 }
 

@@ -28,6 +28,8 @@ pub struct WindowRing {
     /// No sub-window before this one holds anything; kept so that the next free slot is found without a scan.
     oldest: u64,
     sum: u64,
+    /// How many have lapsed since the ring was made.
+    lapsed: u64,
 }
 
 impl WindowRing {
@@ -43,6 +45,7 @@ impl WindowRing {
             newest: 0,
             oldest: 0,
             sum: 0,
+            lapsed: 0,
         }
     }
 
@@ -55,7 +58,9 @@ impl WindowRing {
             let steps = (current - self.newest).min(len);
             for sub_window in (current + 1 - steps)..=current {
                 let slot = self.slot(sub_window);
-                self.sum -= u64::from(std::mem::take(&mut self.spent[slot]));
+                let lapsed = u64::from(std::mem::take(&mut self.spent[slot]));
+                self.sum -= lapsed;
+                self.lapsed += lapsed;
             }
             self.newest = current;
         }
@@ -65,6 +70,11 @@ impl WindowRing {
     /// Spent within the ring's reach.
     pub fn used(&self) -> u64 {
         self.sum
+    }
+
+    /// How many have lapsed since the ring was made.
+    pub fn lapsed(&self) -> u64 {
+        self.lapsed
     }
 
     /// Charges `n` to `at`; what has lapsed already is left out.

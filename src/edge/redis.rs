@@ -139,11 +139,6 @@ impl RedisLink {
         }
     }
 
-    /// Whether there is a connection.
-    pub fn is_connected(&self) -> bool {
-        self.0.current.load().is_some()
-    }
-
     async fn connect(&self, drivers: &TaskTracker) -> Result<Current, String> {
         let moved = self.0.moved.load_full();
         let (host, port) = match &moved {
@@ -304,15 +299,14 @@ impl Link for RedisLink {
         self.call(&command).await.map_err(Lost::from)
     }
 
+    fn is_connected(&self) -> bool {
+        self.0.current.load().is_some()
+    }
+
     fn news(&self) -> broadcast::Receiver<News> {
         self.0.news.subscribe()
     }
 }
-
-#[cfg(test)]
-#[path = "../../tests/support/redis.rs"]
-#[expect(dead_code, reason = "shared with tests that need all of it")]
-pub(crate) mod server;
 
 #[cfg(test)]
 mod tests;

@@ -35,7 +35,7 @@ use crate::policy::observe::ObserveLayer;
 use crate::policy::respond::RespondLayer;
 use crate::policy::retry::{self, RetryLayer};
 use crate::store::clients::ClientLimits;
-use crate::store::limits::{BudgetId, EGRESS, LimitStore, MemoryLimits};
+use crate::store::limits::{BudgetId, EGRESS, LimitStore, Limits, MemoryLimits, Settings, SharedLimits};
 use crate::store::link::Names;
 use crate::store::pages::MemoryPages;
 use crate::store::queues::{Queue, Queues};
@@ -49,7 +49,7 @@ const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
 /// What must not forget: made once, shared by every pipeline.
 pub(super) struct Lasting {
     pub(super) metrics: Arc<Metrics>,
-    pub(super) limits: Arc<MemoryLimits>,
+    pub(super) limits: Arc<Limits<RedisLink>>,
     pub(super) pages: Arc<MemoryPages>,
     pub(super) clients: Arc<ClientLimits>,
     pub(super) health: Arc<UpstreamHealth>,
@@ -65,14 +65,20 @@ pub(super) struct Lasting {
 
 impl Lasting {
     /// `past`: what was spent before this process began, as far as that was kept.
-    pub(super) fn new(config: &Config, metrics: Arc<Metrics>, mut past: Past) -> Self {
-        let limits = Arc::new(MemoryLimits::default());
+    pub(super) fn new(config: &Config, metrics: Arc<Metrics>, past: Past, links: Option<&Links>) -> Self {
         let plan = Plan::window(config.upstream.egress_limit);
-        if past.unclean {
-            // Where an environment's budget is not in the file, upstream's first answer tells of it; of our address nobody does.
-            past.assume(EGRESS, plan);
-        }
-        limits.recall(past.budgets, past.ago);
+        let limits = Arc::new(match links.zip(config.store.shared.as_ref()) {
+            None => Limits::Memory(remembered(past, plan)),
+            Some((links, store)) => Limits::Shared(SharedLimits::new(
+                links.limits.clone(),
+                Settings {
+                    prefix: store.prefix.clone(),
+                    timeout: store.timeout,
+                    min_replicas: store.min_replicas,
+                    egress_group: config.upstream.egress_group.clone(),
+                },
+            )),
+        });
         let egress = limits.budget(EGRESS, &[], plan);
         let queues = Queues::default();
         let environments = config.environments.iter().enumerate().map(|(index, environment)| {
@@ -102,6 +108,17 @@ impl Lasting {
             retries: Arc::new(retry::budget(&config.upstream.retry)),
         }
     }
+}
+
+/// Budgets of a single replica, as they were when it stopped.
+fn remembered(mut past: Past, egress: Plan) -> MemoryLimits {
+    let limits = MemoryLimits::default();
+    if past.unclean {
+        // Where an environment's budget is not in the file, upstream's first answer tells of it; of our address nobody does.
+        past.assume(EGRESS, egress);
+    }
+    limits.recall(past.budgets, past.ago);
+    limits
 }
 
 /// The connections to what replicas share, where they do.
@@ -143,7 +160,7 @@ pub(super) fn links(store: &SharedStore) -> Result<Links, StartError> {
 /// # Errors
 /// What keeps the proxy from starting.
 pub fn pipeline_over(config: &Config, transport: impl Transport) -> Result<Pipeline, StartError> {
-    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default());
+    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None);
     Ok(pipeline::build(layers(config, &lasting, &TaskTracker::new())?, transport))
 }
 
@@ -151,7 +168,7 @@ pub(super) fn layers(
     config: &Config,
     lasting: &Lasting,
     tasks: &TaskTracker,
-) -> Result<Layers<MemoryLimits, MemoryPages>, StartError> {
+) -> Result<Layers<Limits<RedisLink>, MemoryPages>, StartError> {
     let Lasting { metrics, limits, clients, environments, .. } = lasting;
     let (server, upstream) = (&config.server, &config.upstream);
     let union = environments.iter().flat_map(|handle| handle.environment.origins.iter().map(str::to_owned));

@@ -96,7 +96,7 @@ const REFUSAL: usize = 64 * 1024;
 /// # Errors
 /// What keeps the proxy from starting.
 pub async fn explain(config: &Config, question: &Question) -> Result<Explanation, StartError> {
-    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default());
+    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None);
     let layers = layers(config, &lasting, &TaskTracker::new())?;
     let Some(request) = request(config, question) else { return Ok(unreadable()) };
     let stack = ServiceBuilder::new()

@@ -14,7 +14,7 @@ use crate::edge::admin::status::{
     UpstreamStatus,
 };
 use crate::edge::admin::{Invalidating, Status, Unknown, View};
-use crate::store::limits::{BudgetId, LimitStore};
+use crate::store::limits::{BudgetId, LimitStore, Limits};
 use crate::store::pages::PageStore;
 use crate::store::secrets::Standing;
 use crate::telemetry::exposition::Format;
@@ -47,6 +47,17 @@ impl ServerView {
             secrets.standings().into_iter().map(|key| (handle.environment.name.clone(), key))
         });
         keys.collect()
+    }
+
+    fn store(&self) -> StoreStatus {
+        match &*self.lasting.limits {
+            Limits::Memory(_) => StoreStatus { kind: StoreKind::Memory, partitioned: false, replicas: 1 },
+            Limits::Shared(limits) => StoreStatus {
+                kind: StoreKind::Redis,
+                partitioned: limits.cut_off().is_some(),
+                replicas: limits.replicas(),
+            },
+        }
     }
 
     /// Every budget under the name operators know it by.
@@ -96,6 +107,7 @@ impl View for ServerView {
             age: key.age,
             in_use: key.in_use,
         });
+        self.lasting.metrics.store_partitioned(self.lasting.limits.cut_off().is_some());
         let usage = self.lasting.pages.usage();
         let scrape = Scrape {
             budgets: budgets.collect(),
@@ -120,7 +132,7 @@ impl View for ServerView {
                 capacity_bytes: usage.capacity,
                 hit_ratio: self.lasting.metrics.hit_ratio(),
             },
-            store: StoreStatus { kind: StoreKind::Memory, partitioned: false },
+            store: self.store(),
             upstream: UpstreamStatus {
                 healthy: self.lasting.health.healthy(),
                 credentials_ok: self.lasting.health.credentials_ok(),

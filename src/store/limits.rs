@@ -11,9 +11,13 @@ use crate::domain::quota::{Plan, Quota};
 use crate::domain::ratelimit::Observation;
 use crate::time::Timestamp;
 
+mod any;
 mod memory;
+mod shared;
 
+pub use any::Limits;
 pub use memory::{MemoryLimits, SpentBudget};
+pub use shared::{Settings, SharedLimits};
 
 /// The budget of our own address: what every request draws on.
 pub const EGRESS: &str = "egress";
@@ -40,6 +44,8 @@ pub struct Charge {
     pub budgets: [BudgetId; 2],
     /// When.
     pub at: Timestamp,
+    /// What the store knows it by, where that is not `at`.
+    pub mark: u64,
 }
 
 /// Nothing was drawn.

@@ -94,6 +94,9 @@ pub trait Link: Clone + Send + Sync + 'static {
     /// A command and its arguments.
     fn command(&self, words: &[&[u8]]) -> impl Future<Output = Result<Value, Lost>> + Send;
 
+    /// Whether there is a connection now.
+    fn is_connected(&self) -> bool;
+
     /// What happens from here on, on the channels that the link was made with.
     fn news(&self) -> broadcast::Receiver<News>;
 }

@@ -57,11 +57,11 @@ impl RedisServer {
         let mut shell = Command::new("sh");
         // A read that ends means that nobody holds the other end any more.
         let guarded =
-            "redis-server \"$@\" >/dev/null 2>&1 & server=$!; read -r _; kill -KILL $server; wait $server";
+            "redis-server \"$@\" >/dev/null & server=$!; read -r _; kill -KILL $server; wait $server";
         shell.args(["-c", guarded, "sh"]).args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
         shell.args(["--save", "", "--appendonly", "no", "--dir", &std::env::temp_dir().to_string_lossy()]);
         shell.args(&self.options);
-        self.guard = Some(shell.stdin(Stdio::piped()).spawn().expect("a shell"));
+        self.guard = Some(shell.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a shell"));
         for _ in 0..500 {
             if self.is_up() {
                 return true;

@@ -65,8 +65,10 @@ pub struct CacheStatus {
 pub struct StoreStatus {
     /// Which kind.
     pub kind: StoreKind,
-    /// Whether it is out of reach.
+    /// Whether it is out of reach, and this replica goes on with its share of each budget.
     pub partitioned: bool,
+    /// Replicas that share it, as far as this one knows.
+    pub replicas: u32,
 }
 
 /// The kinds of store.
@@ -161,7 +163,7 @@ pub(super) fn example() -> Status {
         environments: vec![budget("production", 5000, 600, 4211), budget("development", 100, 600, 0)],
         egress: budget("egress", 1000, 10, 990),
         cache: CacheStatus { entries: 12, bytes: 34_567, capacity_bytes: 268_435_456, hit_ratio: Some(0.75) },
-        store: StoreStatus { kind: StoreKind::Memory, partitioned: false },
+        store: StoreStatus { kind: StoreKind::Memory, partitioned: false, replicas: 1 },
         upstream: UpstreamStatus { healthy: true, credentials_ok: true },
         secrets: vec![SecretStatus {
             environment: "production".into(),

@@ -1,6 +1,6 @@
-use super::server::RedisServer;
 use super::*;
 use crate::edge::tls;
+use crate::redis_server::RedisServer;
 
 /// A link to `port`, connected as soon as that is possible.
 struct Linked {

@@ -125,7 +125,7 @@ impl LimitStore for MemoryLimits {
                 for id in budgets {
                     entries[id.0].budget.charge(at.0);
                 }
-                Ok(Charge { budgets, at })
+                Ok(Charge { budgets, at, mark: 0 })
             }
         }
     }

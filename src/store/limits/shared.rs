@@ -1,0 +1,367 @@
+//! Budgets that replicas share through a Redis or Valkey server.
+//!
+//! The server keeps one account per budget and decides every draw (`exchange.lua`); a replica keeps a mirror of it, which says
+//! how long a refused request has to wait, and a [promise](crate::domain::promise): what it may spend while it cannot ask. One
+//! exchange is under way at a time; whatever comes up meanwhile goes with the next, so that a busy replica asks less often than
+//! it sends.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use super::{BudgetId, BudgetView, Charge, Draw, EGRESS, LimitStore, Refused};
+use crate::domain::budget::{Snapshot, Wanted};
+use crate::domain::quota::Plan;
+use crate::domain::ratelimit::Observation;
+use crate::store::link::{Link, Names};
+use crate::time::{Timestamp, sleep};
+
+mod clock;
+mod exchange;
+mod ledger;
+mod message;
+
+use clock::Clock;
+use ledger::Ledger;
+use message::Drawn;
+
+/// Nanoseconds on the server's clock.
+type Nanos = u64;
+
+/// How often a draw that only promises to others stand in the way of is tried again, and after what pause first; they are asked
+/// to give them back, which takes them one exchange.
+const TRIES: u32 = 7;
+const PAUSE: Duration = Duration::from_millis(1);
+/// Where the wait cannot be known, for so long.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// How a replica shares.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `store.prefix`
+    pub prefix: String,
+    /// `store.timeout`
+    pub timeout: Duration,
+    /// `store.min_replicas`
+    pub min_replicas: u32,
+    /// `upstream.egress_group`
+    pub egress_group: String,
+}
+
+/// Budgets of all replicas.
+pub struct SharedLimits<L>(Arc<Inner<L>>);
+
+struct Inner<L> {
+    link: L,
+    names: Names,
+    settings: Settings,
+    /// Of this process, and of no other.
+    replica: String,
+    // Held for some microseconds, never over an await.
+    state: Mutex<State>,
+    /// There is something to tell or to ask.
+    wake: Notify,
+    /// Held by whoever speaks to the server: one exchange at a time, or a promise could be renewed behind its back.
+    speaking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledgers: Vec<Ledger>,
+    pending: Vec<Pending>,
+    clock: Clock,
+    /// The life of the server's data that this replica is part of; empty before it is.
+    epoch: String,
+    /// The data is to be told anew.
+    restoring: bool,
+    /// Since when there has been no word of the server; never before the first attempt.
+    cut_off: Option<Timestamp>,
+    /// Not to be told with the next draw only.
+    urgent: bool,
+    /// When all budgets are to be heard of again.
+    due: Timestamp,
+    /// This replica has said that it is no more.
+    left: bool,
+}
+
+/// A draw on its way.
+#[derive(Debug)]
+struct Pending {
+    draw: Draw,
+    answer: oneshot::Sender<(Drawn, Charge)>,
+}
+
+impl<L> Clone for SharedLimits<L> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<L: Link> SharedLimits<L> {
+    /// Budgets behind `link`. Until [`run`](Self::run) runs, nothing is asked.
+    pub fn new(link: L, settings: Settings) -> Self {
+        let state = State {
+            ledgers: Vec::new(),
+            pending: Vec::new(),
+            clock: Clock::default(),
+            epoch: String::new(),
+            restoring: false,
+            cut_off: None,
+            urgent: false,
+            due: Timestamp::default(),
+            left: false,
+        };
+        Self(Arc::new(Inner {
+            link,
+            names: Names::new(&settings.prefix),
+            settings,
+            replica: format!("{:016x}", fastrand::u64(..)),
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            speaking: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// For how long there has been no word of the server.
+    pub fn cut_off(&self) -> Option<Duration> {
+        self.lock().cut_off.map(|since| Timestamp::now().since(since))
+    }
+
+    /// How many share the budgets, when they were last heard of.
+    pub fn replicas(&self) -> u32 {
+        self.lock().ledgers.iter().map(|ledger| ledger.replicas).max().unwrap_or(1)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+}
+
+impl<L> Inner<L> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is valid after every step, so a panic elsewhere leaves it usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn urge(&self, state: &mut State) {
+        state.urgent = true;
+        self.wake.notify_one();
+    }
+}
+
+impl State {
+    /// The server's time, as far as it is known.
+    fn now(&self) -> Nanos {
+        self.clock.now(Timestamp::now())
+    }
+
+    fn local(&self, at: Nanos) -> Timestamp {
+        self.clock.local(at)
+    }
+
+    /// What is known here already to have no room: the server has no more.
+    fn refusal(&mut self, draw: &Draw) -> Option<Refused> {
+        let (now, cut_off) = (self.now(), self.cut_off.is_some());
+        let mut refused: Option<(BudgetId, Nanos)> = None;
+        for (id, held_back) in draw.budgets.into_iter().zip([draw.held_back, 0]) {
+            let ledger = &mut self.ledgers[id.0];
+            let wanted = Wanted { ahead: draw.ahead, held_back };
+            let mut until = ledger.check(now, wanted).err();
+            if cut_off && ledger.left(now) <= u64::from(draw.ahead) {
+                until = until.max(Some(ledger.left_at(now, u64::from(draw.ahead) + 1)));
+            }
+            if let Some(until) = until.filter(|until| refused.is_none_or(|(_, longest)| longest < *until)) {
+                refused = Some((id, until));
+            }
+        }
+        let (budget, until) = refused?;
+        let gate = self.ledgers[budget.0].mirror.gate() > now;
+        Some(Refused { budget, until: self.local(until), gate })
+    }
+
+    /// What keeps the draw from being made without asking, if anything does.
+    fn alone(&mut self, draw: &Draw) -> Option<Refused> {
+        let before = self.cut_off;
+        self.cut_off = before.or(Some(Timestamp::now()));
+        let refused = self.refusal(draw);
+        self.cut_off = before;
+        refused
+    }
+
+    /// Spends of what was promised. To be called where nothing refuses.
+    fn spend_blind(&mut self, draw: &Draw) -> Charge {
+        let now = self.now();
+        for id in draw.budgets {
+            self.ledgers[id.0].spend_blind(now);
+        }
+        Charge { budgets: draw.budgets, at: self.local(now), mark: 0 }
+    }
+
+    /// When the server charged it, or we without it.
+    fn charged(&self, charge: &Charge) -> (Nanos, bool) {
+        match charge.mark {
+            0 => (self.clock.now(charge.at), true),
+            mark => (mark, false),
+        }
+    }
+}
+
+impl<L: Link> LimitStore for SharedLimits<L> {
+    fn budget(&self, name: &str, users: &[&str], plan: Plan) -> BudgetId {
+        let mut state = self.lock();
+        let now = state.now();
+        let at = state.ledgers.iter().position(|ledger| ledger.name == name).unwrap_or_else(|| {
+            state.ledgers.push(Ledger::new(name, plan, self.0.settings.min_replicas));
+            state.ledgers.len() - 1
+        });
+        // Where its users have drawn from others until now, it goes on from the one of which most is spent.
+        let mut most = state.ledgers[at].mirror.clone();
+        let mut moved = most.plan() != plan;
+        for ledger in state.ledgers.iter_mut().filter(|ledger| ledger.name != name) {
+            let before = ledger.users.len();
+            ledger.users.retain(|user| !users.contains(&user.as_str()));
+            if ledger.users.len() < before && ledger.mirror.used(now) > most.used(now) {
+                (most, moved) = (ledger.mirror.clone(), true);
+            }
+        }
+        if moved {
+            state.ledgers[at].take_over(now, &most, plan);
+        }
+        state.ledgers[at].users = users.iter().map(|user| (*user).to_owned()).collect();
+        state.due = Timestamp::default();
+        self.0.urge(&mut state);
+        BudgetId(at)
+    }
+
+    async fn acquire(&self, draw: Draw) -> Result<Charge, Refused> {
+        let mut pause = PAUSE;
+        for attempt in 0.. {
+            let answer = {
+                let mut state = self.lock();
+                if let Some(refused) = state.refusal(&draw) {
+                    return Err(refused);
+                }
+                if state.cut_off.is_some() {
+                    return Ok(state.spend_blind(&draw));
+                }
+                let (sender, receiver) = oneshot::channel();
+                state.pending.push(Pending { draw, answer: sender });
+                receiver
+            };
+            self.0.wake.notify_one();
+            match answer.await {
+                Ok((Drawn::Yes, charge)) => return Ok(charge),
+                Ok((Drawn::Promised, _)) if attempt < TRIES => {
+                    sleep(pause).await;
+                    pause *= 2;
+                }
+                // The mirror knows more now: where it still sees room, only others' promises are in the way.
+                Ok((Drawn::Promised | Drawn::No, _)) => {
+                    let refused = self.lock().refusal(&draw);
+                    let until = Timestamp::now() + LOOK_AGAIN;
+                    let budget = draw.budgets[0];
+                    return Err(refused.unwrap_or(Refused { budget, until, gate: false }));
+                }
+                // Nobody knows, or nobody says: what was promised is there for that.
+                Ok((Drawn::Waiting, _)) | Err(_) => {
+                    let mut state = self.lock();
+                    let alone = state.alone(&draw);
+                    return match alone {
+                        Some(refused) => Err(refused),
+                        None => Ok(state.spend_blind(&draw)),
+                    };
+                }
+            }
+        }
+        // Not reached: the last attempt returns.
+        let budget = draw.budgets[0];
+        Err(Refused { budget, until: Timestamp::now() + LOOK_AGAIN, gate: false })
+    }
+
+    fn refund(&self, charge: Charge) {
+        let mut state = self.lock();
+        let (charged, blind) = state.charged(&charge);
+        for id in charge.budgets {
+            state.ledgers[id.0].refund(charged, blind);
+        }
+        self.0.urge(&mut state);
+    }
+
+    fn settle(&self, charge: Charge, observation: Option<Observation>) -> bool {
+        let mut state = self.lock();
+        let (now, (charged, blind)) = (state.now(), state.charged(&charge));
+        let mut more = false;
+        for id in charge.budgets {
+            more |= state.ledgers[id.0].settle(now, charged, blind);
+        }
+        // Upstream speaks of the key, not of our address.
+        if let Some(observation) = observation {
+            let ledger = &mut state.ledgers[charge.budgets[0].0];
+            let before = ledger.mirror.foreign();
+            more |= ledger.observe(now, charged, observation);
+            if before > 0 || ledger.mirror.foreign() > 0 {
+                self.0.urge(&mut state);
+            }
+        }
+        more
+    }
+
+    async fn penalise(&self, budget: BudgetId, wait: Duration) {
+        let mut state = self.lock();
+        let now = state.now();
+        state.ledgers[budget.0].penalise(now, wait);
+        self.0.urge(&mut state);
+    }
+
+    fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
+        let mut state = self.lock();
+        let (now, cut_off) = (state.now(), state.cut_off.is_some());
+        let snapshot = state.ledgers[budget.0].snapshot(now, held_back, cut_off);
+        let grows_at = snapshot.grows_at.map(|at| state.local(at).0);
+        Snapshot { grows_at, ..snapshot }
+    }
+
+    fn fits_at(&self, budget: BudgetId, ahead: u32, held_back: u32) -> Timestamp {
+        let mut state = self.lock();
+        let (now, cut_off) = (state.now(), state.cut_off.is_some());
+        let ledger = &mut state.ledgers[budget.0];
+        let mut at = ledger.mirror.fits_at(now, Wanted { ahead, held_back });
+        if cut_off {
+            at = at.max(ledger.left_at(now, u64::from(ahead) + 1));
+        }
+        state.local(at)
+    }
+
+    fn views(&self) -> Vec<BudgetView> {
+        let mut state = self.lock();
+        let (now, cut_off) = (state.now(), state.cut_off.is_some());
+        let clock = state.clock;
+        let views = state.ledgers.iter_mut().map(|ledger| {
+            let snapshot = ledger.snapshot(now, 0, cut_off);
+            BudgetView {
+                name: ledger.name.clone(),
+                quota: ledger.mirror.plan().quota,
+                snapshot: Snapshot { grows_at: snapshot.grows_at.map(|at| clock.local(at).0), ..snapshot },
+                gate: Duration::from_nanos(ledger.mirror.gate().saturating_sub(now)),
+            }
+        });
+        views.collect()
+    }
+}
+
+/// How long a replica that is not heard of keeps its part of a budget. Beyond that only upstream's own count tells what it
+/// spends; of our address nobody tells, so there it is longer.
+fn hold(name: &str, plan: Plan) -> Duration {
+    match name == EGRESS {
+        true => plan.quota.window.max(Duration::from_secs(60)),
+        false => plan.quota.window,
+    }
+}
+
+fn nanos(duration: Duration) -> Nanos {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

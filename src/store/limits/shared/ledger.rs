@@ -1,0 +1,390 @@
+//! What one replica knows of one shared budget, and what it has still to tell.
+//!
+//! All times are nanoseconds on the server's clock. Nothing here waits or speaks to anybody.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Nanos;
+use crate::domain::budget::{Budget, Snapshot, Standing, Told, Wanted};
+use crate::domain::promise::Promise;
+use crate::domain::quota::{Plan, RingPlan};
+use crate::domain::ratelimit::Observation;
+
+/// One budget as this replica sees it.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pub(super) name: String,
+    pub(super) users: Vec<String>,
+    /// What all replicas have spent, as far as it is known here.
+    pub(super) mirror: Budget,
+    pub(super) promise: Promise,
+    /// A message is under way that may have renewed the promise: what lapses before this moment is not counted twice.
+    resumes: Option<Nanos>,
+    pub(super) blind: Blind,
+    /// The last whole account of the budget, and what this replica has drawn since: all there is if the server loses its data.
+    base: Vec<(Nanos, u32)>,
+    drawn: Vec<(Nanos, u32)>,
+    /// The account is to be told, because the server may not know it.
+    pub(super) recount: bool,
+    /// To be told with the next message.
+    pub(super) news: News,
+    pub(super) in_flight: u32,
+    /// Counts exchanges: one that goes back means lost data.
+    pub(super) version: u64,
+    /// How many share it.
+    pub(super) replicas: u32,
+    /// What others were told to leave for one that has need of it.
+    pub(super) recalled: Option<u64>,
+}
+
+/// How requests ended, and what upstream said.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Charges that upstream may have counted later: from when to when.
+    pub(super) moves: Vec<(Nanos, Nanos)>,
+    pub(super) refunds: Vec<Nanos>,
+    pub(super) settled: Vec<Nanos>,
+    /// With the moment of the charge whose answer said it.
+    pub(super) observed: Vec<(Observation, Nanos)>,
+    /// For how long from that moment upstream wants nothing.
+    pub(super) shut: Option<(Nanos, Duration)>,
+    /// The whole account was told.
+    pub(super) recount: bool,
+}
+
+/// So much of each is kept to be told: while nobody hears it, older news lose their worth.
+const NEWS: usize = 4096;
+
+impl News {
+    fn bound(&mut self) {
+        let over = |len: usize| len.saturating_sub(NEWS);
+        self.moves.drain(..over(self.moves.len()));
+        self.refunds.drain(..over(self.refunds.len()));
+        self.settled.drain(..over(self.settled.len()));
+        self.observed.drain(..over(self.observed.len()));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.moves.is_empty()
+            && self.refunds.is_empty()
+            && self.settled.is_empty()
+            && self.observed.is_empty()
+            && self.shut.is_none()
+            && !self.recount
+    }
+}
+
+/// How the server says that a budget stands.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    pub(super) version: u64,
+    pub(super) used: u64,
+    pub(super) promise: f64,
+    pub(super) share: f64,
+    pub(super) replicas: u32,
+    pub(super) standing: Standing,
+    /// The last serial of ours that it knows.
+    pub(super) applied: u64,
+    /// Everything that was spent, where it tells.
+    pub(super) whole: Option<Vec<(Nanos, u32)>>,
+}
+
+impl Ledger {
+    /// One of which nothing is known: alone with so many others it has a share of all of it.
+    pub(super) fn new(name: &str, plan: Plan, replicas: u32) -> Self {
+        let amount = f64::from(plan.quota.requests / replicas.max(1));
+        let share = 1.0 / f64::from(replicas.max(1));
+        Self {
+            name: name.to_owned(),
+            users: Vec::new(),
+            mirror: Budget::new(plan),
+            promise: Promise { amount, share, ..Promise::default() },
+            resumes: None,
+            blind: Blind::new(plan),
+            base: Vec::new(),
+            drawn: Vec::new(),
+            recount: false,
+            news: News::default(),
+            in_flight: 0,
+            version: 0,
+            replicas,
+            recalled: None,
+        }
+    }
+
+    /// Another plan, and what was spent elsewhere by those who draw from this budget now: nothing of it is forgotten.
+    pub(super) fn take_over(&mut self, now: Nanos, mirror: &Budget, plan: Plan) {
+        self.mirror = if mirror.plan() == plan { mirror.clone() } else { mirror.replan(now, plan) };
+        self.blind.plan(plan);
+        self.recount = true;
+    }
+
+    /// The first moment at which the draw would fit, as far as is known here: others can only have spent more.
+    pub(super) fn check(&mut self, now: Nanos, wanted: Wanted) -> Result<(), Nanos> {
+        self.mirror.check(now, wanted)
+    }
+
+    /// What may be spent without asking.
+    pub(super) fn left(&mut self, now: Nanos) -> u64 {
+        if let Some(resumes) = self.resumes.take_if(|resumes| *resumes <= now) {
+            self.promise.lapsed = self.mirror.lapsed(resumes);
+        }
+        let lapsed = if self.resumes.is_some() { self.promise.lapsed } else { self.mirror.lapsed(now) };
+        self.promise.worth(lapsed).saturating_sub(self.blind.sum(now))
+    }
+
+    /// When `n` may be spent without asking; `now` where they may at once.
+    pub(super) fn left_at(&self, now: Nanos, n: u64) -> Nanos {
+        let (mut mirror, mut blind) = (self.mirror.clone(), self.blind.clone());
+        let mut at = now;
+        loop {
+            let spent = blind.sum(at);
+            if self.promise.worth(mirror.lapsed(at)).saturating_sub(spent) >= n {
+                return at;
+            }
+            let next = [mirror.next_lapse(at), blind.next_lapse()].into_iter().flatten().min();
+            match next {
+                Some(next) if next > at => at = next,
+                // Never, by itself: whoever waits looks again before long.
+                _ => return at.saturating_add(1_000_000_000).max(now),
+            }
+        }
+    }
+
+    /// Spends one without asking.
+    pub(super) fn spend_blind(&mut self, now: Nanos) {
+        self.blind.charge(now);
+        self.mirror.charge(now);
+        self.in_flight += 1;
+    }
+
+    /// Spends one that the server has drawn at `at`.
+    pub(super) fn spend(&mut self, at: Nanos) {
+        self.mirror.charge(at);
+        self.drawn.push((at, 1));
+        self.in_flight += 1;
+    }
+
+    /// One that was charged at `charged` was surely never sent.
+    pub(super) fn refund(&mut self, charged: Nanos, blind: bool) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.mirror.refund(charged);
+        if !blind || !self.blind.take(charged) {
+            self.news.refunds.push(charged);
+        }
+    }
+
+    /// One that was charged at `charged` was answered, or will never be; `true` where another waited for that.
+    pub(super) fn settle(&mut self, now: Nanos, charged: Nanos, blind: bool) -> bool {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let latest = now.saturating_sub(self.blind.guard);
+        if latest / self.blind.sub_window > charged / self.blind.sub_window {
+            if !blind || !self.blind.take(charged) {
+                self.news.moves.push((charged, latest));
+            } else {
+                self.blind.charge(latest);
+            }
+        }
+        if !blind {
+            self.news.settled.push(charged);
+        }
+        self.news.bound();
+        self.mirror.settle(charged, now)
+    }
+
+    /// What the answer to one that was charged at `charged` said.
+    pub(super) fn observe(&mut self, now: Nanos, charged: Nanos, observation: Observation) -> bool {
+        self.news.observed.push((observation, charged));
+        let reset = now.saturating_add(super::nanos(observation.reset));
+        self.mirror.observe(now, charged, Told { remaining: observation.remaining, reset })
+    }
+
+    pub(super) fn penalise(&mut self, now: Nanos, wait: Duration) {
+        self.mirror.penalise(now.saturating_add(super::nanos(wait)));
+        self.news.shut = Some((now, wait));
+    }
+
+    pub(super) fn snapshot(&mut self, now: Nanos, held_back: u32, cut_off: bool) -> Snapshot {
+        let mut snapshot = self.mirror.snapshot(now, held_back);
+        if cut_off {
+            let left = u32::try_from(self.left(now)).unwrap_or(u32::MAX);
+            if left < snapshot.remaining {
+                snapshot = Snapshot { remaining: left, ..snapshot };
+                if left == 0 {
+                    snapshot.grows_at = Some(self.left_at(now, 1).max(now));
+                }
+            }
+        }
+        snapshot
+    }
+
+    /// Binds itself to what is left without the `n` that are to be drawn now, and to no more than its fair share: that much
+    /// the message may tell, whether or not it is heard.
+    pub(super) fn bind(&mut self, now: Nanos, n: u64, late: Nanos) -> (f64, f64) {
+        let blind = self.blind.sum(now);
+        self.left(now); // Whatever lapsed while the message before was under way has been left out.
+        let lapsed = if self.resumes.is_some() { self.promise.lapsed } else { self.mirror.lapsed(now) };
+        let promise = self.promise.renewed(lapsed, self.mirror.used(now).saturating_sub(blind));
+        let replicas = self.replicas.max(1);
+        let free = self.recalled.take().unwrap_or_else(|| u64::from(self.mirror.snapshot(now, 0).remaining));
+        // What nobody was asked for yet nobody keeps for it.
+        let most = if self.version == 0 { 0 } else { free / u64::from(replicas) };
+        let claim = (promise.amount - blind as f64 - n as f64).clamp(0.0, most as f64);
+        let share = promise.share.min(1.0 / f64::from(replicas));
+        self.promise = Promise { amount: claim + blind as f64, share, ..promise };
+        self.resumes = Some(now.saturating_add(late));
+        (claim, share)
+    }
+
+    /// Everything that is known to be spent. Where the server lost it, what this replica drew since the last whole account is
+    /// told draw by draw: others do not know of it.
+    pub(super) fn account(&mut self, now: Nanos) -> Vec<(Nanos, u32)> {
+        if std::mem::take(&mut self.recount) {
+            self.news.recount = true;
+            return self.mirror.spent(now);
+        }
+        for (at, n) in std::mem::take(&mut self.drawn) {
+            self.blind.owe(at, n);
+        }
+        self.base.clone()
+    }
+
+    /// Takes over what the server says, at `now` on its clock.
+    pub(super) fn learn(&mut self, now: Nanos, account: Account) {
+        self.blind.confirm(account.applied);
+        self.version = account.version;
+        self.replicas = account.replicas;
+        if let Some(whole) = account.whole.filter(|_| !self.recount) {
+            let mut mirror = Budget::new(self.mirror.plan());
+            let mut all: Vec<(Nanos, u32)> = whole.iter().copied().chain(self.blind.spent()).collect();
+            all.sort_unstable();
+            mirror.recall(now, all);
+            (self.base, self.mirror) = (whole, mirror);
+            self.drawn.clear();
+        }
+        let known = self.mirror.used(now);
+        let others = (account.used + self.blind.sum(now)).saturating_sub(known);
+        self.mirror.recall(now, [(now, u32::try_from(others).unwrap_or(u32::MAX))]);
+        self.mirror.follow(now, &account.standing);
+        self.promise = Promise {
+            amount: account.promise,
+            share: account.share,
+            lapsed: self.mirror.lapsed(now),
+            spent: account.used,
+            uncertain: account.standing.in_flight,
+        };
+        self.resumes = None;
+    }
+
+    /// The message was not heard, or nobody knows: what may be told twice is told again.
+    pub(super) fn not_heard(&mut self, told: News) {
+        self.news.moves.extend(told.moves);
+        self.news.settled.extend(told.settled);
+        self.news.shut = self.news.shut.take().or(told.shut);
+        self.recount |= told.recount;
+        self.news.bound();
+    }
+
+    /// The server's clock differs by this from what was taken for it.
+    pub(super) fn shift(&mut self, by: i128) {
+        self.blind.shift(by);
+    }
+}
+
+/// What was spent without asking, until the server is known to have counted it.
+#[derive(Debug, Clone)]
+pub(super) struct Blind {
+    entries: VecDeque<Entry>,
+    serial: u64,
+    pub(super) sub_window: Nanos,
+    pub(super) guard: Nanos,
+    reach: Nanos,
+}
+
+/// So many at about one moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) serial: u64,
+    pub(super) at: Nanos,
+    pub(super) n: u32,
+    /// It may have been heard: it changes no more.
+    told: bool,
+}
+
+impl Blind {
+    fn new(plan: Plan) -> Self {
+        let mut blind = Self { entries: VecDeque::new(), serial: 0, sub_window: 1, guard: 0, reach: 0 };
+        blind.plan(plan);
+        blind
+    }
+
+    fn plan(&mut self, plan: Plan) {
+        let ring = RingPlan::of(plan.quota);
+        self.sub_window = super::nanos(ring.sub_window).max(1);
+        self.guard = self.sub_window.saturating_mul(u64::from(ring.guard));
+        self.reach = self.sub_window.saturating_mul(ring.sub_windows() as u64);
+    }
+
+    fn charge(&mut self, at: Nanos) {
+        let slot = at / self.sub_window;
+        if let Some(entry) =
+            self.entries.iter_mut().rev().find(|entry| !entry.told && entry.at / self.sub_window == slot)
+        {
+            entry.n += 1;
+            return;
+        }
+        self.owe(at, 1);
+    }
+
+    /// A further entry.
+    fn owe(&mut self, at: Nanos, n: u32) {
+        self.serial += 1;
+        self.entries.push_back(Entry { serial: self.serial, at, n, told: false });
+    }
+
+    /// Takes one back that was not told yet.
+    fn take(&mut self, charged: Nanos) -> bool {
+        let slot = charged / self.sub_window;
+        let entry = self
+            .entries
+            .iter_mut()
+            .find(|entry| !entry.told && entry.n > 0 && entry.at / self.sub_window == slot);
+        entry.map(|entry| entry.n -= 1).is_some()
+    }
+
+    /// How many count at `now`.
+    pub(super) fn sum(&mut self, now: Nanos) -> u64 {
+        let (sub_window, reach) = (self.sub_window, self.reach);
+        self.entries.retain(|entry| entry.n > 0 && lapse(entry.at, sub_window, reach) > now);
+        self.entries.iter().map(|entry| u64::from(entry.n)).sum()
+    }
+
+    fn next_lapse(&self) -> Option<Nanos> {
+        self.entries.iter().map(|entry| lapse(entry.at, self.sub_window, self.reach)).min()
+    }
+
+    fn spent(&self) -> impl Iterator<Item = (Nanos, u32)> {
+        self.entries.iter().map(|entry| (entry.at, entry.n))
+    }
+
+    /// Each, to be told; from here on they change no more.
+    pub(super) fn tell(&mut self) -> impl Iterator<Item = Entry> {
+        self.entries.iter_mut().for_each(|entry| entry.told = true);
+        self.entries.iter().copied()
+    }
+
+    fn confirm(&mut self, applied: u64) {
+        self.entries.retain(|entry| entry.serial > applied);
+    }
+
+    fn shift(&mut self, by: i128) {
+        for entry in &mut self.entries {
+            entry.at = u64::try_from(i128::from(entry.at) + by).unwrap_or(entry.at);
+        }
+    }
+}
+
+fn lapse(at: Nanos, sub_window: Nanos, reach: Nanos) -> Nanos {
+    (at / sub_window).saturating_mul(sub_window).saturating_add(reach)
+}

@@ -1,0 +1,247 @@
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::super::contract::suite;
+use super::*;
+use crate::domain::quota::Quota;
+use crate::virtual_redis::{VirtualLink, VirtualRedis};
+
+const QUOTA: Quota = Quota { requests: 100, window: Duration::from_secs(40) };
+const AMPLE: Quota = Quota { requests: 1_000_000, window: Duration::from_secs(1) };
+
+struct Replica {
+    limits: SharedLimits<VirtualLink>,
+    link: VirtualLink,
+    budgets: [BudgetId; 2],
+    stop: CancellationToken,
+}
+
+impl Replica {
+    fn of(redis: &VirtualRedis, min_replicas: u32) -> Self {
+        let (link, stop) = (redis.link(), CancellationToken::new());
+        let settings = Settings {
+            prefix: "test".into(),
+            timeout: Duration::from_millis(50),
+            min_replicas,
+            egress_group: "egress".into(),
+        };
+        let limits = SharedLimits::new(link.clone(), settings);
+        let budget = limits.budget("environment:acme", &["acme"], Plan::window(QUOTA));
+        let egress = limits.budget(EGRESS, &[], Plan::window(AMPLE));
+        TaskTracker::new().spawn(limits.clone().run(stop.clone()));
+        Self { limits, link, budgets: [budget, egress], stop }
+    }
+
+    async fn draw(&self) -> Result<Charge, Refused> {
+        self.limits.acquire(Draw { budgets: self.budgets, ahead: 0, held_back: 0 }).await
+    }
+
+    /// Draws until it is refused, at most so often; how often it got something.
+    async fn draws(&self, most: u32) -> u32 {
+        for drawn in 0..most {
+            match self.draw().await {
+                Ok(charge) => drop(self.limits.settle(charge, None)),
+                Err(_) => return drawn,
+            }
+        }
+        most
+    }
+
+    fn remaining(&self) -> u32 {
+        self.limits.snapshot(self.budgets[0], 0).remaining
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn four(redis: &VirtualRedis) -> [Replica; 4] {
+    let replicas = [1, 1, 1, 1].map(|min| Replica::of(redis, min));
+    // Each has heard of all.
+    sleep(Duration::from_secs(3)).await;
+    replicas
+}
+
+fn network() -> VirtualRedis {
+    VirtualRedis::start(1, Duration::from_millis(2))
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_draw_from_one_budget_and_one_of_them_may_have_all_of_it() {
+    let redis = network();
+    let [a, b, ..] = &four(&redis).await;
+    assert_eq!(b.draws(10).await, 10);
+    assert_eq!(a.draws(200).await, 90, "though the others were promised parts of it");
+    assert_eq!(b.draws(1).await, 0);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((a.remaining(), b.remaining()), (0, 0));
+    sleep(Duration::from_secs(41)).await;
+    assert_eq!(b.draws(200).await, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_replica_asks_less_often_than_it_sends() {
+    let redis = network();
+    let replica = Replica::of(&redis, 1);
+    sleep(Duration::from_secs(1)).await;
+    let before = redis.calls();
+    let draws = (0..100).map(|_| replica.draw());
+    assert!(futures_util::future::join_all(draws).await.iter().all(Result::is_ok));
+    assert!(redis.calls() - before < 10, "{}", redis.calls() - before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_replicas_429_stops_all() {
+    let redis = network();
+    let [a, b, ..] = &four(&redis).await;
+    a.limits.penalise(a.budgets[0], Duration::from_secs(30)).await;
+    sleep(Duration::from_millis(10)).await;
+    let refused = b.draw().await.expect_err("shut");
+    assert!(refused.gate);
+    let wait = refused.until.since(Timestamp::now());
+    assert!(wait > Duration::from_secs(29) && wait <= Duration::from_millis(30_010), "{wait:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_upstream_tells_one_all_know() {
+    let redis = network();
+    let [a, b, ..] = &four(&redis).await;
+    let charge = a.draw().await.expect("free");
+    let observation = Observation { remaining: 5, reset: Duration::from_secs(20) };
+    a.limits.settle(charge, Some(observation));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(b.draws(100).await, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_that_are_cut_off_have_the_budget_between_them_and_no_more() {
+    let redis = network();
+    let replicas = &four(&redis).await;
+    assert_eq!(replicas[0].draws(40).await, 40);
+    sleep(Duration::from_secs(2)).await;
+    redis.set_down(true);
+    let mut drawn = Vec::new();
+    for replica in replicas {
+        drawn.push(replica.draws(100).await);
+        assert!(replica.limits.cut_off().is_some());
+    }
+    let sum: u32 = drawn.iter().sum();
+    assert!((48..=60).contains(&sum) && drawn.iter().all(|drawn| (12..=15).contains(drawn)), "{drawn:?}");
+    redis.set_down(false);
+    sleep(Duration::from_secs(2)).await;
+    for replica in replicas {
+        assert!(replica.limits.cut_off().is_none());
+    }
+    // What is left is there for whoever comes, and what was spent without asking is known to all.
+    assert_eq!(replicas[3].draws(100).await, 60 - sum);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lapses_while_all_are_cut_off_is_dealt_out_too() {
+    let redis = network();
+    let replicas = &four(&redis).await;
+    assert_eq!(replicas[0].draws(100).await, 100);
+    redis.set_down(true);
+    for replica in replicas {
+        assert_eq!(replica.draws(10).await, 0);
+    }
+    sleep(Duration::from_secs(41)).await;
+    for round in 0..3 {
+        let mut sum = 0;
+        for replica in replicas {
+            sum += replica.draws(100).await;
+        }
+        assert!((96..=100).contains(&sum), "{round}: {sum}");
+        sleep(Duration::from_secs(41)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_stays_leaves_to_one_that_is_cut_off_what_it_was_promised() {
+    let redis = network();
+    let [a, b, c, d] = &four(&redis).await;
+    d.link.set_cut(true);
+    let connected = a.draws(200).await + b.draws(200).await + c.draws(200).await;
+    let alone = d.draws(200).await;
+    assert!(connected + alone <= 100 && connected + alone >= 96, "{connected} {alone}");
+    assert!((20..=25).contains(&alone), "{alone}");
+    d.link.set_cut(false);
+    sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(41)).await;
+    assert_eq!(a.draws(200).await, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lost_its_data_is_told_what_was_spent() {
+    let redis = network();
+    let replicas = &four(&redis).await;
+    assert_eq!(replicas[0].draws(30).await, 30);
+    assert_eq!(replicas[1].draws(20).await, 20);
+    redis.forget();
+    let mut sum = 50;
+    for _ in 0..10 {
+        for replica in replicas {
+            sum += replica.draws(2).await;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+    sleep(Duration::from_secs(5)).await;
+    for replica in replicas {
+        sum += replica.draws(200).await;
+    }
+    assert!((95..=100).contains(&sum), "{sum}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_leaves_leaves_everything_and_one_that_dies_leaves_it_a_window_later() {
+    let redis = network();
+    let [a, b, c, d] = four(&redis).await;
+    assert_eq!(d.draws(10).await, 10);
+    d.limits.leave().await;
+    drop(d);
+    drop(c);
+    sleep(Duration::from_secs(1)).await;
+    let drawn = a.draws(200).await + b.draws(200).await;
+    assert!((60..=72).contains(&drawn), "what one that may live was promised is kept: {drawn}");
+    sleep(Duration::from_secs(43)).await;
+    assert_eq!(a.draws(200).await, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_begins_without_the_server_has_its_share() {
+    let redis = network();
+    redis.set_down(true);
+    let replica = Replica::of(&redis, 4);
+    assert_eq!(replica.draws(100).await, 25);
+    redis.set_down(false);
+    sleep(Duration::from_secs(2)).await;
+    let other = Replica::of(&redis, 4);
+    assert_eq!(other.draws(200).await + replica.draws(200).await, 75);
+}
+
+/// Alone with a server to itself.
+fn alone() -> SharedLimits<VirtualLink> {
+    let link = VirtualRedis::start(1, Duration::ZERO).link();
+    let settings = Settings {
+        prefix: "test".into(),
+        timeout: Duration::from_millis(50),
+        min_replicas: 1,
+        egress_group: "egress".into(),
+    };
+    let limits = SharedLimits::new(link, settings);
+    TaskTracker::new().spawn(limits.clone().run(CancellationToken::new()));
+    limits
+}
+
+mod window {
+    use super::*;
+    suite!(alone(), Window);
+}
+
+mod token_bucket {
+    use super::*;
+    suite!(alone(), TokenBucket);
+}
