@@ -16,6 +16,8 @@ mod browsing;
 #[path = "../tests/support/simulation.rs"]
 #[expect(dead_code, reason = "the other half is for the benchmark of the budgets")]
 mod simulation;
+#[path = "../tests/support/virtual_clock.rs"]
+mod virtual_clock;
 
 /// As in the binary.
 #[global_allocator]

@@ -21,6 +21,8 @@ use simulation::{Demand, Outcome, Scenario};
 
 #[path = "../tests/support/simulation.rs"]
 mod simulation;
+#[path = "../tests/support/virtual_clock.rs"]
+mod virtual_clock;
 
 /// As in the binary.
 #[global_allocator]

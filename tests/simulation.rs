@@ -4,8 +4,17 @@
 
 #[path = "support/browsing.rs"]
 mod browsing;
+#[path = "support/partitions.rs"]
+mod partitions;
+#[path = "support/redis.rs"]
+#[expect(dead_code, reason = "other tests need the rest")]
+mod redis_server;
 #[path = "support/simulation.rs"]
 mod simulation;
+#[path = "support/virtual_clock.rs"]
+mod virtual_clock;
+#[path = "support/virtual_redis.rs"]
+mod virtual_redis;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +24,9 @@ use http::StatusCode;
 use metorial_proxy::domain::quota::{Algorithm, Quota};
 use metorial_proxy::mock::Algorithm as Counting;
 use metorial_proxy::time::{Instant, sleep};
-use simulation::{Demand, Outcome, Proxy, Scenario, on_a_virtual_clock, run};
+use simulation::{Demand, Outcome, Proxy, Scenario, run};
 use tokio_util::task::TaskTracker;
+use virtual_clock::on_a_virtual_clock;
 
 const SCENARIO: Scenario = Scenario {
     quota: Quota::DEVELOPMENT,
@@ -142,4 +152,69 @@ fn beside_one_that_always_has_forty_waiting_those_who_ask_for_little_are_served(
     assert!(modest * 100 >= asked * 95, "{modest} of {asked}");
     // Ten windows and the one that follows.
     assert!((greedy + modest) * 100 >= 11 * 200 * 75, "{greedy} and {modest}");
+}
+
+/// Four replicas share a budget while the network between them breaks.
+mod replicas {
+    use super::*;
+    use crate::partitions::{Outage, Outcome, Scenario, Scheme, Spread, run};
+
+    const WINDOW: Duration = Duration::from_secs(20);
+    const SCENARIO: Scenario = Scenario {
+        scheme: Scheme::Shared,
+        quota: Quota { requests: 200, window: WINDOW },
+        load: 3.0,
+        spread: Spread::Even,
+        outage: Outage::None,
+        lasts: Duration::from_secs(30),
+        tells: false,
+        windows: 6,
+        seed: 1,
+    };
+
+    #[track_caller]
+    fn assert_good(scenario: Scenario, least: f64) -> Outcome {
+        let outcome = run(scenario);
+        assert_eq!(outcome.tripped, 0, "{scenario:?}: {outcome:?}");
+        assert!(outcome.share() >= least, "{scenario:?}: {outcome:?} {}", outcome.share());
+        outcome
+    }
+
+    #[test]
+    fn one_budget_is_used_up_by_all_together_however_they_are_asked() {
+        for spread in [Spread::Even, Spread::Skewed] {
+            let outcome = assert_good(Scenario { spread, ..SCENARIO }, 0.95);
+            assert!(outcome.exchanges_per_call() < 3.0, "{}", outcome.exchanges_per_call());
+        }
+    }
+
+    #[test]
+    fn what_upstream_tells_takes_nothing_away() {
+        assert_good(Scenario { tells: true, ..SCENARIO }, 0.95);
+    }
+
+    #[test]
+    fn no_outage_spends_more_than_there_is_and_most_is_used() {
+        let outages = [Outage::Server, Outage::DataLost, Outage::Some(1), Outage::Some(3), Outage::Killed];
+        for outage in outages {
+            for (spread, lasts, tells) in [(Spread::Even, 50, true), (Spread::Skewed, 5, false)] {
+                let lasts = Duration::from_secs(lasts);
+                assert_good(Scenario { outage, spread, lasts, tells, ..SCENARIO }, 0.80);
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_it_each_or_all_of_it_each_would_not_do() {
+        let split = run(Scenario { scheme: Scheme::Split, spread: Spread::Skewed, ..SCENARIO });
+        assert!(split.share() < 0.7, "{split:?}");
+        let alone = run(Scenario { scheme: Scheme::Alone, ..SCENARIO });
+        assert!(alone.tripped > 100, "{alone:?}");
+    }
+
+    #[test]
+    fn a_run_depends_on_its_scenario_alone() {
+        let scenario = Scenario { outage: Outage::Some(2), windows: 4, ..SCENARIO };
+        assert_eq!(run(scenario), run(scenario));
+    }
 }

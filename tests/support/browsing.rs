@@ -12,7 +12,8 @@ use metorial_proxy::mock::{Algorithm as Counting, Counter};
 use metorial_proxy::time::{Instant, Timestamp, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use crate::simulation::{Proxy, Scenario, on_a_virtual_clock};
+use crate::simulation::{Proxy, Scenario};
+use crate::virtual_clock::on_a_virtual_clock;
 
 const CLIENTS: u32 = 20;
 const LISTS: usize = 10;

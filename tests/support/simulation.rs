@@ -5,7 +5,6 @@
 //! lot. The API counts with the stand-in's own counters. A run depends on nothing but its scenario.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +23,8 @@ use metorial_proxy::server;
 use metorial_proxy::time::{Instant, Timestamp, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
+
+use crate::virtual_clock::on_a_virtual_clock;
 
 const SECRET: &str = "metorial_sk_4mXq9Zt2LhVb8RsK1wNcYp6DgJfE3aTu";
 /// Client IPs.
@@ -139,20 +140,6 @@ pub(crate) fn run(scenario: Scenario) -> Outcome {
             tripped: proxy.tripped(),
             possible: possible(scenario.quota, &arrivals),
         }
-    })
-}
-
-/// Runs `simulate` where time passes as soon as nothing else is left to do, the same way each time.
-pub(crate) fn on_a_virtual_clock<F: Future>(seed: u64, simulate: impl FnOnce() -> F) -> F::Output {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
-    // The proxy's own jitter.
-    fastrand::seed(seed);
-    runtime.block_on(async {
-        // So that windows and sub-windows begin where they do in every other run.
-        let hour = 3_600_000_000_000;
-        tokio::time::advance(Duration::from_nanos(hour - Timestamp::now().0 % hour)).await;
-        simulate().await
     })
 }
 

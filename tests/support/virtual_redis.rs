@@ -33,6 +33,8 @@ struct World {
     links: Vec<VirtualLink>,
     /// Scripts that were run.
     calls: u64,
+    /// When its clock began.
+    since: Timestamp,
     _server: RedisServer,
 }
 
@@ -57,6 +59,7 @@ impl VirtualRedis {
             down: false,
             links: Vec::new(),
             calls: 0,
+            since: Timestamp::now(),
             _server: server,
         })))
     }
@@ -109,11 +112,12 @@ impl VirtualLink {
     async fn travel(&self) -> Result<(), Lost> {
         let delay = {
             let mut world = self.redis.world();
-            let most = u64::try_from(world.delay.as_micros()).expect("short");
-            if most == 0 { 0 } else { world.random.u64(most / 5..=most) }
+            // Whole milliseconds, to which timers keep.
+            let most = u64::try_from(world.delay.as_millis()).expect("short");
+            world.random.u64(..=most)
         };
         if delay > 0 {
-            sleep(Duration::from_micros(delay)).await;
+            sleep(Duration::from_millis(delay)).await;
         }
         if self.is_connected() { Ok(()) } else { Err(Lost::Unreachable) }
     }
@@ -133,7 +137,8 @@ impl Link for VirtualLink {
                 .source()
                 .replace("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}")
                 .replace("redis.pcall('PUBLISH', ", &format!("redis.call('RPUSH', '{OUTBOX}', "));
-            let micros = OFFSET + Timestamp::now().0 / 1000;
+            let micros =
+                OFFSET + u64::try_from(Timestamp::now().since(world.since).as_micros()).expect("a while");
             let mut command = redis::cmd("EVAL");
             command.arg(source).arg(keys.len()).arg(keys).arg(arguments);
             command.arg(micros / 1_000_000).arg(micros % 1_000_000);

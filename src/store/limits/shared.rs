@@ -350,12 +350,14 @@ impl<L: Link> LimitStore for SharedLimits<L> {
     }
 }
 
-/// How long a replica that is not heard of keeps its part of a budget. Beyond that only upstream's own count tells what it
-/// spends; of our address nobody tells, so there it is longer.
-fn hold(name: &str, plan: Plan) -> Duration {
+/// How long a replica that is not heard of keeps its part of a budget: it may be dead, or cut off and serving. Within a
+/// window nobody can tell; then upstream's own count does, as long as it shows requests that nobody here sent. Of our address
+/// upstream tells nothing.
+fn hold(name: &str, plan: Plan) -> [Duration; 2] {
+    let window = plan.quota.window;
     match name == EGRESS {
-        true => plan.quota.window.max(Duration::from_secs(60)),
-        false => plan.quota.window,
+        true => [window.max(Duration::from_secs(60)); 2],
+        false => [window, window.saturating_mul(20)],
     }
 }
 

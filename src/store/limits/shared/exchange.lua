@@ -126,6 +126,8 @@ local function observe(b, remaining, reset, charged)
   local certain = math.max(0, left - remaining)
   local likely = math.max(0, left + b.in_flight - remaining)
   b.foreign, b.before, b.heard, b.probed = math.max(certain, math.min(likely, b.before)), likely, charged, 0
+  -- One or two may only have been counted there at another moment than here.
+  if b.foreign > 2 then b.strangers = now end
   b.expires = now + b.window
   b.lapses = math.min(math.max(now + reset, now), b.expires)
 end
@@ -152,7 +154,7 @@ local function load_replicas(b)
     local f = {}
     for field in string.gmatch(all[i + 1], '%S+') do f[#f + 1] = tonumber(field) end
     local r = {seen = f[1], promise = f[2], share = f[3], lapsed = f[4], spent = f[5], in_flight = f[6], applied = f[7]}
-    if now - r.seen > b.hold then
+    if now - r.seen > b.keep then
       redis.call('HDEL', b.roster, all[i])
     else
       b.replicas[all[i]] = r
@@ -161,14 +163,22 @@ local function load_replicas(b)
 end
 
 -- What is not to be had for this replica: promised to others, or spent by strangers. What replicas that are not heard of
--- have spent, upstream counts as foreign: that much is not set aside twice.
+-- have spent, upstream counts as foreign: that much is not set aside twice, and as long as it does, they are not dead.
 local function weigh(b)
   local promised, unheard = 0, 0
   b.count, b.shares, b.others_in_flight = 1, 0, 0
   for name, r in pairs(b.replicas) do
     if name ~= me then
-      b.count, b.shares, b.others_in_flight = b.count + 1, b.shares + r.share, b.others_in_flight + r.in_flight
-      if now - r.seen > silent then unheard = unheard + worth(b, r) else promised = promised + worth(b, r) end
+      local silence = now - r.seen
+      if silence <= silent then
+        promised = promised + worth(b, r)
+        b.others_in_flight = b.others_in_flight + r.in_flight
+      elseif silence <= b.hold or now - b.strangers <= b.hold then
+        unheard = unheard + worth(b, r)
+      end
+      if silence <= b.hold or now - b.strangers <= b.hold then
+        b.count, b.shares = b.count + 1, b.shares + r.share
+      end
     end
   end
   b.count = math.max(b.count, min_replicas)
@@ -184,13 +194,14 @@ for k = 1, budgets do
   B[k] = b
   b.name = word()
   b.limit, b.sub, b.len, b.period = number(), number(), number(), number()
-  b.window, b.step, b.hold = number(), number(), number()
+  b.window, b.step, b.hold, b.keep = number(), number(), number(), number()
   local s = redis.call('HMGET', b.state, 'version', 'sum', 'head', 'tail', 'sub', 'charged', 'tat', 'gate', 'passed',
-    'foreign', 'lapses', 'probed', 'expires', 'before', 'heard', 'period')
-  for i = 1, 16 do s[i] = tonumber(s[i] or 0) end
+    'foreign', 'lapses', 'probed', 'expires', 'before', 'heard', 'period', 'strangers')
+  for i = 1, 17 do s[i] = tonumber(s[i] or 0) end
   b.version, b.sum, b.head, b.tail, b.charged, b.tat = s[1] + 1, s[2], s[3], s[4], s[6], s[7]
   b.gate, b.passed = s[8], s[9]
   b.foreign, b.lapses, b.probed, b.expires, b.before, b.heard = s[10], s[11], s[12], s[13], s[14], s[15]
+  b.strangers = s[17]
   if b.len > 0 and s[5] > 0 and s[5] ~= b.sub then recut(b, s[5]) end
   if b.tat > now and s[16] > 0 and s[16] ~= b.period then b.tat = now + math.ceil((b.tat - now) / s[16]) * b.period end
   lapse(b)
@@ -309,8 +320,8 @@ for _, b in ipairs(B) do
   redis.call('HSET', b.state, 'version', whole(b.version), 'sum', whole(b.sum), 'head', whole(b.head), 'tail', whole(b.tail),
     'sub', whole(b.sub), 'charged', whole(b.charged), 'tat', whole(b.tat), 'gate', whole(b.gate), 'passed', whole(b.passed),
     'foreign', whole(b.foreign), 'lapses', whole(b.lapses), 'probed', whole(b.probed), 'expires', whole(b.expires),
-    'before', whole(b.before), 'heard', whole(b.heard), 'period', exact(b.period))
-  local keep = math.ceil((2 * b.window + b.hold) / 1000) + 60000
+    'before', whole(b.before), 'heard', whole(b.heard), 'period', exact(b.period), 'strangers', whole(b.strangers))
+  local keep = math.ceil((2 * b.window + b.keep) / 1000) + 60000
   for _, key in ipairs({b.state, b.spent, b.roster}) do redis.call('PEXPIRE', key, keep) end
   if recalled[b] then
     redis.pcall('PUBLISH', channel, b.name .. ' ' .. whole(math.max(0, left)))

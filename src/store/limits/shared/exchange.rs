@@ -33,8 +33,15 @@ struct Message {
 }
 
 impl<L: Link> SharedLimits<L> {
-    /// Speaks to the server until `stop`.
+    /// Speaks to the server until `stop`; from then on this replica is on its own.
     pub async fn run(self, stop: CancellationToken) {
+        self.speak(stop).await;
+        let mut state = self.lock();
+        state.cut_off.get_or_insert_with(Timestamp::now);
+        state.pending.clear();
+    }
+
+    async fn speak(&self, stop: CancellationToken) {
         let mut news = self.0.link.news();
         if !self.0.link.is_connected() {
             let connected = async { while news.recv().await.is_ok_and(|news| news != News::Connected) {} };
@@ -56,6 +63,7 @@ impl<L: Link> SharedLimits<L> {
             }
             let due = self.lock().due;
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = self.0.wake.notified() => {}
                 () = sleep_until(due.to_instant()) => {}
@@ -211,7 +219,7 @@ impl<L> Inner<L> {
             keys.extend(["", ":spent", ":replicas"].map(|part| format!("{key}{part}")));
             words.word(&key);
             let plan = ledger.mirror.plan();
-            words.plan(plan, nanos(hold(&ledger.name, plan)));
+            words.plan(plan, hold(&ledger.name, plan).map(nanos));
             let snapshot =
                 if known && (state.restoring || ledger.recount) { ledger.account(now) } else { Vec::new() };
             let (claim, share) = ledger.bind(now, n as u64, nanos(late));
@@ -227,7 +235,7 @@ impl<L> Inner<L> {
                 words.time(entry.at);
                 words.number(entry.n);
             }
-            let news = if known { std::mem::take(&mut ledger.news) } else { Told::default() };
+            let news = if known { ledger.tell(now) } else { Told::default() };
             words.news(now, &news);
             sub_windows.push(ledger.blind.sub_window);
             told.push(news);

@@ -11,6 +11,9 @@ use crate::domain::promise::Promise;
 use crate::domain::quota::{Plan, RingPlan};
 use crate::domain::ratelimit::Observation;
 
+/// No sooner does it pay to look again: whoever waits must not turn in circles.
+const SOON: Nanos = 1_000_000;
+
 /// One budget as this replica sees it.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -18,6 +21,8 @@ pub(super) struct Ledger {
     pub(super) users: Vec<String>,
     /// What all replicas have spent, as far as it is known here.
     pub(super) mirror: Budget,
+    /// How many lapsed in the mirrors before this one.
+    lapsed_before: u64,
     pub(super) promise: Promise,
     /// A message is under way that may have renewed the promise: what lapses before this moment is not counted twice.
     resumes: Option<Nanos>,
@@ -45,8 +50,8 @@ pub(super) struct News {
     pub(super) moves: Vec<(Nanos, Nanos)>,
     pub(super) refunds: Vec<Nanos>,
     pub(super) settled: Vec<Nanos>,
-    /// With the moment of the charge whose answer said it.
-    pub(super) observed: Vec<(Observation, Nanos)>,
+    /// With the moment of the charge whose answer said it, and how many had lapsed when it did.
+    pub(super) observed: Vec<(Observation, Nanos, u64)>,
     /// For how long from that moment upstream wants nothing.
     pub(super) shut: Option<(Nanos, Duration)>,
     /// The whole account was told.
@@ -99,6 +104,7 @@ impl Ledger {
             name: name.to_owned(),
             users: Vec::new(),
             mirror: Budget::new(plan),
+            lapsed_before: 0,
             promise: Promise { amount, share, ..Promise::default() },
             resumes: None,
             blind: Blind::new(plan),
@@ -115,7 +121,11 @@ impl Ledger {
 
     /// Another plan, and what was spent elsewhere by those who draw from this budget now: nothing of it is forgotten.
     pub(super) fn take_over(&mut self, now: Nanos, mirror: &Budget, plan: Plan) {
+        let lapsed = self.lapsed(now);
+        self.promise = self.promise.renewed(lapsed, 0);
         self.mirror = if mirror.plan() == plan { mirror.clone() } else { mirror.replan(now, plan) };
+        self.lapsed_before = lapsed.saturating_sub(self.mirror.lapsed(now));
+        self.promise.lapsed = self.lapsed(now);
         self.blind.plan(plan);
         self.recount = true;
     }
@@ -128,26 +138,34 @@ impl Ledger {
     /// What may be spent without asking.
     pub(super) fn left(&mut self, now: Nanos) -> u64 {
         if let Some(resumes) = self.resumes.take_if(|resumes| *resumes <= now) {
-            self.promise.lapsed = self.mirror.lapsed(resumes);
+            self.promise.lapsed = self.lapsed(resumes);
         }
-        let lapsed = if self.resumes.is_some() { self.promise.lapsed } else { self.mirror.lapsed(now) };
+        let lapsed = if self.resumes.is_some() { self.promise.lapsed } else { self.lapsed(now) };
         self.promise.worth(lapsed).saturating_sub(self.blind.sum(now))
     }
 
-    /// When `n` may be spent without asking; `now` where they may at once.
+    /// How many have lapsed since this replica began.
+    fn lapsed(&mut self, now: Nanos) -> u64 {
+        self.lapsed_before + self.mirror.lapsed(now)
+    }
+
+    /// When `n` may be spent without asking, where that is not now.
     pub(super) fn left_at(&self, now: Nanos, n: u64) -> Nanos {
-        let (mut mirror, mut blind) = (self.mirror.clone(), self.blind.clone());
-        let mut at = now;
+        let (mut mirror, mut blind, mut promise) = (self.mirror.clone(), self.blind.clone(), self.promise);
+        let mut at = now.saturating_add(SOON);
+        if let Some(resumes) = self.resumes {
+            at = at.max(resumes);
+            promise.lapsed = self.lapsed_before + mirror.lapsed(resumes);
+        }
         loop {
             let spent = blind.sum(at);
-            if self.promise.worth(mirror.lapsed(at)).saturating_sub(spent) >= n {
+            if promise.worth(self.lapsed_before + mirror.lapsed(at)).saturating_sub(spent) >= n {
                 return at;
             }
-            let next = [mirror.next_lapse(at), blind.next_lapse()].into_iter().flatten().min();
-            match next {
+            match [mirror.next_lapse(at), blind.next_lapse()].into_iter().flatten().min() {
                 Some(next) if next > at => at = next,
                 // Never, by itself: whoever waits looks again before long.
-                _ => return at.saturating_add(1_000_000_000).max(now),
+                _ => return at.saturating_add(1_000_000_000),
             }
         }
     }
@@ -195,7 +213,8 @@ impl Ledger {
 
     /// What the answer to one that was charged at `charged` said.
     pub(super) fn observe(&mut self, now: Nanos, charged: Nanos, observation: Observation) -> bool {
-        self.news.observed.push((observation, charged));
+        let lapsed = self.lapsed(now);
+        self.news.observed.push((observation, charged, lapsed));
         let reset = now.saturating_add(super::nanos(observation.reset));
         self.mirror.observe(now, charged, Told { remaining: observation.remaining, reset })
     }
@@ -224,7 +243,7 @@ impl Ledger {
     pub(super) fn bind(&mut self, now: Nanos, n: u64, late: Nanos) -> (f64, f64) {
         let blind = self.blind.sum(now);
         self.left(now); // Whatever lapsed while the message before was under way has been left out.
-        let lapsed = if self.resumes.is_some() { self.promise.lapsed } else { self.mirror.lapsed(now) };
+        let lapsed = if self.resumes.is_some() { self.promise.lapsed } else { self.lapsed(now) };
         let promise = self.promise.renewed(lapsed, self.mirror.used(now).saturating_sub(blind));
         let replicas = self.replicas.max(1);
         let free = self.recalled.take().unwrap_or_else(|| u64::from(self.mirror.snapshot(now, 0).remaining));
@@ -235,6 +254,16 @@ impl Ledger {
         self.promise = Promise { amount: claim + blind as f64, share, ..promise };
         self.resumes = Some(now.saturating_add(late));
         (claim, share)
+    }
+
+    /// What is to be told now. What lapsed since upstream said what it has left, it has since then.
+    pub(super) fn tell(&mut self, now: Nanos) -> News {
+        let lapsed = self.lapsed(now);
+        for (observation, _, then) in &mut self.news.observed {
+            let since = u32::try_from(lapsed.saturating_sub(*then)).unwrap_or(u32::MAX);
+            observation.remaining = observation.remaining.saturating_add(since);
+        }
+        std::mem::take(&mut self.news)
     }
 
     /// Everything that is known to be spent. Where the server lost it, what this replica drew since the last whole account is
@@ -260,6 +289,7 @@ impl Ledger {
             let mut all: Vec<(Nanos, u32)> = whole.iter().copied().chain(self.blind.spent()).collect();
             all.sort_unstable();
             mirror.recall(now, all);
+            self.lapsed_before = self.lapsed(now).saturating_sub(mirror.lapsed(now));
             (self.base, self.mirror) = (whole, mirror);
             self.drawn.clear();
         }
@@ -270,7 +300,7 @@ impl Ledger {
         self.promise = Promise {
             amount: account.promise,
             share: account.share,
-            lapsed: self.mirror.lapsed(now),
+            lapsed: self.lapsed(now),
             spent: account.used,
             uncertain: account.standing.in_flight,
         };

@@ -28,8 +28,9 @@ impl Words {
         self.number(at / MICRO);
     }
 
-    /// How a budget is counted, and for how long a replica that is not heard of keeps its part of it.
-    pub(super) fn plan(&mut self, plan: Plan, hold: Nanos) {
+    /// How a budget is counted, and for how long a replica that is not heard of keeps its part of it: in any case, and
+    /// while upstream counts requests that nobody here sent.
+    pub(super) fn plan(&mut self, plan: Plan, [hold, keep]: [Nanos; 2]) {
         let ring = RingPlan::of(plan.quota);
         let window = super::nanos(plan.quota.window);
         let requests = plan.quota.requests.max(1);
@@ -43,6 +44,7 @@ impl Words {
         self.time(window);
         self.time(crate::domain::budget::slow_start(plan));
         self.time(hold);
+        self.time(keep);
     }
 
     /// Entries of (when, how many).
@@ -70,7 +72,7 @@ impl Words {
         self.number(news.settled.len());
         news.settled.iter().for_each(|at| self.time(*at));
         self.number(news.observed.len());
-        for (observation, charged) in &news.observed {
+        for (observation, charged, _) in &news.observed {
             self.number(observation.remaining);
             self.time(super::nanos(observation.reset));
             self.time(*charged);
