@@ -143,6 +143,7 @@ impl Server {
             config.clients.ipv6_prefix,
             config.server.trusted_proxies.clone(),
         ));
+        let ready = Arc::new(AtomicBool::new(true));
         let mut threads = Vec::new();
         for (index, listeners) in sockets.into_iter().enumerate() {
             let upstream = Upstream::new(
@@ -158,7 +159,7 @@ impl Server {
             let worker = Worker {
                 listeners,
                 tls: server_tls.clone(),
-                server: Connections::new(rules(config), current, metrics.clone()),
+                server: Connections::new(rules(config), current, ready.clone(), metrics.clone()),
                 upstream,
                 limits: limits(config),
                 admission: admission.clone(),
@@ -172,7 +173,6 @@ impl Server {
             let thread = worker.spawn(index);
             threads.push(thread.map_err(|error| StartError::new("server.workers", error.to_string()))?);
         }
-        let ready = Arc::new(AtomicBool::new(true));
         let view = Arc::new(ServerView::new(config, lasting.clone(), ready.clone()));
         let admin = TcpListener::from_std(admin)
             .map_err(|error| StartError::new("server.admin", error.to_string()))?;
@@ -247,7 +247,8 @@ impl Server {
         self.view.metrics()
     }
 
-    /// Stops: readiness fails at once, new connections are accepted for `settle`, then what is in flight finishes.
+    /// Stops: readiness fails at once, and HTTP/1 connections end with their next answer; new connections are accepted for
+    /// `settle`, then HTTP/2 connections and idle ones are closed, and what is in flight finishes.
     /// What is still open at `deadline`, counted from now, is cut; so many were. `hurry` cuts at once.
     pub async fn drain(self, settle: Duration, deadline: Duration, hurry: impl Future<Output = ()>) -> usize {
         let deadline = Instant::now() + deadline;

@@ -9,11 +9,13 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -21,6 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tower::util::Oneshot;
@@ -63,12 +66,19 @@ pub struct Server {
     rules: Rules,
     builder: auto::Builder<TokioExecutor>,
     pipeline: Arc<CurrentPipeline>,
+    ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
 
 impl Server {
-    /// Serves by `rules`, with the pipeline that is current when a request arrives.
-    pub fn new(rules: Rules, pipeline: Arc<CurrentPipeline>, metrics: Arc<Metrics>) -> Self {
+    /// Serves by `rules`, with the pipeline that is current when a request arrives. Once it is not `ready` any more,
+    /// callers are asked to go elsewhere next time.
+    pub fn new(
+        rules: Rules,
+        pipeline: Arc<CurrentPipeline>,
+        ready: Arc<AtomicBool>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // No header_read_timeout: `deadlines` sees to it, at no cost per request.
         builder
@@ -86,7 +96,7 @@ impl Server {
             .max_pending_accept_reset_streams(100)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
-        Self { rules, builder, pipeline, metrics }
+        Self { rules, builder, pipeline, ready, metrics }
     }
 
     /// Serves one connection to its end; `drain` asks it to finish what is in flight and close.
@@ -97,6 +107,7 @@ impl Server {
         let head = Arc::new(RequestHead::default());
         let service = Requests {
             pipeline: self.pipeline.clone(),
+            ready: self.ready.clone(),
             peer,
             watch: watch.clone(),
             head: head.clone(),
@@ -128,6 +139,12 @@ impl Server {
                         () = sleep(FIRST) => {}
                     }
                 }
+                // What the kernel has taken for us already is read first, also what the runtime has not heard of yet.
+                tokio::select! {
+                    biased;
+                    _ = connection.as_mut() => return,
+                    () = yield_now() => {}
+                }
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = connection.as_mut() => ended,
@@ -147,6 +164,7 @@ impl Server {
 /// The requests of one connection, handed to the pipeline.
 struct Requests {
     pipeline: Arc<CurrentPipeline>,
+    ready: Arc<AtomicBool>,
     peer: IpAddr,
     watch: Arc<Watch>,
     head: Arc<RequestHead>,
@@ -160,7 +178,8 @@ impl Service<Request<Incoming>> for Requests {
     type Future = Serve;
 
     fn call(&self, request: Request<Incoming>) -> Serve {
-        let serving = self.watch.serve(request.version() == Version::HTTP_2);
+        let multiplexed = request.version() == Version::HTTP_2;
+        let serving = self.watch.serve(multiplexed);
         let mut request = request.map(|body| {
             if body.is_end_stream() {
                 RequestBody::Empty
@@ -177,7 +196,11 @@ impl Service<Request<Incoming>> for Requests {
             request.extensions_mut().insert(HadTwoLengths);
         }
         let arrival = Arrival { request, peer: self.peer };
-        Serve { future: self.pipeline.load().oneshot(arrival), serving: Some(serving) }
+        Serve {
+            future: self.pipeline.load().oneshot(arrival),
+            serving: Some(serving),
+            farewell: !multiplexed && !self.ready.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -187,6 +210,8 @@ pin_project! {
         #[pin]
         future: Oneshot<Pipeline, Arrival>,
         serving: Option<Serving>,
+        // HTTP/1: the last of its connection.
+        farewell: bool,
     }
 }
 
@@ -195,7 +220,11 @@ impl Future for Serve {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Poll::Ready(Ok(response)) = this.future.poll(cx) else { return Poll::Pending };
+        let Poll::Ready(Ok(mut response)) = this.future.poll(cx) else { return Poll::Pending };
+        if *this.farewell {
+            // HTTP/1 has no other: closing a connection that is idle may lose the request that is just on its way.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let mut serving = this.serving.take();
         serving.iter_mut().for_each(Serving::moved);
         Poll::Ready(Ok(response.map(|body| Served { body, serving })))

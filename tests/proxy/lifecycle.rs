@@ -87,8 +87,10 @@ async fn a_drain_lets_what_is_in_flight_finish_and_closes_what_is_idle() {
         let settle = Duration::from_secs(1);
         let meanwhile = async {
             assert_eq!(ready().await.ok(), Some(503), "at once");
-            let late = try_send(address, bearing(KEY, "/agents")).await.expect("an answer");
+            let mut late = Connection::http1(connect(address).await).await;
+            let late = late.send(bearing(KEY, "/agents")).await.expect("an answer");
             assert_eq!(late.status, 403, "who has not heard of it yet is served");
+            assert_eq!(late.field("connection"), "close", "and goes elsewhere next time");
             assert!(closes(&mut idle).await);
         };
         tokio::join!(server.drain(settle, Duration::from_secs(20), pending()), meanwhile).0

@@ -22,6 +22,7 @@ mod guard;
 mod lifecycle;
 mod protocol;
 mod proxy_protocol;
+mod rolling;
 mod rotation;
 mod rules;
 mod upstream;

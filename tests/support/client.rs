@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
@@ -88,6 +89,28 @@ impl Connection {
         }
     }
 
+    /// `None` where the connection had ended before the request was on it: any client then sends it over another.
+    pub(crate) async fn send_if_open(&mut self, request: Asked) -> Result<Option<Reply>, hyper::Error> {
+        let ready = match self {
+            Self::Http1(sender) => sender.ready().await,
+            Self::Http2(sender) => sender.ready().await,
+        };
+        if ready.is_err() {
+            return Ok(None);
+        }
+        let sent = match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender) => sender.try_send_request(absolute(request)).await,
+        };
+        match sent {
+            Ok(response) => read(response).await.map(Some),
+            Err(mut error) => match error.take_message() {
+                Some(_) => Ok(None),
+                None => Err(error.into_error()),
+            },
+        }
+    }
+
     /// The error is that of the head or of the body.
     pub(crate) async fn send(&mut self, request: Asked) -> Result<Reply, hyper::Error> {
         let response = match self {
@@ -100,10 +123,14 @@ impl Connection {
                 sender.send_request(absolute(request)).await?
             }
         };
-        let (head, body) = response.into_parts();
-        let body = body.collect().await?.to_bytes();
-        Ok(Reply { status: head.status.as_u16(), headers: head.headers, body })
+        read(response).await
     }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Reply, hyper::Error> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok(Reply { status: head.status.as_u16(), headers: head.headers, body })
 }
 
 /// HTTP/2 has the host in the target.
