@@ -1,10 +1,12 @@
 //! Everything with a socket, a file or a signal.
 
+pub mod activation;
 pub mod admin;
 pub mod admission;
 pub mod connection;
 pub mod deadlines;
 pub mod listener;
+pub mod notify;
 mod proxy_protocol;
 pub mod redis;
 mod request_head;

@@ -18,10 +18,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::edge::activation::{self, Passed};
 use crate::edge::admin::{self, Access};
 use crate::edge::admission::Admission;
 use crate::edge::connection::{self, Server as Connections};
 use crate::edge::deadlines;
+use crate::edge::notify::{self, Beat};
 use crate::edge::redis::RedisLink;
 use crate::edge::state_file::{self, Past};
 use crate::edge::upstream::{Connector, Upstream};
@@ -100,6 +102,14 @@ impl Server {
     /// # Errors
     /// What keeps it from starting.
     pub fn start(config: &Config) -> Result<Self, StartError> {
+        Self::start_on(config, Passed::default())
+    }
+
+    /// As [`start`](Self::start), on sockets that were passed where there are any, and else on those that it binds.
+    ///
+    /// # Errors
+    /// What keeps it from starting.
+    pub fn start_on(config: &Config, mut passed: Passed) -> Result<Self, StartError> {
         let server_tls = match &config.server.tls {
             Some(files) => Some(tls::server(files).map_err(|error| StartError::new("server.tls", error))?),
             None => None,
@@ -114,20 +124,19 @@ impl Server {
         let lasting = Arc::new(Lasting::new(config, metrics.clone(), past, links.as_ref()));
         let workers = config.server.workers.max(1);
         // Everything is bound before anything is served: a half-started proxy would be worse than none.
-        let admin = StdListener::bind(config.server.admin)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|error| StartError::bind("server.admin", config.server.admin, &error))?;
+        let admin =
+            listening("server.admin", (activation::ADMIN, &mut passed), config.server.admin, 1)?.remove(0);
         let mut sockets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
         let mut addresses = Vec::new();
         for (at, address) in config.server.listen.iter().enumerate() {
             let place = format!("server.listen[{at}]");
-            let bound = listener::bind(*address, workers);
-            let bound = bound.map_err(|error| StartError::bind(&place, *address, &error))?;
+            let bound = listening(&place, (activation::PROXY, &mut passed), *address, workers)?;
             addresses.extend(bound.first().and_then(|listener| listener.local_addr().ok()));
             for (worker, listener) in sockets.iter_mut().zip(bound) {
                 worker.push(listener);
             }
         }
+        passed.is_spent().map_err(|message| StartError::new("LISTEN_FDS", message))?;
         // Now rather than when stopping, when nobody can mend it any more.
         if let Some(path) = &config.store.state_file {
             let written = state_file::write(path, &spent(&lasting), false);
@@ -144,7 +153,7 @@ impl Server {
             config.server.trusted_proxies.clone(),
         ));
         let ready = Arc::new(AtomicBool::new(true));
-        let mut threads = Vec::new();
+        let (mut threads, mut beats) = (Vec::new(), Vec::new());
         for (index, listeners) in sockets.into_iter().enumerate() {
             let upstream = Upstream::new(
                 connector.clone(),
@@ -153,6 +162,8 @@ impl Server {
                 config.upstream.idle_connections.div_ceil(workers),
                 config.upstream.idle_timeout,
             );
+            let beat = Beat::default();
+            beats.push(beat.clone());
             let tasks = TaskTracker::new();
             let layers = assembly::layers(config, &lasting, &tasks)?;
             let current = Arc::new(CurrentPipeline::new(pipeline::build(layers, upstream.clone())));
@@ -166,6 +177,7 @@ impl Server {
                 proxy_protocol: config.server.proxy_protocol.then(|| config.server.trusted_proxies.clone()),
                 open: metrics.connections("proxy"),
                 metrics: metrics.clone(),
+                beat,
                 tasks,
                 drain: drain.clone(),
                 cut: cut.clone(),
@@ -189,6 +201,7 @@ impl Server {
             }
         }
         background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
+        background.spawn(notify::watchdog(beats, ready.clone(), stop.clone()));
         background.spawn(housekeeping(lasting.clone(), stop.clone()));
         let state_file = config.store.state_file.clone();
         if let Some(path) = state_file.clone() {
@@ -293,6 +306,21 @@ impl Server {
         }
         cut
     }
+}
+
+/// The sockets of `workers` workers for `address`: what was passed for this purpose, or bound here.
+fn listening(
+    place: &str,
+    (purpose, passed): (&str, &mut Passed),
+    address: SocketAddr,
+    workers: usize,
+) -> Result<Vec<StdListener>, StartError> {
+    let taken = passed.take(purpose, address).map_err(|message| StartError::new(place, message))?;
+    let sockets = match taken {
+        Some(socket) => listener::share(socket, workers),
+        None => listener::bind(address, workers),
+    };
+    sockets.map_err(|error| StartError::bind(place, address, &error))
 }
 
 /// Waits for the worker threads off the runtime's thread.

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use metorial_proxy::config::{Config, Loaded};
+use metorial_proxy::edge::activation::Passed;
+use metorial_proxy::edge::notify;
 use metorial_proxy::server::Server;
 
 use super::signals::Signals;
@@ -16,17 +18,19 @@ pub(super) fn run(file: Option<&Path>) -> ExitCode {
 }
 
 fn start(file: Option<&Path>) -> Result<ExitCode, ExitCode> {
+    // First of all: there are no threads yet.
+    let passed = Passed::from_env().map_err(|error| refuse_one(&format!("LISTEN_FDS: {error}")))?;
     let Loaded { config, warnings, .. } = load(file)?;
     let _log = log(&config.telemetry.log)?;
     for warning in warnings {
         tracing::warn!(key = warning.path, cure = warning.cure, "{}", warning.message);
     }
-    runtime()?.block_on(serve(&config))
+    runtime()?.block_on(serve(&config, passed))
 }
 
-async fn serve(config: &Config) -> Result<ExitCode, ExitCode> {
+async fn serve(config: &Config, passed: Passed) -> Result<ExitCode, ExitCode> {
     let mut signals = Signals::new().map_err(|error| refuse_one(&error))?;
-    let server = Server::start(config).map_err(|error| refuse_one(&error))?;
+    let server = Server::start_on(config, passed).map_err(|error| refuse_one(&error))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         workers = config.server.workers,
@@ -34,9 +38,11 @@ async fn serve(config: &Config) -> Result<ExitCode, ExitCode> {
         environments = config.environments.len(),
         "started"
     );
+    notify::ready();
     let signal = signals.next().await;
     tracing::info!(signal, "stopping");
     let drain = config.server.drain;
+    notify::stopping(drain.deadline);
     let mut hurried = false;
     let hurry = async {
         signals.next().await;

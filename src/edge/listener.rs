@@ -34,6 +34,17 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>>
     Ok(listeners)
 }
 
+/// For `workers` workers, a socket that was bound by somebody else: each has a handle of its own to the one queue.
+///
+/// # Errors
+/// The kernel's: out of file descriptors.
+pub fn share(socket: TcpListener, workers: usize) -> io::Result<Vec<TcpListener>> {
+    socket.set_nonblocking(true)?;
+    let mut listeners = (1..workers).map(|_| socket.try_clone()).collect::<io::Result<Vec<_>>>()?;
+    listeners.push(socket);
+    Ok(listeners)
+}
+
 fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Restarting must not wait for the connections of the former instance to leave TIME_WAIT.

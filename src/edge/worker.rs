@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::admission::{Admission, Admitted};
 use super::connection::Server;
 use super::deadlines::{Deadlines, Limits, TICK};
+use super::notify::Beat;
 use super::proxy_protocol;
 use super::upstream::Upstream;
 use crate::telemetry::gauge::Level;
@@ -48,6 +50,8 @@ pub struct Worker {
     pub open: Level,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Tells that it moves.
+    pub beat: Beat,
     /// Fills and other work that outlives its request.
     pub tasks: TaskTracker,
     /// Stop accepting; finish what is in flight.
@@ -110,6 +114,7 @@ impl Worker {
                 () = &mut finished => return 0,
                 () = self.cut.cancelled() => return connections.len(),
                 _ = tick.tick() => {
+                    self.beat.fetch_add(1, Ordering::Relaxed);
                     deadlines.sweep();
                     self.upstream.close_idle();
                 }

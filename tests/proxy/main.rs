@@ -25,4 +25,5 @@ mod proxy_protocol;
 mod rolling;
 mod rotation;
 mod rules;
+mod service;
 mod upstream;

@@ -34,19 +34,27 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `metorial-proxy ARGUMENTS…` with these variables and no `METORIAL_*` of the caller's.
     pub(crate) fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self, Box<dyn Error>> {
-        let binary = binary();
-        let mut command = Command::new(&binary);
+        let mut command = Command::new(binary());
+        command.args(arguments).envs(variables.iter().copied());
+        Self::spawn(command)
+    }
+
+    /// Starts a command that is, or becomes, `metorial-proxy`.
+    pub(crate) fn spawn(mut command: Command) -> Result<Self, Box<dyn Error>> {
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("METORIAL_") {
+            let given = command.get_envs().any(|(given, _)| given == name);
+            if name.to_string_lossy().starts_with("METORIAL_") && !given {
                 command.env_remove(name);
             }
         }
-        command.args(arguments).envs(variables.iter().copied());
+        let line: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+        let log =
+            Arc::new(Mutex::new(format!("$ metorial-proxy {}\n", line.first().map_or("run", |verb| verb))));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| format!("{}: {error}", binary.display()))?;
+        let program = command.get_program().display().to_string();
+        let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
         let stdout = child.stdout.take().ok_or("stdout is piped")?;
         let stderr = child.stderr.take().ok_or("stderr is piped")?;
-        let log = Arc::new(Mutex::new(format!("$ metorial-proxy {}\n", arguments.first().unwrap_or(&"run"))));
         let (announce, listening) = channel();
         collect(stdout, log.clone(), announce.clone());
         collect(stderr, log.clone(), announce);
