@@ -1,4 +1,4 @@
-//! What the container image promises, read from `deploy/Dockerfile`: it can't be built where these tests run.
+//! What the container images promise, read from their Dockerfiles: they can't be built where these tests run.
 
 use std::fs;
 use std::path::Path;
@@ -45,9 +45,20 @@ fn stages(text: &str) -> Vec<Stage> {
 }
 
 fn dockerfile() -> Vec<Stage> {
-    let stages = stages(&fs::read_to_string("deploy/Dockerfile").unwrap_or_default());
-    assert_eq!(stages.len(), 2, "deploy/Dockerfile has a stage that builds and one that ships");
+    read("deploy/Dockerfile")
+}
+
+fn read(file: &str) -> Vec<Stage> {
+    let stages = stages(&fs::read_to_string(file).unwrap_or_default());
+    assert_eq!(stages.len(), 2, "{file} has a stage that builds and one that ships");
     stages
+}
+
+/// The variables that the image sets.
+pub(crate) fn environment() -> Vec<(String, String)> {
+    let set = dockerfile()[1].all("ENV").join(" ");
+    let pairs = set.split_whitespace().filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 #[test]
@@ -76,16 +87,43 @@ fn what_ships_runs_without_root_on_every_interface() {
     // By number: with a name Kubernetes' runAsNonRoot can't tell.
     let user = ships.all("USER").join(" ");
     assert!(user.split(':').all(|id| id.parse::<u32>().is_ok_and(|id| id > 0)), "USER {user}");
-    let environment = ships.all("ENV").join(" ");
-    assert_eq!(
-        environment.split_whitespace().collect::<Vec<_>>(),
-        ["METORIAL_PROXY_LISTEN=0.0.0.0:8080", "METORIAL_PROXY_ADMIN=0.0.0.0:9090"]
-    );
+    let every = |name: &str, port| (name.to_owned(), format!("0.0.0.0:{port}"));
+    assert_eq!(environment(), [every("METORIAL_PROXY_LISTEN", 8080), every("METORIAL_PROXY_ADMIN", 9090)]);
     assert_eq!(ships.all("EXPOSE"), ["8080 9090"]);
     assert_eq!(ships.all("ENTRYPOINT"), [r#"["/metorial-proxy"]"#]);
-    assert!(ships.all("LABEL").join(" ").contains("org.opencontainers.image.licenses=\"MIT OR Apache-2.0\""));
     // Nothing that needs a shell: the image has none.
     assert!(ships.all("RUN").is_empty());
+}
+
+#[test]
+fn what_ships_says_what_it_is() {
+    let stages = dockerfile();
+    let labels = stages[1].all("LABEL").join(" ");
+    let base = stages[1].from.as_str();
+    for (name, value) in [
+        ("title", env!("CARGO_PKG_NAME")),
+        ("description", env!("CARGO_PKG_DESCRIPTION")),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("licenses", env!("CARGO_PKG_LICENSE")),
+        ("revision", "${REVISION}"),
+        ("base.name", base),
+    ] {
+        let label = format!("org.opencontainers.image.{name}=\"{value}\"");
+        assert!(labels.contains(&label), "no {label} in {labels}");
+    }
+}
+
+#[test]
+fn the_static_image_is_the_same_without_a_libc() {
+    let (stages, of_static) = (dockerfile(), read("deploy/Dockerfile.static"));
+    let rust = |stages: &[Stage]| stages[0].from.split(['-', ' ']).next().map(str::to_owned);
+    assert_eq!(rust(&stages), rust(&of_static));
+    assert_eq!(of_static[1].from, "scratch");
+    assert_eq!(stages[0].all("COPY"), of_static[0].all("COPY"));
+    assert_eq!(stages[0].all("RUN").last(), of_static[0].all("RUN").last());
+    for instruction in ["COPY", "USER", "ENV", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT"] {
+        assert_eq!(stages[1].all(instruction), of_static[1].all(instruction), "{instruction}");
+    }
 }
 
 #[test]

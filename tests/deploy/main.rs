@@ -1,0 +1,5 @@
+//! What is in `deploy/`: held to what the documentation promises.
+
+#![cfg(test)]
+
+mod image;
