@@ -191,6 +191,7 @@ global
     stats socket fd@5 level user
 defaults
     timeout connect 5s
+    timeout check 5s
     timeout client 30s
     timeout server 30s
     option redispatch
