@@ -146,10 +146,14 @@ fn address(process: &mut Process, listener: &str) -> SocketAddr {
 
 /// What comes back through the balancer, if anything.
 fn ask(balancer: SocketAddr) -> Option<String> {
-    let mut caller = TcpStream::connect(balancer).ok()?;
+    exchange(balancer, "/agents", "host: x\r\nauthorization: Bearer metorial_pk_replace_me\r\n")
+}
+
+fn exchange(to: SocketAddr, target: &str, fields: &str) -> Option<String> {
+    let mut caller = TcpStream::connect(to).ok()?;
     caller.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    let head = "GET /agents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer metorial_pk_replace_me\r\n";
-    caller.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).ok()?;
+    let request = format!("GET {target} HTTP/1.1\r\n{fields}connection: close\r\n\r\n");
+    caller.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     caller.read_to_string(&mut answer).ok()?;
     Some(answer).filter(|answer| !answer.is_empty())
@@ -180,7 +184,7 @@ fn its_parts_work_together() {
     let file = scratch.0.join("haproxy.cfg");
     fs::write(&file, text).expect("written");
     let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = socket.local_addr().expect("bound");
+    let callers = socket.local_addr().expect("bound");
     let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
     let mut haproxy = Command::new("haproxy");
     haproxy.env("PATH", path).args(["-db", "-q", "-f"]).arg(&file).stdin(Stdio::null());
@@ -192,13 +196,19 @@ fn its_parts_work_together() {
     eventually("the balancer has found a replica", || {
         let ended = balancer.0.try_wait().expect("a child");
         assert!(ended.is_none(), "haproxy has ended: {ended:?}");
-        ask(address).is_some()
+        ask(callers).is_some()
     });
-    for process in &replicas {
-        eventually("it may use the store", || process.log().contains("connected to the shared store"));
+    for process in &mut replicas {
+        let admin = address(process, "admin");
+        eventually("it may use the store for all that it does there", || {
+            let status = exchange(admin, "/status", &format!("host: {admin}\r\n")).unwrap_or_default();
+            status.contains(r#""partitioned":false"#)
+                && process.log().contains("connected to the shared store")
+        });
+        assert!(!process.log().contains("NOPERM"), "{}", process.log());
     }
     for _ in 0..4 {
-        let answer = ask(address).expect("an answer");
+        let answer = ask(callers).expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("GET /agents"), "{answer}");
     }
     let served = |process: &Process| process.log().contains("\"/agents\"");
