@@ -144,6 +144,8 @@ pub struct EnvironmentHandle {
     pub budget: BudgetId,
     /// Who waits for that budget.
     pub queue: Arc<Queue>,
+    /// Whose pages its own are: what changes with everything that another answer may come of.
+    pub pages: Box<str>,
     /// Its place in the configuration, from 0.
     pub index: usize,
 }
@@ -475,6 +477,7 @@ pub(crate) mod testing {
             environment: Arc::new(Environment::example("test")),
             budget: BudgetId(0),
             queue: queue.clone(),
+            pages: "test".into(),
             index: 0,
         };
         let target = http::uri::PathAndQuery::from_static(target);

@@ -117,7 +117,7 @@ impl Budget {
     pub fn replan(&self, now: Nanos, plan: Plan) -> Self {
         let mut next =
             Self { gate: self.gate, foreign: self.foreign, in_flight: self.in_flight, ..Self::new(plan) };
-        next.recall(now, self.spent(now));
+        next.recall(now, self.clone().spent(now));
         next
     }
 
@@ -160,6 +160,17 @@ impl Budget {
     /// How long what was spent counts.
     pub fn reach(&self) -> Nanos {
         self.count.reach()
+    }
+
+    /// Another budget settles from now on what is under way here: so many.
+    pub fn hand_over(&mut self) -> u64 {
+        std::mem::take(&mut self.in_flight)
+    }
+
+    /// The same, which settles so many that are under way, and no others.
+    #[must_use]
+    pub fn taking_over(self, in_flight: u64) -> Self {
+        Self { in_flight, ..self }
     }
 
     /// What it was made from.
@@ -295,7 +306,8 @@ impl Budget {
     }
 
     /// What was spent within the window and when, for whoever takes it over.
-    pub fn spent(&self, now: Nanos) -> Vec<(Nanos, u32)> {
+    pub fn spent(&mut self, now: Nanos) -> Vec<(Nanos, u32)> {
+        self.advance(now);
         match &self.count {
             Count::Window(ring) => ring.spent().collect(),
             Count::TokenBucket(bucket) => {

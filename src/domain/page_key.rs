@@ -18,7 +18,7 @@ pub struct PageKey(Arc<[u8]>);
 /// What a key is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Parts<'a> {
-    /// The environment's name: pages are never shared between environments.
+    /// The environment, by what its answers depend on: pages are never shared between environments.
     pub environment: &'a str,
     /// Generation of the collection: a write makes every older page unreachable.
     pub generation: u64,

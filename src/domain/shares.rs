@@ -75,6 +75,20 @@ impl Shares {
         Self { part, max_clients, clients: HashMap::new(), seen: [0; KEPT], newest: 0 }
     }
 
+    /// Counts over another window from now on. What a client spent in the last one it spent just now.
+    pub fn count_over(&mut self, now: Nanos, window: Nanos) {
+        let mut next = Self::new(window, self.max_clients);
+        if next.part == self.part {
+            return;
+        }
+        let current = self.advance(now);
+        for (client, spend) in &self.clients {
+            let (part, spent) = next.of(now, *client);
+            spent.parts[slot(part)] = spend.sum(current);
+        }
+        *self = next;
+    }
+
     /// Clients active in the last window.
     pub fn active(&self) -> usize {
         self.clients.len()
@@ -263,6 +277,19 @@ mod tests {
         for (at, held_back) in steps {
             assert_eq!(shares.held_back(at, GREEDY, RULE), held_back);
         }
+    }
+
+    #[test]
+    fn what_was_spent_is_counted_over_another_window_too() {
+        let mut shares = shares();
+        shares.ask(SECOND, OTHER, RULE);
+        spend(&mut shares, SECOND, GREEDY, 80);
+        shares.count_over(2 * SECOND, 10 * SECOND);
+        assert_eq!((shares.active(), shares.held_back(2 * SECOND, GREEDY, RULE)), (2, 20));
+        shares.ask(14 * SECOND, OTHER, RULE);
+        assert_eq!(shares.held_back(14 * SECOND, GREEDY, RULE), 0);
+        shares.count_over(15 * SECOND, 600 * SECOND);
+        assert_eq!(shares.active(), 1);
     }
 
     #[test]

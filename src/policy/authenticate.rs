@@ -178,7 +178,8 @@ mod tests {
             let environment = Environment { publishable_keys, keyless, ..Environment::example(name) };
             let queue = Arc::new(Queue::new(environment.limit.window, Arc::default()));
             let environment = Arc::new(environment);
-            Arc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, index: 0 })
+            let pages = environment.name.as_str().into();
+            Arc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, pages, index: 0 })
         };
         Callers::new(&[
             environment("a", &["metorial_pk_a"], false),

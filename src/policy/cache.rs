@@ -287,12 +287,11 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         fields.extend([lines(headers, &VERSION), lines(headers, &ACCEPT)]);
         fields.extend(self.forward_headers.iter().map(|name| lines(headers, name)));
         let fields: Vec<Option<&[u8]>> = fields.iter().map(Option::as_deref).collect();
-        let environment = &environment.environment;
         // By budget: environments with one secret see each other's writes. The page itself is of one environment.
-        let generation = self.pages.generation(&environment.budget, collection(target.path())).await;
-        let environment = environment.name.as_str();
+        let budget = &environment.environment.budget;
+        let generation = self.pages.generation(budget, collection(target.path())).await;
         PageKey::of(&Parts {
-            environment,
+            environment: &environment.pages,
             generation,
             path: target.path(),
             query: target.query(),

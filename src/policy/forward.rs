@@ -248,7 +248,7 @@ impl Shared {
                 let rejection = Rejection::UpstreamCredentials;
                 return Err(Failure { rejection, delivery: Delivery::KeyRefused(key.which()), body: None });
             }
-            self.health.set_credentials_ok(call.stage.permit.environment().index, false);
+            key.set_ok(false);
             tracing::error!(
                 request_id,
                 environment,
@@ -257,7 +257,7 @@ impl Shared {
             );
             return Err(possible(Rejection::UpstreamCredentials));
         }
-        self.health.set_credentials_ok(call.stage.permit.environment().index, true);
+        call.stage.key.set_ok(true);
         // Any other answer of the API's own comes after it has looked at the key; its edge's may not.
         let judged = !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS;
         if judged && call.stage.key.accepted() {

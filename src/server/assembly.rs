@@ -87,8 +87,14 @@ impl Lasting {
                 config.environments.iter().filter(same).map(|user| user.name.as_str()).collect();
             let name = format!("environment:{}", environment.budget);
             let budget = limits.budget(&name, &users, environment.plan());
-            let queue = queues.of(budget, environment.limit.window);
-            Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, index })
+            let queue = queues.of(budget, environment.limit.window, None);
+            Arc::new(EnvironmentHandle {
+                environment: environment.clone(),
+                budget,
+                queue,
+                pages: environment.name.as_str().into(),
+                index,
+            })
         });
         let environments = environments.collect();
         let secrets = config.environments.iter().map(|environment| Arc::new(Secrets::of(environment)));
@@ -102,7 +108,7 @@ impl Lasting {
             environments,
             secrets: secrets.collect(),
             egress,
-            egress_queue: queues.of(egress, config.upstream.egress_limit.window),
+            egress_queue: queues.of(egress, config.upstream.egress_limit.window, None),
             fills: Arc::default(),
             places: Arc::new(Semaphore::new(config.server.max_in_flight.min(Semaphore::MAX_PERMITS))),
             retries: Arc::new(retry::budget(&config.upstream.retry)),

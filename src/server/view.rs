@@ -135,7 +135,7 @@ impl View for ServerView {
             store: self.store(),
             upstream: UpstreamStatus {
                 healthy: self.lasting.health.healthy(),
-                credentials_ok: self.lasting.health.credentials_ok(),
+                credentials_ok: self.lasting.secrets.iter().all(|secrets| secrets.ok()),
             },
             secrets: self
                 .secrets()

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +29,6 @@ use crate::time::{Timestamp, whole_seconds};
 pub struct ClientLimits {
     limiter: RateLimiter<ClientKey, Shared, TokioClock, StateInformationMiddleware>,
     table: Shared,
-    /// The limiter counts from here.
-    start: Nanos,
     /// Between two cells.
     period: Duration,
     quota: Quota,
@@ -45,15 +44,28 @@ pub struct TooFast {
 impl ClientLimits {
     /// Bursts of `quota.requests`, refilled evenly over `quota.window`; about `max_tracked` clients at once.
     pub fn new(quota: Quota, max_tracked: usize) -> Self {
+        Self::over(Arc::new(Table::new(max_tracked, TokioClock.now())), quota)
+    }
+
+    /// The same clients under another limit. What each has used of its bucket it has used of the new one, in proportion: a
+    /// theoretical arrival time tells until when a bucket is not full, whatever it holds.
+    #[must_use]
+    pub fn with(&self, quota: Quota, max_tracked: usize) -> Self {
+        let table = self.table.table.clone();
+        table.max_per_shard.store(max_per_shard(max_tracked), Ordering::Relaxed);
+        Self::over(table, quota)
+    }
+
+    fn over(table: Arc<Table>, quota: Quota) -> Self {
         let burst = NonZeroU32::new(quota.requests).unwrap_or(NonZeroU32::MIN);
         // Rounded up: a shorter period would refill faster than documented.
         let nanos = quota.window.as_nanos().div_ceil(u128::from(burst.get()));
         let period = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
         let cells = Cells::with_period(period).unwrap_or_else(|| Cells::per_second(burst)).allow_burst(burst);
-        let start = TokioClock.now();
-        let table = Shared(Arc::new(Table::new(max_tracked, start)));
+        let since = TokioClock.now().as_u64().saturating_sub(table.start.as_u64());
+        let table = Shared { table, since };
         let limiter = RateLimiter::new(cells, table.clone(), TokioClock);
-        Self { limiter, table, start, period, quota }
+        Self { limiter, table, period, quota }
     }
 
     /// Counts one request of `client`.
@@ -76,9 +88,9 @@ impl ClientLimits {
     ///
     /// The debt is bounded, because a request is admitted only once the bucket holds a cell again.
     pub fn penalise(&self, client: ClientKey, cells: u32) {
-        let now = TokioClock.now().as_u64().saturating_sub(self.start.as_u64());
+        let now = TokioClock.now().as_u64().saturating_sub(self.table.table.start.as_u64());
         let debt = u64::try_from((self.period * cells).as_nanos()).unwrap_or(u64::MAX);
-        let owed = self.table.measure_and_replace(&client, |arrival| {
+        let owed = self.table.table.measure_and_replace(&client, |arrival| {
             let arrival = arrival.map_or(now, |arrival| arrival.as_u64().max(now));
             Ok::<_, ()>(((), Nanos::new(arrival.saturating_add(debt))))
         });
@@ -113,10 +125,10 @@ const SWEEP: u64 = 1_000_000_000;
 /// Networks that a full shard still takes in: all of IPv4's, were there need. Beyond, IPv6's are folded once more.
 const NETWORKS: usize = 65_536 / SHARDS;
 
-/// Theoretical arrival times by client: sharded, so that workers rarely meet; bounded.
+/// Theoretical arrival times by client, counted from `start`: sharded, so that workers rarely meet; bounded.
 struct Table {
     shards: Vec<Mutex<Shard>>,
-    max_per_shard: usize,
+    max_per_shard: AtomicUsize,
     hasher: RandomState,
     start: Nanos,
 }
@@ -132,7 +144,7 @@ impl Table {
         let hasher = RandomState::default();
         let empty = || Shard { arrivals: HashMap::with_hasher(hasher.clone()), swept: 0 };
         let shards = (0..SHARDS).map(|_| Mutex::new(empty())).collect();
-        Self { shards, max_per_shard: max_tracked.div_ceil(SHARDS).max(1), hasher, start }
+        Self { shards, max_per_shard: max_per_shard(max_tracked).into(), hasher, start }
     }
 
     fn shard(&self, key: &ClientKey) -> MutexGuard<'_, Shard> {
@@ -140,6 +152,10 @@ impl Table {
         let shard = usize::try_from(self.hasher.hash_one(key) >> 58).unwrap_or_default();
         lock(&self.shards[shard % SHARDS])
     }
+}
+
+fn max_per_shard(max_tracked: usize) -> usize {
+    max_tracked.div_ceil(SHARDS).max(1)
 }
 
 impl Shard {
@@ -157,9 +173,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The table as the limiter and we both hold it.
+/// The table as a limiter sees it, which counts from the moment it was made.
 #[derive(Clone)]
-struct Shared(Arc<Table>);
+struct Shared {
+    table: Arc<Table>,
+    /// That moment, in the table's time.
+    since: u64,
+}
 
 impl StateStore for Shared {
     type Key = ClientKey;
@@ -168,7 +188,12 @@ impl StateStore for Shared {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        self.0.measure_and_replace(key, measure)
+        // What lies before that moment is over: a bucket that was full by then is full.
+        self.table.measure_and_replace(key, |arrival| {
+            let arrival = arrival.map(|arrival| Nanos::new(arrival.as_u64().saturating_sub(self.since)));
+            let (outcome, next) = measure(arrival)?;
+            Ok((outcome, Nanos::new(next.as_u64().saturating_add(self.since))))
+        })
     }
 }
 
@@ -179,7 +204,8 @@ impl Table {
     {
         let mut key = *key;
         let mut networks = key.networks();
-        let mut most = self.max_per_shard;
+        let max_per_shard = self.max_per_shard.load(Ordering::Relaxed);
+        let mut most = max_per_shard;
         loop {
             let mut shard = self.shard(&key);
             if let Some(arrival) = shard.arrivals.get_mut(&key) {
@@ -191,7 +217,7 @@ impl Table {
                 && shard.is_full(most, TokioClock.now().as_u64().saturating_sub(self.start.as_u64()))
                 && let Some(network) = networks.next()
             {
-                (key, most) = (network, self.max_per_shard + NETWORKS);
+                (key, most) = (network, max_per_shard + NETWORKS);
                 continue;
             }
             let (outcome, next) = measure(None)?;
@@ -203,13 +229,14 @@ impl Table {
 
 impl ShrinkableKeyedStateStore<ClientKey> for Shared {
     fn retain_recent(&self, drop_below: Nanos) {
-        for shard in &self.0.shards {
-            lock(shard).arrivals.retain(|_, arrival| *arrival > drop_below.as_u64());
+        let drop_below = drop_below.as_u64().saturating_add(self.since);
+        for shard in &self.table.shards {
+            lock(shard).arrivals.retain(|_, arrival| *arrival > drop_below);
         }
     }
 
     fn shrink_to_fit(&self) {
-        for shard in &self.0.shards {
+        for shard in &self.table.shards {
             let arrivals = &mut lock(shard).arrivals;
             // Only where it pays: a steady number of clients is not moved about every few seconds.
             if arrivals.capacity() > 64 && arrivals.capacity() > arrivals.len() * 4 {
@@ -219,7 +246,7 @@ impl ShrinkableKeyedStateStore<ClientKey> for Shared {
     }
 
     fn len(&self) -> usize {
-        self.0.shards.iter().map(|shard| lock(shard).arrivals.len()).sum()
+        self.table.shards.iter().map(|shard| lock(shard).arrivals.len()).sum()
     }
 
     fn is_empty(&self) -> bool {
@@ -260,6 +287,31 @@ mod tests {
         assert!(limits.check(client).is_ok());
         assert!(limits.check(client).is_err());
         assert!(limits.check(ClientKey(8)).is_ok(), "others are not touched");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_limit_is_no_amnesty_and_no_sentence() {
+        let (greedy, idle) = (ClientKey(7), ClientKey(8));
+        let mut limits = limits(1000, 10, 1000);
+        limits.check(idle).ok();
+        sleep(Duration::from_secs(3600)).await;
+        for _ in 0..1000 {
+            limits.check(greedy).ok();
+        }
+        for requests in [500, 2000, 1000] {
+            limits = limits.with(Quota { requests, window: Duration::from_secs(10) }, 1000);
+            assert!(limits.check(greedy).is_err(), "its bucket is empty under {requests} too");
+            assert_eq!(limits.check(idle).map(|standing| standing.remaining), Ok(requests - 1));
+            sleep(Duration::from_secs(1)).await;
+            for _ in 0..requests / 10 {
+                assert!(limits.check(greedy).is_ok(), "what flows back flows back by {requests}");
+            }
+        }
+        assert!(limits.check(greedy).is_err());
+        assert_eq!(limits.tracked(), 2);
+        sleep(Duration::from_secs(11)).await;
+        limits.forget_idle();
+        assert_eq!(limits.tracked(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -36,10 +36,13 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// The queue before a budget that counts over `window`.
-    pub fn of(&self, budget: BudgetId, window: Duration) -> Arc<Queue> {
-        let make = || Arc::new(Queue::new(window, self.bell.clone()));
-        lock(&self.queues).entry(budget).or_insert_with(make).clone()
+    /// The queue before a budget that counts over `window`. One that is new goes on with the queue `before`, where its
+    /// environment stood in one.
+    pub fn of(&self, budget: BudgetId, window: Duration, before: Option<&Arc<Queue>>) -> Arc<Queue> {
+        let make = || before.cloned().unwrap_or_else(|| Arc::new(Queue::new(window, self.bell.clone())));
+        let queue = lock(&self.queues).entry(budget).or_insert_with(make).clone();
+        lock(&queue.shares).count_over(Timestamp::now().0, nanos(window));
+        queue
     }
 }
 
@@ -92,11 +95,10 @@ pub struct Place {
 impl Queue {
     /// The queue before a budget that counts over `window`; [`Queues`] gives each budget one.
     pub fn new(window: Duration, bell: Arc<Bell>) -> Self {
-        let window = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
         Self {
             below: Arc::default(),
             above: Arc::default(),
-            shares: Mutex::new(Shares::new(window, MAX_CLIENTS)),
+            shares: Mutex::new(Shares::new(nanos(window), MAX_CLIENTS)),
             past: Past::default(),
             bell,
             refusals: Refusals::default(),
@@ -208,6 +210,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.bell.listening.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+fn nanos(window: Duration) -> u64 {
+    u64::try_from(window.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -128,6 +128,35 @@ pub(crate) async fn a_budget_that_is_new_by_its_name_begins_with_what_its_users_
     assert_eq!(bench.remaining(bench.of("secret:1", &["renamed"], 100, 600)), 25, "or the first again");
 }
 
+/// A promise of the memory store alone, as yet.
+pub(crate) async fn what_is_under_way_while_its_budget_gets_another_name_counts_there(
+    bench: Bench<impl LimitStore>,
+) {
+    let egress = bench.budget("e", 1000, 10);
+    let before = bench.of("secret:1", &["production"], 100, 600);
+    let charge = bench.store.acquire(draw(before, egress, 0)).await.expect("free");
+    let refunded = bench.store.acquire(draw(before, egress, 0)).await.expect("free");
+    let mut after = bench.of("secret:2", &["production"], 100, 600);
+    bench.spend(before, egress, 10).await;
+    assert_eq!(bench.remaining(after), 88, "whoever knows it by its old name draws from it too");
+    after = bench.of("secret:3", &["production"], 100, 600);
+    bench.store.refund(refunded);
+    bench.store.settle(charge, None);
+    bench.spend(before, egress, 10).await;
+    assert_eq!((bench.remaining(before), bench.remaining(after)), (79, 79));
+    // None of them is taken for one of upstream's other users for good.
+    let observation = Some(Observation { remaining: 78, reset: Duration::from_secs(60) });
+    for left in [78, 77] {
+        let charge = bench.store.acquire(draw(after, egress, 0)).await.expect("free");
+        let observation = observation.map(|seen| Observation { remaining: left, ..seen });
+        bench.store.settle(charge, observation);
+        assert_eq!(bench.remaining(after), left);
+    }
+    assert_eq!(bench.remaining(bench.of("secret:1", &["production"], 100, 600)), 77, "and back again");
+    bench.spend(after, egress, 7).await;
+    assert_eq!(bench.remaining(before), 70);
+}
+
 pub(crate) async fn what_is_held_back_from_a_caller_is_there_for_others(bench: Bench<impl LimitStore>) {
     let (budget, egress) = (bench.budget("b", 10, 600), bench.budget("e", 1000, 10));
     let held = Draw { held_back: 2, ..draw(budget, egress, 0) };

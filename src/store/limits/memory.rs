@@ -21,6 +21,9 @@ struct Entry {
     name: String,
     users: Vec<String>,
     budget: Budget,
+    /// Where all who drew from it draw from now. Those still under way that know it by this place draw from there too: a
+    /// reload that changes a secret lets nobody spend twice.
+    moved: Option<usize>,
 }
 
 /// What a budget has spent, to be kept while the process is not there.
@@ -43,7 +46,8 @@ impl MemoryLimits {
     pub fn spent(&self) -> Vec<SpentBudget> {
         let now = Timestamp::now();
         let mut entries = self.lock();
-        let spent = entries.iter_mut().map(|Entry { name, users, budget }| {
+        let entries = entries.iter_mut().filter(|entry| entry.moved.is_none());
+        let spent = entries.map(|Entry { name, users, budget, .. }| {
             let spent = budget.spent(now.0);
             SpentBudget {
                 name: name.clone(),
@@ -66,7 +70,7 @@ impl MemoryLimits {
             if !gate.is_zero() {
                 budget.penalise((now + gate).0);
             }
-            Entry { name, users, budget }
+            Entry { name, users, budget, moved: None }
         });
         self.lock().extend(entries);
     }
@@ -77,8 +81,14 @@ impl MemoryLimits {
     }
 
     fn with<T>(&self, budget: BudgetId, with: impl FnOnce(&mut Budget) -> T) -> T {
-        with(&mut self.lock()[budget.0].budget)
+        with(in_force(&mut self.lock(), budget))
     }
+}
+
+/// The budget that is drawn from by those who know it by `id`.
+fn in_force(entries: &mut [Entry], id: BudgetId) -> &mut Budget {
+    let at = entries[id.0].moved.unwrap_or(id.0);
+    &mut entries[at].budget
 }
 
 impl LimitStore for MemoryLimits {
@@ -88,20 +98,35 @@ impl LimitStore for MemoryLimits {
         let known: Vec<String> = users.iter().map(|user| (*user).to_owned()).collect();
         let at = entries.iter().position(|entry| entry.name == name).unwrap_or_else(|| {
             let budget = Budget::new(plan);
-            entries.push(Entry { name: name.to_owned(), users: Vec::new(), budget });
+            entries.push(Entry { name: name.to_owned(), users: Vec::new(), budget, moved: None });
             entries.len() - 1
         });
         // Where its users have drawn from others until now, it goes on from the one of which most is spent.
+        let mut in_flight = entries[at].budget.hand_over();
         let mut most = entries[at].budget.clone();
-        for entry in entries.iter_mut().filter(|entry| entry.name != name) {
+        let mut left = vec![at];
+        for (from, entry) in entries.iter_mut().enumerate().filter(|(from, _)| *from != at) {
             let before = entry.users.len();
             entry.users.retain(|user| !known.contains(user));
-            if entry.users.len() < before && spent(&entry.budget, now) > spent(&most, now) {
+            if entry.users.len() == before {
+                continue;
+            }
+            if spent(&mut entry.budget, now) > spent(&mut most, now) {
                 most = entry.budget.clone();
             }
+            if entry.users.is_empty() {
+                in_flight += entry.budget.hand_over();
+                left.push(from);
+            }
         }
-        entries[at].budget = if most.plan() == plan { most } else { most.replan(now.0, plan) };
-        entries[at].users = known;
+        for (from, entry) in entries.iter_mut().enumerate() {
+            if left.contains(&from) || entry.moved.is_some_and(|to| left.contains(&to)) {
+                entry.moved = Some(at);
+            }
+        }
+        let budget = if most.plan() == plan { most } else { most.replan(now.0, plan) };
+        let entry = &mut entries[at];
+        (entry.budget, entry.users, entry.moved) = (budget.taking_over(in_flight), known, None);
         BudgetId(at)
     }
 
@@ -111,7 +136,7 @@ impl LimitStore for MemoryLimits {
         let at = Timestamp::now();
         let mut refused: Option<Refused> = None;
         for (id, held_back) in budgets.into_iter().zip([held_back, 0]) {
-            let budget = &mut entries[id.0].budget;
+            let budget = in_force(&mut entries, id);
             if let Err(until) = budget.check(at.0, Wanted { ahead, held_back }) {
                 let until = Timestamp(until);
                 if refused.is_none_or(|refused| refused.until < until) {
@@ -123,7 +148,7 @@ impl LimitStore for MemoryLimits {
             Some(refused) => Err(refused),
             None => {
                 for id in budgets {
-                    entries[id.0].budget.charge(at.0);
+                    in_force(&mut entries, id).charge(at.0);
                 }
                 Ok(Charge { budgets, at, mark: 0 })
             }
@@ -133,7 +158,7 @@ impl LimitStore for MemoryLimits {
     fn refund(&self, charge: Charge) {
         let mut entries = self.lock();
         for id in charge.budgets {
-            entries[id.0].budget.refund(charge.at.0);
+            in_force(&mut entries, id).refund(charge.at.0);
         }
     }
 
@@ -142,11 +167,11 @@ impl LimitStore for MemoryLimits {
         let now = Timestamp::now();
         let mut more = false;
         for id in charge.budgets {
-            more |= entries[id.0].budget.settle(charge.at.0, now.0);
+            more |= in_force(&mut entries, id).settle(charge.at.0, now.0);
         }
         let Some(Observation { remaining, reset }) = observation else { return more };
         // Upstream speaks of the key, not of our address.
-        let budget = &mut entries[charge.budgets[0].0].budget;
+        let budget = in_force(&mut entries, charge.budgets[0]);
         let told = Told { remaining, reset: (now + reset).0 };
         budget.observe(now.0, charge.at.0, told) || more
     }
@@ -179,7 +204,7 @@ impl LimitStore for MemoryLimits {
     }
 }
 
-fn spent(budget: &Budget, now: Timestamp) -> u64 {
+fn spent(budget: &mut Budget, now: Timestamp) -> u64 {
     budget.spent(now.0).into_iter().map(|(_, n)| u64::from(n)).sum()
 }
 
@@ -191,10 +216,12 @@ mod tests {
     mod window {
         use super::*;
         suite!(MemoryLimits::default(), Window);
+        suite!(MemoryLimits::default(), Window; what_is_under_way_while_its_budget_gets_another_name_counts_there);
     }
 
     mod token_bucket {
         use super::*;
         suite!(MemoryLimits::default(), TokenBucket);
+        suite!(MemoryLimits::default(), TokenBucket; what_is_under_way_while_its_budget_gets_another_name_counts_there);
     }
 }
