@@ -28,7 +28,7 @@ mod secret;
 mod value;
 
 pub use fault::Fault;
-pub use load::{Loaded, Sources, Variables, load};
+pub use load::{Loaded, Sources, Variables, load, read};
 pub use schema::schema;
 
 /// A whole, valid configuration.

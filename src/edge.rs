@@ -3,10 +3,13 @@
 pub mod activation;
 pub mod admin;
 pub mod admission;
+pub mod config_watch;
 pub mod connection;
 pub mod deadlines;
+pub mod in_force;
 pub mod listener;
 pub mod notify;
+pub mod proof;
 mod proxy_protocol;
 pub mod redis;
 mod request_head;

@@ -4,9 +4,7 @@
 //! compile: the stages of an [`Exchange`](crate::exchange::Exchange) are types.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use http::Response;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
@@ -120,26 +118,4 @@ where
     S::Future: Send + 'static,
 {
     BoxCloneSyncService::new(stack)
-}
-
-/// The pipeline of one worker that is in force; a reload swaps it, and requests in flight finish on the old one.
-pub struct CurrentPipeline(ArcSwap<Holder>);
-
-struct Holder(Pipeline);
-
-impl CurrentPipeline {
-    /// Begins with `pipeline`.
-    pub fn new(pipeline: Pipeline) -> Self {
-        Self(ArcSwap::from(Arc::new(Holder(pipeline))))
-    }
-
-    /// A clone to serve one request with.
-    pub fn load(&self) -> Pipeline {
-        self.0.load().0.clone()
-    }
-
-    /// Puts another in force.
-    pub fn swap(&self, pipeline: Pipeline) {
-        self.0.store(Arc::new(Holder(pipeline)));
-    }
 }

@@ -1,45 +1,46 @@
 //! Assembly and lifecycle: configuration → stores → pipelines → listeners, and back down again.
 //!
 //! What must not forget (budgets, client limits, pages, queues) is made once and lives as long as the process; pipelines
-//! are made from it and a configuration, one per worker.
+//! are made from it and a configuration, one per worker. A reload makes others and puts them in force in one step.
 
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::edge::activation::{self, Passed};
-use crate::edge::admin::{self, Access};
-use crate::edge::admission::Admission;
-use crate::edge::connection::{self, Server as Connections};
-use crate::edge::deadlines;
 use crate::edge::notify::{self, Beat};
-use crate::edge::redis::RedisLink;
 use crate::edge::state_file::{self, Past};
-use crate::edge::upstream::{Connector, Upstream};
 use crate::edge::worker::Worker;
-use crate::edge::{listener, tls};
-use crate::pipeline::{self, CurrentPipeline};
+use crate::edge::{admin, listener};
 use crate::store::limits::{Limits, SpentBudget};
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, sleep, timeout_at};
 
 mod assembly;
+mod engine;
 pub mod explain;
+mod places;
+mod reload;
+mod restart;
 mod view;
+mod wire;
 
 use assembly::Lasting;
 pub use assembly::pipeline_over;
+use engine::{Engine, Prepared};
+pub use reload::Origin;
 use view::ServerView;
 
 /// The proxy does not start, and why: one sentence with the place and the cure.
@@ -79,11 +80,11 @@ pub struct Server {
     addresses: Vec<SocketAddr>,
     admin: SocketAddr,
     view: Arc<ServerView>,
-    ready: Arc<AtomicBool>,
+    engine: Arc<Engine>,
+    reload: Arc<Notify>,
     state: Option<State>,
     workers: Vec<JoinHandle<usize>>,
     background: TaskTracker,
-    limits: Arc<Limits<RedisLink>>,
     drain: CancellationToken,
     cut: CancellationToken,
     stop: CancellationToken,
@@ -92,7 +93,6 @@ pub struct Server {
 /// The state file, and what it keeps.
 struct State {
     path: PathBuf,
-    lasting: Arc<Lasting>,
     _lock: File,
 }
 
@@ -110,18 +110,15 @@ impl Server {
     /// # Errors
     /// What keeps it from starting.
     pub fn start_on(config: &Config, mut passed: Passed) -> Result<Self, StartError> {
-        let server_tls = match &config.server.tls {
-            Some(files) => Some(tls::server(files).map_err(|error| StartError::new("server.tls", error))?),
-            None => None,
-        };
-        let connector = connector(config)?;
+        let prepared = Prepared::of(config).map_err(first)?;
         let links = config.store.shared.as_ref().map(assembly::links).transpose()?;
         let metrics = Arc::new(Metrics::new());
         // Before it is read: another instance may be writing it.
         let lock = config.store.state_file.as_deref().map(state_file::lock).transpose();
         let lock = lock.map_err(|message| StartError::new("store.state_file", message))?;
         let past = config.store.state_file.as_deref().map(past).unwrap_or_default();
-        let lasting = Arc::new(Lasting::new(config, metrics.clone(), past, links.as_ref()));
+        let lasting = Lasting::new(config, metrics.clone(), past, links.as_ref());
+        let engine = Arc::new(Engine::new(config, lasting, prepared)?);
         let workers = config.server.workers.max(1);
         // Everything is bound before anything is served: a half-started proxy would be worse than none.
         let admin =
@@ -139,84 +136,62 @@ impl Server {
         passed.is_spent().map_err(|message| StartError::new("LISTEN_FDS", message))?;
         // Now rather than when stopping, when nobody can mend it any more.
         if let Some(path) = &config.store.state_file {
-            let written = state_file::write(path, &spent(&lasting), false);
+            let written = state_file::write(path, &spent(&engine.lasting), false);
             let wrong =
                 |error: io::Error| StartError::new("store.state_file", state_file::cannot(path, &error));
             written.map_err(wrong)?;
         }
         let (drain, cut, stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let admission = Arc::new(Admission::new(
-            config.server.max_connections,
-            config.server.max_connections_per_ip,
-            config.clients.ipv6_prefix,
-            config.server.trusted_proxies.clone(),
-        ));
-        let ready = Arc::new(AtomicBool::new(true));
         let (mut threads, mut beats) = (Vec::new(), Vec::new());
-        for (index, listeners) in sockets.into_iter().enumerate() {
-            let upstream = Upstream::new(
-                connector.clone(),
-                config.upstream.scheme.clone(),
-                config.upstream.authority.clone(),
-                config.upstream.idle_connections.div_ceil(workers),
-                config.upstream.idle_timeout,
-            );
+        for (index, (listeners, tasks)) in sockets.into_iter().zip(&engine.tasks).enumerate() {
             let beat = Beat::default();
             beats.push(beat.clone());
-            let tasks = TaskTracker::new();
-            let layers = assembly::layers(config, &lasting, &tasks)?;
-            let current = Arc::new(CurrentPipeline::new(pipeline::build(layers, upstream.clone())));
             let worker = Worker {
                 listeners,
-                tls: server_tls.clone(),
-                server: Connections::new(rules(config), current, ready.clone(), metrics.clone()),
-                upstream,
-                limits: limits(config),
-                admission: admission.clone(),
-                proxy_protocol: config.server.proxy_protocol.then(|| config.server.trusted_proxies.clone()),
+                place: engine.place(index),
+                admission: engine.admission.clone(),
                 open: metrics.connections("proxy"),
                 metrics: metrics.clone(),
                 beat,
-                tasks,
+                tasks: tasks.clone(),
                 drain: drain.clone(),
                 cut: cut.clone(),
             };
             let thread = worker.spawn(index);
             threads.push(thread.map_err(|error| StartError::new("server.workers", error.to_string()))?);
         }
-        let view = Arc::new(ServerView::new(config, lasting.clone(), ready.clone()));
+        let view = Arc::new(ServerView(engine.clone()));
         let admin = TcpListener::from_std(admin)
             .map_err(|error| StartError::new("server.admin", error.to_string()))?;
         let admin_addr = admin.local_addr().unwrap_or(config.server.admin);
-        let access = Access { token: config.server.admin_token.clone(), hosts: config.server.hosts.clone() };
+        let access = engine.access.clone();
         let background = TaskTracker::new();
         if let Some(links) = links {
             background.spawn(links.limits.run(stop.clone()));
             if config.store.shared.as_ref().is_some_and(|shared| shared.pages_url.is_some()) {
                 background.spawn(links.pages.run(stop.clone()));
             }
-            if let Limits::Shared(limits) = &*lasting.limits {
+            if let Limits::Shared(limits) = &*engine.lasting.limits {
                 background.spawn(limits.clone().run(stop.clone()));
             }
         }
         background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
-        background.spawn(notify::watchdog(beats, ready.clone(), stop.clone()));
-        background.spawn(housekeeping(lasting.clone(), stop.clone()));
+        background.spawn(notify::watchdog(beats, engine.ready.clone(), stop.clone()));
+        background.spawn(housekeeping(engine.clone(), stop.clone()));
         let state_file = config.store.state_file.clone();
         if let Some(path) = state_file.clone() {
-            background.spawn(keep(path, lasting.clone(), stop.clone()));
+            background.spawn(keep(path, engine.clone(), stop.clone()));
         }
-        let limits = lasting.limits.clone();
         let server = Self {
             addresses,
             admin: admin_addr,
             view,
-            ready,
-            state: state_file.zip(lock).map(|(path, lock)| State { path, lasting, _lock: lock }),
+            engine,
+            reload: Arc::default(),
+            state: state_file.zip(lock).map(|(path, lock)| State { path, _lock: lock }),
             workers: threads,
             background,
-            limits,
             drain,
             cut,
             stop,
@@ -227,10 +202,25 @@ impl Server {
 
     /// What would keep a proxy with this configuration from starting, as far as can be said without binding its addresses.
     pub fn faults(config: &Config) -> Vec<StartError> {
-        let tls = config.server.tls.as_ref().map_or(Ok(()), |files| tls::server(files).map(|_| ()));
-        let tls = tls.map_err(|error| StartError::new("server.tls", error));
         let links = config.store.shared.as_ref().map_or(Ok(()), |store| assembly::links(store).map(|_| ()));
-        [tls, connector(config).map(|_| ()), links].into_iter().filter_map(Result::err).collect()
+        Prepared::of(config).err().into_iter().flatten().chain(links.err()).collect()
+    }
+
+    /// Reloads from now on when asked to (see [`reload`](Self::reload)) and when one of `files` changes, or one that a later
+    /// configuration names.
+    pub fn follow(&self, origin: Origin, files: Vec<PathBuf>) {
+        let (engine, told, stop) = (self.engine.clone(), self.reload.clone(), self.stop.clone());
+        self.background.spawn(reload::follow(engine, origin, files, told, stop));
+    }
+
+    /// Has a server that [follows](Self::follow) its configuration read it again.
+    pub fn reload(&self) {
+        self.reload.notify_one();
+    }
+
+    /// The configuration that is in force.
+    pub fn config(&self) -> Config {
+        self.engine.setup().config.clone()
     }
 
     fn announce(&self) {
@@ -265,7 +255,7 @@ impl Server {
     /// What is still open at `deadline`, counted from now, is cut; so many were. `hurry` cuts at once.
     pub async fn drain(self, settle: Duration, deadline: Duration, hurry: impl Future<Output = ()>) -> usize {
         let deadline = Instant::now() + deadline;
-        self.ready.store(false, Ordering::Relaxed);
+        self.engine.ready.store(false, Ordering::Relaxed);
         tokio::pin!(hurry);
         let workers = self.workers;
         let gone = async {
@@ -292,7 +282,7 @@ impl Server {
                 gone.await
             }
         };
-        if let Limits::Shared(limits) = &*self.limits {
+        if let Limits::Shared(limits) = &*self.engine.lasting.limits {
             limits.leave().await;
         }
         // The admin port answers probes to the end.
@@ -300,9 +290,9 @@ impl Server {
         self.background.close();
         let due = if hurried { Instant::now() } else { deadline };
         timeout_at(due, self.background.wait()).await.ok();
-        if let Some(State { path, lasting, .. }) = &self.state {
+        if let Some(State { path, .. }) = &self.state {
             // Here and not in a task, which a deadline could cut.
-            told(path, state_file::write(path, &spent(lasting), true));
+            told(path, state_file::write(path, &spent(&self.engine.lasting), true));
         }
         cut
     }
@@ -323,6 +313,11 @@ fn listening(
     sockets.map_err(|error| StartError::bind(place, address, &error))
 }
 
+fn first(errors: Vec<StartError>) -> StartError {
+    let none = || StartError::new("server", "it cannot be built");
+    errors.into_iter().next().unwrap_or_else(none)
+}
+
 /// Waits for the worker threads off the runtime's thread.
 async fn joined(workers: Vec<JoinHandle<usize>>) -> usize {
     let join = || workers.into_iter().map(|worker| worker.join().unwrap_or(0)).sum();
@@ -330,7 +325,7 @@ async fn joined(workers: Vec<JoinHandle<usize>>) -> usize {
 }
 
 /// Forgets clients that have been idle and pages that have expired, every few seconds.
-async fn housekeeping(lasting: Arc<Lasting>, stop: CancellationToken) {
+async fn housekeeping(engine: Arc<Engine>, stop: CancellationToken) {
     let mut clients = tokio::time::interval(Duration::from_secs(10));
     let mut pages = tokio::time::interval(Duration::from_secs(1));
     clients.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -338,8 +333,8 @@ async fn housekeeping(lasting: Arc<Lasting>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = clients.tick() => lasting.clients.forget_idle(),
-            _ = pages.tick() => lasting.pages.tidy().await,
+            _ = clients.tick() => engine.setup().clients.forget_idle(),
+            _ = pages.tick() => engine.lasting.pages.tidy().await,
         }
     }
 }
@@ -367,7 +362,7 @@ fn spent(lasting: &Lasting) -> Vec<SpentBudget> {
 }
 
 /// Writes the state file every second.
-async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
+async fn keep(path: PathBuf, engine: Arc<Engine>, stop: CancellationToken) {
     let mut due = tokio::time::interval(state_file::INTERVAL);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -375,7 +370,7 @@ async fn keep(path: PathBuf, lasting: Arc<Lasting>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = due.tick() => {}
         }
-        let (at, spent) = (path.clone(), spent(&lasting));
+        let (at, spent) = (path.clone(), spent(&engine.lasting));
         let written = tokio::task::spawn_blocking(move || state_file::write(&at, &spent, false)).await;
         told(&path, written.unwrap_or_else(|error| Err(io::Error::other(error))));
     }
@@ -387,39 +382,5 @@ fn told(path: &Path, written: io::Result<()>) {
             path = %path.display(), %error,
             "the state file cannot be written: the next start will not know what was spent"
         );
-    }
-}
-
-fn connector(config: &Config) -> Result<Connector, StartError> {
-    let upstream = &config.upstream;
-    let secure = upstream.scheme == http::uri::Scheme::HTTPS;
-    let tls = match secure {
-        true => Some(
-            tls::client(upstream.http2, upstream.ca_certificate.as_deref())
-                .map_err(|error| StartError::new("upstream.ca_certificate", error))?,
-        ),
-        false => None,
-    };
-    let port = upstream.authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let host = upstream.authority.host();
-    Connector::new(host, port, tls, upstream.http2, upstream.connect_timeout)
-        .map_err(|error| StartError::new("upstream.url", error))
-}
-
-fn rules(config: &Config) -> connection::Rules {
-    connection::Rules {
-        max_uri: config.server.max_uri,
-        max_header_bytes: config.server.max_header_bytes,
-        max_request_body: config.server.max_request_body,
-        body_idle_timeout: config.server.body_idle_timeout,
-        deadlines: limits(config),
-    }
-}
-
-fn limits(config: &Config) -> deadlines::Limits {
-    deadlines::Limits {
-        head: config.server.header_read_timeout,
-        idle: config.server.idle_timeout,
-        silence: config.server.body_idle_timeout,
     }
 }

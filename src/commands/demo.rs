@@ -57,14 +57,14 @@ async fn demo(options: &Options) -> Result<ExitCode, ExitCode> {
     let watched = async {
         tokio::select! {
             () = live(&server) => {}
-            _ = signals.next() => {}
+            _ = signals.next(ignored) => {}
         }
         if std::io::stdout().is_terminal() {
             print("\n");
         }
         // Nothing sends traffic here but the person who pressed Ctrl-C: no need to settle.
         let hurry = async {
-            signals.next().await;
+            signals.next(ignored).await;
         };
         server.drain(Duration::ZERO, Duration::from_secs(5), hurry).await;
         stop.cancel();
@@ -162,4 +162,8 @@ fn line(server: &Server) -> String {
         count(CacheResult::Coalesced),
         count(CacheResult::Stale),
     )
+}
+
+fn ignored() {
+    tracing::warn!("SIGHUP: a demonstration has no configuration to reload");
 }

@@ -70,7 +70,7 @@ async fn serve(options: Options) -> Result<ExitCode, ExitCode> {
     tracing::info!(listener = "mock", addr = %mock.addr(), "listening");
     let stop = CancellationToken::new();
     let signal = async {
-        signals.next().await;
+        signals.next(|| tracing::warn!("SIGHUP: a stand-in has no configuration to reload")).await;
         stop.cancel();
     };
     tokio::join!(mock.serve(stop.clone()), signal);

@@ -1,15 +1,15 @@
 //! `run`: the proxy until a signal.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use metorial_proxy::config::{Config, Loaded};
 use metorial_proxy::edge::activation::Passed;
 use metorial_proxy::edge::notify;
-use metorial_proxy::server::Server;
+use metorial_proxy::server::{Origin, Server};
 
 use super::signals::Signals;
-use super::{ended, load, log, refuse_one, runtime};
+use super::{ended, load, log, refuse_one, runtime, variables};
 
 pub(super) fn run(file: Option<&Path>) -> ExitCode {
     match start(file) {
@@ -20,15 +20,21 @@ pub(super) fn run(file: Option<&Path>) -> ExitCode {
 fn start(file: Option<&Path>) -> Result<ExitCode, ExitCode> {
     // First of all: there are no threads yet.
     let passed = Passed::from_env().map_err(|error| refuse_one(&format!("LISTEN_FDS: {error}")))?;
-    let Loaded { config, warnings, .. } = load(file)?;
+    let Loaded { config, warnings, files } = load(file)?;
     let _log = log(&config.telemetry.log)?;
     for warning in warnings {
         tracing::warn!(key = warning.path, cure = warning.cure, "{}", warning.message);
     }
-    runtime()?.block_on(serve(&config, passed))
+    let origin = Origin { file: file.map(Path::to_owned), variables: variables() };
+    runtime()?.block_on(serve(&config, passed, origin, files))
 }
 
-async fn serve(config: &Config, passed: Passed) -> Result<ExitCode, ExitCode> {
+async fn serve(
+    config: &Config,
+    passed: Passed,
+    origin: Origin,
+    files: Vec<PathBuf>,
+) -> Result<ExitCode, ExitCode> {
     let mut signals = Signals::new().map_err(|error| refuse_one(&error))?;
     let server = Server::start_on(config, passed).map_err(|error| refuse_one(&error))?;
     tracing::info!(
@@ -38,14 +44,15 @@ async fn serve(config: &Config, passed: Passed) -> Result<ExitCode, ExitCode> {
         environments = config.environments.len(),
         "started"
     );
+    server.follow(origin, files);
     notify::ready();
-    let signal = signals.next().await;
+    let signal = signals.next(|| server.reload()).await;
     tracing::info!(signal, "stopping");
-    let drain = config.server.drain;
+    let drain = server.config().server.drain;
     notify::stopping(drain.deadline);
     let mut hurried = false;
     let hurry = async {
-        signals.next().await;
+        signals.next(|| tracing::warn!("SIGHUP: the proxy is stopping")).await;
         hurried = true;
     };
     let cut = server.drain(drain.settle, drain.deadline, hurry).await;

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first drains, the second ends at once.
+//! SIGTERM and SIGINT: the first drains, the second ends at once. SIGHUP reloads.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -17,15 +17,13 @@ impl Signals {
         })
     }
 
-    /// Waits for either; its name. SIGHUP, which would end the process, is answered in the log.
-    pub(super) async fn next(&mut self) -> &'static str {
+    /// Waits for one that ends the process; its name. SIGHUP does not end it, but has it do `on_hangup`.
+    pub(super) async fn next(&mut self, on_hangup: impl Fn()) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => {
-                    tracing::warn!("SIGHUP: this version does not reload its configuration; restart it instead");
-                }
+                _ = self.hangup.recv() => on_hangup(),
             }
         }
     }

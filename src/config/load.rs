@@ -40,6 +40,11 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong with it, at once; a file that is no TOML hides the rest.
 pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Fault>> {
+    read(sources).0
+}
+
+/// The same, and every file that was read or looked for, also where something is wrong: the cure may be in one of them.
+pub fn read(sources: &Sources<'_>) -> (Result<Loaded, Vec<Fault>>, Vec<PathBuf>) {
     let named = sources.env.get(OsStr::new("METORIAL_PROXY_CONFIG")).filter(|name| !name.is_empty());
     let file = sources.file.or(named.map(Path::new));
     let mut context = Context {
@@ -50,7 +55,10 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Fault>> {
         warnings: Vec::new(),
     };
     let mut table = match file {
-        Some(path) => read_table(path)?,
+        Some(path) => match read_table(path) {
+            Ok(table) => table,
+            Err(faults) => return (Err(faults), context.files),
+        },
         None => toml::Table::new(),
     };
     let overlay = env::overlay(&mut table, sources.env, file.is_some());
@@ -67,14 +75,15 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Fault>> {
 
     let Context { read, mut files, errors, warnings, .. } = context;
     let (errors, warnings) = overlay.finish(sources.env, &read, errors, warnings);
-    match config {
-        Some(config) if errors.is_empty() => {
-            let tls = config.server.tls.iter().flat_map(|tls| [&tls.certificate, &tls.private_key]);
-            files.extend(tls.chain(&config.upstream.ca_certificate).cloned());
-            Ok(Loaded { config, warnings, files })
-        }
-        _ => Err(errors),
+    if let Some(config) = &config {
+        let tls = config.server.tls.iter().flat_map(|tls| [&tls.certificate, &tls.private_key]);
+        files.extend(tls.chain(&config.upstream.ca_certificate).cloned());
     }
+    let result = match config {
+        Some(config) if errors.is_empty() => Ok(Loaded { config, warnings, files: files.clone() }),
+        _ => Err(errors),
+    };
+    (result, files)
 }
 
 fn read_table(path: &Path) -> Result<toml::Table, Vec<Fault>> {

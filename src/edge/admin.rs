@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -83,11 +84,11 @@ struct Invalidation {
 }
 
 /// The routes of the admin port. Served by [`serve`](serve()), which tells the guard who asks.
-pub fn router(view: Arc<dyn View>, access: Access) -> Router {
+pub fn router(view: Arc<dyn View>, access: Arc<ArcSwap<Access>>) -> Router {
     let guarded = Router::new()
         .route("/status", get(status))
         .route("/cache/invalidate", post(invalidate))
-        .route_layer(middleware::from_fn_with_state(Arc::new(access), guard::guard));
+        .route_layer(middleware::from_fn_with_state(access, guard::guard));
     Router::new()
         .route("/livez", get("ok\n"))
         .route("/readyz", get(ready))

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use crate::domain::client_ip::{ClientIp, ClientKey};
@@ -15,19 +16,33 @@ use crate::telemetry::labels::RefusedConnection;
 /// The open connections of all workers.
 #[derive(Debug)]
 pub struct Admission {
-    max: usize,
-    max_per_ip: usize,
-    exempt: Vec<IpNet>,
+    bounds: ArcSwap<Bounds>,
     open: AtomicUsize,
     ipv6_prefix: u8,
     per_client: Mutex<HashMap<ClientKey, usize>>,
 }
 
+/// How many there may be.
+#[derive(Debug)]
+pub struct Bounds {
+    /// In all.
+    pub max: usize,
+    /// From one client.
+    pub max_per_ip: usize,
+    /// Networks that count in all only.
+    pub exempt: Vec<IpNet>,
+}
+
 impl Admission {
-    /// At most `max` connections, `max_per_ip` from one client, which is an IPv6 prefix as it is for the limits; `exempt`
-    /// networks count in all only.
-    pub fn new(max: usize, max_per_ip: usize, ipv6_prefix: u8, exempt: Vec<IpNet>) -> Self {
-        Self { max, max_per_ip, exempt, open: AtomicUsize::new(0), ipv6_prefix, per_client: Mutex::default() }
+    /// A client is an IPv6 prefix, as it is for the limits.
+    pub fn new(bounds: Bounds, ipv6_prefix: u8) -> Self {
+        let bounds = ArcSwap::from_pointee(bounds);
+        Self { bounds, open: AtomicUsize::new(0), ipv6_prefix, per_client: Mutex::default() }
+    }
+
+    /// Other bounds from now on. Those that are open stay.
+    pub fn bound(&self, bounds: Bounds) {
+        self.bounds.store(Arc::new(bounds));
     }
 
     /// Counts a connection from `ip` until the returned value is dropped.
@@ -36,7 +51,7 @@ impl Admission {
     /// There are too many.
     pub fn admit(self: &Arc<Self>, ip: IpAddr) -> Result<Admitted, RefusedConnection> {
         let ip = ip.to_canonical();
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.max {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.bounds.load().max {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(RefusedConnection::TooMany);
         }
@@ -50,7 +65,7 @@ impl Admission {
             let mut per_client = self.per_client.lock().unwrap_or_else(PoisonError::into_inner);
             let open = per_client.entry(client).or_default();
             *open += 1;
-            if *open > self.max_per_ip {
+            if *open > self.bounds.load().max_per_ip {
                 drop(per_client);
                 return Err(RefusedConnection::TooManyFromIp);
             }
@@ -59,7 +74,7 @@ impl Admission {
     }
 
     fn client(&self, ip: IpAddr) -> Option<ClientKey> {
-        let exempt = self.exempt.iter().any(|network| network.contains(&ip));
+        let exempt = self.bounds.load().exempt.iter().any(|network| network.contains(&ip));
         (!exempt).then(|| ClientIp::new(ip).key(self.ipv6_prefix))
     }
 }
@@ -107,7 +122,7 @@ mod tests {
     #[test]
     fn connections_are_bounded_in_all_and_per_address() {
         let trusted = vec!["10.0.0.0/8".parse().expect("a network")];
-        let admission = Arc::new(Admission::new(5, 2, 64, trusted));
+        let admission = Arc::new(Admission::new(Bounds { max: 5, max_per_ip: 2, exempt: trusted }, 64));
         let admit = |ip: &str| admission.admit(ip.parse().expect("an address"));
         let first = admit("192.0.2.1").expect("one");
         let second = admit("::ffff:192.0.2.1").expect("two");
@@ -128,7 +143,7 @@ mod tests {
     #[test]
     fn a_connection_of_a_trusted_proxy_counts_for_the_client_it_names() {
         let trusted = vec!["10.0.0.0/8".parse().expect("a network")];
-        let admission = Arc::new(Admission::new(4, 1, 64, trusted));
+        let admission = Arc::new(Admission::new(Bounds { max: 4, max_per_ip: 1, exempt: trusted }, 64));
         let admit = |ip: &str| {
             let proxy = admission.admit("10.1.1.1".parse().expect("an address"))?;
             proxy.on_behalf_of(ip.parse().expect("an address"))

@@ -29,10 +29,11 @@ use tower::ServiceExt;
 use tower::util::Oneshot;
 
 use super::deadlines::{Limits, Overdue, Serving, Watch};
+use super::in_force::Place;
 use super::request_head::RequestHead;
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
 use crate::exchange::{Arrival, HadFragment, HadTwoLengths};
-use crate::pipeline::{CurrentPipeline, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
 use crate::time::{sleep, timeout};
@@ -53,32 +54,21 @@ pub struct Rules {
     pub max_uri: usize,
     /// Bytes of the fields.
     pub max_header_bytes: usize,
-    /// Bytes of a body.
-    pub max_request_body: u64,
-    /// Longest silence while a body streams.
-    pub body_idle_timeout: Duration,
     /// How long each phase of a connection may last.
     pub deadlines: Limits,
 }
 
-/// Serves the connections of one worker.
+/// Serves connections.
 pub struct Server {
     rules: Rules,
     builder: auto::Builder<TokioExecutor>,
-    pipeline: Arc<CurrentPipeline>,
     ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
 
 impl Server {
-    /// Serves by `rules`, with the pipeline that is current when a request arrives. Once it is not `ready` any more,
-    /// callers are asked to go elsewhere next time.
-    pub fn new(
-        rules: Rules,
-        pipeline: Arc<CurrentPipeline>,
-        ready: Arc<AtomicBool>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    /// Serves by `rules`. Once it is not `ready` any more, callers are asked to go elsewhere next time.
+    pub fn new(rules: Rules, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // No header_read_timeout: `deadlines` sees to it, at no cost per request.
         builder
@@ -96,27 +86,32 @@ impl Server {
             .max_pending_accept_reset_streams(100)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
-        Self { rules, builder, pipeline, ready, metrics }
+        Self { rules, builder, ready, metrics }
     }
 
-    /// Serves one connection to its end; `drain` asks it to finish what is in flight and close.
-    pub async fn serve<I>(&self, io: I, peer: IpAddr, watch: Arc<Watch>, drain: CancellationToken)
-    where
+    /// How long each phase of a connection may last.
+    pub fn deadlines(&self) -> Limits {
+        self.rules.deadlines
+    }
+
+    /// Serves one connection to its end, each request by what is in force at its `place` when it arrives; `drain` asks it to
+    /// finish what is in flight and close.
+    pub async fn serve<I>(
+        &self,
+        io: I,
+        peer: IpAddr,
+        place: Place,
+        watch: Arc<Watch>,
+        drain: CancellationToken,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let head = Arc::new(RequestHead::default());
-        let service = Requests {
-            pipeline: self.pipeline.clone(),
-            ready: self.ready.clone(),
-            peer,
-            watch: watch.clone(),
-            head: head.clone(),
-            max_request_body: self.rules.max_request_body,
-            body_idle_timeout: self.rules.body_idle_timeout,
-        };
+        let service =
+            Requests { place, ready: self.ready.clone(), peer, watch: watch.clone(), head: head.clone() };
         let io = TokioIo::new(Watched { io, watch: watch.clone(), head });
         let mut connection = pin!(self.builder.serve_connection(io, service));
-        let mut overdue = pin!(watch.overdue(&self.rules.deadlines));
+        let mut overdue = pin!(watch.overdue());
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             overdue = overdue.as_mut() => {
@@ -163,13 +158,11 @@ impl Server {
 
 /// The requests of one connection, handed to the pipeline.
 struct Requests {
-    pipeline: Arc<CurrentPipeline>,
+    place: Place,
     ready: Arc<AtomicBool>,
     peer: IpAddr,
     watch: Arc<Watch>,
     head: Arc<RequestHead>,
-    max_request_body: u64,
-    body_idle_timeout: Duration,
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -180,13 +173,16 @@ impl Service<Request<Incoming>> for Requests {
     fn call(&self, request: Request<Incoming>) -> Serve {
         let multiplexed = request.version() == Version::HTTP_2;
         let serving = self.watch.serve(multiplexed);
-        let mut request = request.map(|body| {
-            if body.is_end_stream() {
-                RequestBody::Empty
-            } else {
-                let inbound = Inbound::new(body, self.max_request_body, self.body_idle_timeout);
-                RequestBody::Streaming(Box::new(inbound))
-            }
+        let (pipeline, mut request) = self.place.with(|lane, in_force| {
+            let request = request.map(|body| {
+                if body.is_end_stream() {
+                    RequestBody::Empty
+                } else {
+                    let inbound = Inbound::new(body, in_force.max_request_body, in_force.body_idle_timeout);
+                    RequestBody::Streaming(Box::new(inbound))
+                }
+            });
+            (lane.pipeline.clone(), request)
         });
         let seen = self.head.end();
         if seen.fragment {
@@ -197,7 +193,7 @@ impl Service<Request<Incoming>> for Requests {
         }
         let arrival = Arrival { request, peer: self.peer };
         Serve {
-            future: self.pipeline.load().oneshot(arrival),
+            future: pipeline.oneshot(arrival),
             serving: Some(serving),
             farewell: !multiplexed && !self.ready.load(Ordering::Relaxed),
         }

@@ -29,21 +29,21 @@ pub struct Limits {
 /// The connections of one worker.
 #[derive(Debug)]
 pub struct Deadlines {
-    limits: Limits,
     clock: Arc<AtomicU64>,
     watched: Mutex<Vec<Arc<Watch>>>,
 }
 
-impl Deadlines {
-    /// Connections have to keep to `limits`.
-    pub fn new(limits: Limits) -> Self {
-        let clock = Arc::new(AtomicU64::new(Timestamp::now().0));
-        Self { limits, clock, watched: Mutex::default() }
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { clock: Arc::new(AtomicU64::new(Timestamp::now().0)), watched: Mutex::default() }
     }
+}
 
-    /// Watches a connection that was just accepted, until the returned value is dropped.
-    pub fn watch(&self) -> Arc<Watch> {
+impl Deadlines {
+    /// Watches a connection that was just accepted and has to keep to `limits`, until the returned value is dropped.
+    pub fn watch(&self, limits: Limits) -> Arc<Watch> {
         let watch = Arc::new(Watch {
+            limits,
             clock: self.clock.clone(),
             waiting_for_head: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
@@ -64,7 +64,7 @@ impl Deadlines {
         self.clock.store(now.0, Ordering::Relaxed);
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|watch| Arc::strong_count(watch) > 1);
-        for watch in watched.iter().filter(|watch| watch.passed(now, &self.limits).is_some()) {
+        for watch in watched.iter().filter(|watch| watch.passed(now).is_some()) {
             watch.end.notify_one();
         }
         if watched.capacity() > 64 && watched.capacity() > watched.len() * 4 {
@@ -76,6 +76,7 @@ impl Deadlines {
 /// What one connection is doing, and since when.
 #[derive(Debug)]
 pub struct Watch {
+    limits: Limits,
     clock: Arc<AtomicU64>,
     /// Since when a head is under way; 0: none is.
     waiting_for_head: AtomicU64,
@@ -130,11 +131,11 @@ impl Watch {
     }
 
     /// Waits until the connection is overdue; with what.
-    pub async fn overdue(&self, limits: &Limits) -> Overdue {
+    pub async fn overdue(&self) -> Overdue {
         loop {
             self.end.notified().await;
             // Between the sweep and here a request may have come.
-            if let Some(overdue) = self.passed(Timestamp(self.clock.load(Ordering::Relaxed)), limits) {
+            if let Some(overdue) = self.passed(Timestamp(self.clock.load(Ordering::Relaxed))) {
                 return overdue;
             }
         }
@@ -145,7 +146,8 @@ impl Watch {
     }
 
     /// Which deadline has passed.
-    fn passed(&self, now: Timestamp, limits: &Limits) -> Option<Overdue> {
+    fn passed(&self, now: Timestamp) -> Option<Overdue> {
+        let limits = &self.limits;
         let since = |at: &AtomicU64| now.since(Timestamp(at.load(Ordering::Relaxed)));
         let (overdue, phase) = if self.served.load(Ordering::Relaxed) > 0 {
             (self.answers().iter().any(|moved| since(moved) > limits.silence), Overdue::Silent)
@@ -218,7 +220,7 @@ mod tests {
             sleep(Duration::from_secs(1)).await;
             each_second(watch);
             deadlines.sweep();
-            if crate::time::timeout(Duration::ZERO, watch.overdue(&LIMITS)).await.is_ok() {
+            if crate::time::timeout(Duration::ZERO, watch.overdue()).await.is_ok() {
                 return second;
             }
         }
@@ -227,23 +229,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn trickled_bytes_do_not_push_the_deadline_of_a_head_back() {
-        let deadlines = Deadlines::new(LIMITS);
-        let watch = deadlines.watch();
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, Watch::read).await));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_ends_later_than_a_slow_head() {
-        let deadlines = Deadlines::new(LIMITS);
-        let watch = deadlines.watch();
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
         drop(watch.serve(false));
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_take_its_time_as_long_as_it_moves_whatever_else_the_peer_sends() {
-        let deadlines = Deadlines::new(LIMITS);
-        let watch = deadlines.watch();
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
         let serving = std::cell::RefCell::new(watch.serve(true));
         assert_eq!(
             ends_after(&deadlines, &watch, |_| ()).await,
@@ -259,16 +261,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pings_neither_begin_a_head_nor_keep_an_idle_connection() {
-        let deadlines = Deadlines::new(LIMITS);
-        let watch = deadlines.watch();
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
         drop(watch.serve(true));
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, Watch::read).await));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_dropped_is_no_longer_watched() {
-        let deadlines = Deadlines::new(LIMITS);
-        drop(deadlines.watch());
+        let deadlines = Deadlines::default();
+        drop(deadlines.watch(LIMITS));
         deadlines.sweep();
         assert!(deadlines.watched.lock().expect("unpoisoned").is_empty());
     }

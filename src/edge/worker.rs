@@ -10,21 +10,17 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ipnet::IpNet;
-use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::time::MissedTickBehavior;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Admitted};
-use super::connection::Server;
-use super::deadlines::{Deadlines, Limits, TICK};
+use super::deadlines::{Deadlines, TICK};
+use super::in_force::{Place, Terms};
 use super::notify::Beat;
 use super::proxy_protocol;
-use super::upstream::Upstream;
 use crate::telemetry::gauge::Level;
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
@@ -34,18 +30,10 @@ use crate::time::{sleep, timeout};
 pub struct Worker {
     /// Its sockets.
     pub listeners: Vec<StdListener>,
-    /// Where callers come by TLS.
-    pub tls: Option<Arc<ServerConfig>>,
-    /// Serves its connections.
-    pub server: Server,
-    /// Its pool, which is swept.
-    pub upstream: Upstream,
-    /// How long connections may take.
-    pub limits: Limits,
+    /// What serves its connections and their requests.
+    pub place: Place,
     /// How many connections there may be, over all workers.
     pub admission: Arc<Admission>,
-    /// Where each connection begins with a PROXY header: those who may write one.
-    pub proxy_protocol: Option<Vec<IpNet>>,
     /// Connections open.
     pub open: Level,
     /// Counts.
@@ -78,14 +66,11 @@ impl Worker {
     async fn run(self) -> usize {
         let connections = TaskTracker::new();
         let accepting = TaskTracker::new();
-        let deadlines = Arc::new(Deadlines::new(self.limits));
+        let deadlines = Arc::new(Deadlines::default());
         let shared = Arc::new(Shared {
-            tls: self.tls.map(TlsAcceptor::from),
-            server: self.server,
+            place: self.place.clone(),
             deadlines: deadlines.clone(),
-            handshake: self.limits.head,
             admission: self.admission,
-            proxy_protocol: self.proxy_protocol,
             open: self.open,
             metrics: self.metrics,
             connections: connections.clone(),
@@ -116,7 +101,7 @@ impl Worker {
                 _ = tick.tick() => {
                     self.beat.fetch_add(1, Ordering::Relaxed);
                     deadlines.sweep();
-                    self.upstream.close_idle();
+                    self.place.with(|lane, _| lane.upstream.close_idle());
                 }
             }
         }
@@ -124,12 +109,9 @@ impl Worker {
 }
 
 struct Shared {
-    tls: Option<TlsAcceptor>,
-    server: Server,
+    place: Place,
     deadlines: Arc<Deadlines>,
-    handshake: Duration,
     admission: Arc<Admission>,
-    proxy_protocol: Option<Vec<IpNet>>,
     open: Level,
     metrics: Arc<Metrics>,
     connections: TaskTracker,
@@ -181,7 +163,12 @@ fn is_of_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-impl Shared {
+impl Terms {
+    /// How long a handshake may take: as long as the head of a request.
+    fn handshake(&self) -> Duration {
+        self.server.deadlines().head
+    }
+
     /// Who is at the other end, and the connection's place: the peer itself, or whom it speaks for.
     async fn caller(
         &self,
@@ -193,7 +180,7 @@ impl Shared {
         if !trusted.iter().any(|network| network.contains(&peer.to_canonical())) {
             return Err(RefusedConnection::UntrustedProxy);
         }
-        match timeout(self.handshake, proxy_protocol::read(stream)).await {
+        match timeout(self.handshake(), proxy_protocol::read(stream)).await {
             Ok(Ok(Some(source))) => Ok((source, admitted.on_behalf_of(source)?)),
             Ok(Ok(None)) => Ok((peer, admitted)),
             Ok(Err(error)) => {
@@ -208,18 +195,20 @@ impl Shared {
 async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
     let _open = shared.open.hold();
     stream.set_nodelay(true).ok();
-    let (ip, _admitted) = match shared.caller(&mut stream, peer.ip(), admitted).await {
+    let terms = shared.place.terms();
+    let (ip, _admitted) = match terms.caller(&mut stream, peer.ip(), admitted).await {
         Ok(caller) => caller,
         Err(reason) => return shared.metrics.connection_refused(reason),
     };
-    let Some(tls) = &shared.tls else {
-        let watch = shared.deadlines.watch();
-        return shared.server.serve(stream, ip, watch, shared.drain.clone()).await;
+    let (place, drain) = (shared.place.clone(), shared.drain.clone());
+    let Some(tls) = &terms.tls else {
+        let watch = shared.deadlines.watch(terms.server.deadlines());
+        return terms.server.serve(stream, ip, place, watch, drain).await;
     };
-    match timeout(shared.handshake, tls.accept(stream)).await {
+    match timeout(terms.handshake(), tls.accept(stream)).await {
         Ok(Ok(stream)) => {
-            let watch = shared.deadlines.watch();
-            shared.server.serve(stream, ip, watch, shared.drain.clone()).await;
+            let watch = shared.deadlines.watch(terms.server.deadlines());
+            terms.server.serve(stream, ip, place, watch, drain).await;
         }
         Ok(Err(error)) => {
             shared.metrics.connection_refused(RefusedConnection::Tls);

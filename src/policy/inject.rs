@@ -49,7 +49,8 @@ fn prepare(environment: &Environment, secrets: &Arc<Secrets>) -> Result<Prepared
     Ok(Prepared { authorization: fields.ok_or_else(fault)?, secrets: secrets.clone(), guard })
 }
 
-fn field(key: &SecretKey) -> Option<HeaderValue> {
+/// What a request says that is sent with `key`; sensitive. `None`: no field can hold it.
+pub fn field(key: &SecretKey) -> Option<HeaderValue> {
     let mut field = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
     field.set_sensitive(true);
     Some(field)

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::FORWARDED;
-use tokio::sync::Semaphore;
+use aws_lc_rs::digest;
+use http::header::{FORWARDED, HeaderName};
 use tokio_util::task::TaskTracker;
 use tower::retry::budget::TpsBudget;
 
 use super::StartError;
+use super::places::Places;
 use crate::config::{ClientIpHeader, Config, RedisUrl, SharedStore};
 use crate::domain::client_ip::X_FORWARDED_FOR;
 use crate::domain::environment::Environment;
@@ -45,22 +46,18 @@ use crate::telemetry::metrics::Metrics;
 
 /// No `ttl` of a rule is longer; upstream's `max-age` may be, and ends here.
 const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
+/// No page is served that is stale for longer.
+const LONGEST_STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// What must not forget: made once, shared by every pipeline.
+/// What must not forget: made once, shared by every pipeline, whatever the configuration becomes.
 pub(super) struct Lasting {
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: Arc<Limits<RedisLink>>,
     pub(super) pages: Arc<MemoryPages>,
-    pub(super) clients: Arc<ClientLimits>,
     pub(super) health: Arc<UpstreamHealth>,
-    pub(super) environments: Vec<Arc<EnvironmentHandle>>,
-    /// Of each environment, in their order.
-    pub(super) secrets: Vec<Arc<Secrets>>,
-    pub(super) egress: BudgetId,
-    egress_queue: Arc<Queue>,
+    pub(super) places: Places,
+    queues: Queues,
     fills: Arc<Fills>,
-    places: Arc<Semaphore>,
-    retries: Arc<TpsBudget>,
 }
 
 impl Lasting {
@@ -79,41 +76,134 @@ impl Lasting {
                 },
             )),
         });
-        let egress = limits.budget(EGRESS, &[], plan);
-        let queues = Queues::default();
+        Self {
+            metrics,
+            limits,
+            pages: Arc::new(MemoryPages::new(config.cache.capacity, LONGEST_TTL + LONGEST_STALE)),
+            health: Arc::default(),
+            places: Places::new(config.server.max_in_flight),
+            queues: Queues::default(),
+            fills: Arc::default(),
+        }
+    }
+}
+
+/// The secret keys of a configuration, ready to be sent.
+pub(super) struct Keys {
+    /// Of each environment, in their order.
+    pub(super) secrets: Vec<Arc<Secrets>>,
+    inject: InjectLayer,
+}
+
+impl Keys {
+    /// What is known of them from the setup that was in force before is known still.
+    pub(super) fn of(config: &Config, before: Option<&Setup>) -> Result<Self, StartError> {
+        let known: Vec<(&str, &Arc<Secrets>)> = before
+            .iter()
+            .flat_map(|before| before.environments.iter().zip(&before.secrets))
+            .map(|(handle, secrets)| (handle.environment.name.as_str(), secrets))
+            .collect();
+        let secrets = config.environments.iter().map(|environment| {
+            let (own, others): (Vec<_>, Vec<_>) =
+                known.iter().partition(|(name, _)| *name == environment.name);
+            let before: Vec<Arc<Secrets>> =
+                own.into_iter().chain(others).map(|(_, secrets)| (*secrets).clone()).collect();
+            Secrets::after(environment, &before)
+        });
+        let secrets: Vec<Arc<Secrets>> = secrets.collect();
+        let inject =
+            InjectLayer::new(config.environments.iter().map(|environment| &**environment).zip(&secrets))
+                .map_err(|message| StartError::new("environments", message))?;
+        Ok(Self { secrets, inject })
+    }
+}
+
+/// What one configuration makes of the lasting parts.
+pub(super) struct Setup {
+    pub(super) config: Config,
+    pub(super) environments: Vec<Arc<EnvironmentHandle>>,
+    /// Of each environment, in their order.
+    pub(super) secrets: Vec<Arc<Secrets>>,
+    pub(super) egress: BudgetId,
+    pub(super) clients: Arc<ClientLimits>,
+    egress_queue: Arc<Queue>,
+    retries: Arc<TpsBudget>,
+    inject: InjectLayer,
+}
+
+impl Setup {
+    /// That of a process that begins.
+    pub(super) fn first(config: &Config, lasting: &Lasting) -> Result<Self, StartError> {
+        Ok(Self::new(config.clone(), lasting, Keys::of(config, None)?, None))
+    }
+
+    /// From here on nothing fails: budgets move to where the configuration has them.
+    pub(super) fn new(config: Config, lasting: &Lasting, keys: Keys, before: Option<&Self>) -> Self {
+        let Lasting { limits, queues, .. } = lasting;
+        let egress = limits.budget(EGRESS, &[], Plan::window(config.upstream.egress_limit));
         let environments = config.environments.iter().enumerate().map(|(index, environment)| {
             let same = |other: &&Arc<Environment>| other.budget == environment.budget;
             let users: Vec<&str> =
                 config.environments.iter().filter(same).map(|user| user.name.as_str()).collect();
-            let name = format!("environment:{}", environment.budget);
-            let budget = limits.budget(&name, &users, environment.plan());
-            let queue = queues.of(budget, environment.limit.window, None);
-            Arc::new(EnvironmentHandle {
-                environment: environment.clone(),
-                budget,
-                queue,
-                pages: environment.name.as_str().into(),
-                index,
-            })
+            let budget = limits.budget(&budget_name(environment), &users, environment.plan());
+            let stood = before.and_then(|before| before.handle(environment)).map(|handle| &handle.queue);
+            let queue = queues.of(budget, environment.limit.window, stood);
+            let pages = whose_pages(&config, environment);
+            Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, pages, index })
         });
         let environments = environments.collect();
-        let secrets = config.environments.iter().map(|environment| Arc::new(Secrets::of(environment)));
-        let backstop = LONGEST_TTL + config.cache.stale_if_error;
-        Self {
-            metrics,
-            limits,
-            pages: Arc::new(MemoryPages::new(config.cache.capacity, backstop)),
-            clients: Arc::new(ClientLimits::new(config.clients.limit, config.clients.max_tracked)),
-            health: Arc::default(),
-            environments,
-            secrets: secrets.collect(),
-            egress,
-            egress_queue: queues.of(egress, config.upstream.egress_limit.window, None),
-            fills: Arc::default(),
-            places: Arc::new(Semaphore::new(config.server.max_in_flight.min(Semaphore::MAX_PERMITS))),
-            retries: Arc::new(retry::budget(&config.upstream.retry)),
-        }
+        let egress_queue = queues.of(egress, config.upstream.egress_limit.window, None);
+        let (limit, most) = (config.clients.limit, config.clients.max_tracked);
+        let clients = match before {
+            None => ClientLimits::new(limit, most),
+            Some(before) => before.clients.with(limit, most),
+        };
+        let same_retries =
+            before.filter(|before| before.config.upstream.retry.budget == config.upstream.retry.budget);
+        let retries = match same_retries {
+            Some(before) => before.retries.clone(),
+            None => Arc::new(retry::budget(&config.upstream.retry)),
+        };
+        let Keys { secrets, inject } = keys;
+        let clients = Arc::new(clients);
+        Self { config, environments, secrets, egress, clients, egress_queue, retries, inject }
     }
+
+    /// The environment that draws from the same budget, or at least goes by the same name.
+    pub(super) fn handle(&self, environment: &Environment) -> Option<&Arc<EnvironmentHandle>> {
+        let find = |same: &dyn Fn(&Environment) -> bool| {
+            self.environments.iter().find(|handle| same(&handle.environment))
+        };
+        find(&|other| other.budget == environment.budget)
+            .or_else(|| find(&|other| other.name == environment.name))
+    }
+}
+
+/// What a budget is known by in its store.
+pub(super) fn budget_name(environment: &Environment) -> String {
+    format!("environment:{}", environment.budget)
+}
+
+/// Who sees the same pages: the same in every replica, and another where anything is another that an answer comes of. A key
+/// that takes the place of another may be that of another instance.
+fn whose_pages(config: &Config, environment: &Environment) -> Box<str> {
+    let upstream = &config.upstream;
+    let forwarded = upstream.forward_headers.iter().map(HeaderName::as_str);
+    let parts = [
+        &environment.budget,
+        environment.secret_key.expose(),
+        upstream.scheme.as_str(),
+        upstream.authority.as_str(),
+        &upstream.base_path,
+    ];
+    let mut digest = digest::Context::new(&digest::SHA256);
+    for part in parts.into_iter().chain(forwarded) {
+        digest.update(&(part.len() as u64).to_be_bytes());
+        digest.update(part.as_bytes());
+    }
+    let digest = digest.finish();
+    let digest: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}:{digest}", environment.name).into()
 }
 
 /// Budgets of a single replica, as they were when it stopped.
@@ -167,23 +257,25 @@ pub(super) fn links(store: &SharedStore) -> Result<Links, StartError> {
 /// What keeps the proxy from starting.
 pub fn pipeline_over(config: &Config, transport: impl Transport) -> Result<Pipeline, StartError> {
     let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None);
-    Ok(pipeline::build(layers(config, &lasting, &TaskTracker::new())?, transport))
+    let setup = Setup::first(config, &lasting)?;
+    Ok(pipeline::build(layers(&setup, &lasting, &TaskTracker::new()), transport))
 }
 
+/// The layers of one worker, whose tasks outlive their requests.
 pub(super) fn layers(
-    config: &Config,
+    setup: &Setup,
     lasting: &Lasting,
     tasks: &TaskTracker,
-) -> Result<Layers<Limits<RedisLink>, MemoryPages>, StartError> {
-    let Lasting { metrics, limits, clients, environments, .. } = lasting;
+) -> Layers<Limits<RedisLink>, MemoryPages> {
+    let Lasting { metrics, limits, .. } = lasting;
+    let Setup { config, clients, environments, .. } = setup;
     let (server, upstream) = (&config.server, &config.upstream);
     let union = environments.iter().flat_map(|handle| handle.environment.origins.iter().map(str::to_owned));
-    let injected = environments.iter().map(|handle| &*handle.environment).zip(&lasting.secrets);
     let client_ip_header = match server.client_ip_header {
         ClientIpHeader::XForwardedFor => X_FORWARDED_FOR,
         ClientIpHeader::Forwarded => FORWARDED,
     };
-    Ok(Layers {
+    Layers {
         observe: ObserveLayer::new(metrics.clone(), config.telemetry.access_log),
         cors: CorsLayer::new(Origins::new(union.collect())),
         respond: RespondLayer::new(
@@ -193,7 +285,7 @@ pub(super) fn layers(
             config.clients.max_retry_after,
         ),
         catch_panic: CatchPanicLayer::new(metrics.clone()),
-        admit: AdmitLayer::new(lasting.places.clone(), metrics.clone()),
+        admit: AdmitLayer::new(lasting.places.free(), metrics.clone()),
         deadline: DeadlineLayer::new(server.request_timeout),
         identify: IdentifyLayer::new(
             identify::Rules {
@@ -215,7 +307,7 @@ pub(super) fn layers(
         cache: CacheLayer::new(CacheParts {
             pages: lasting.pages.clone(),
             limits: limits.clone(),
-            egress: lasting.egress,
+            egress: setup.egress,
             fills: lasting.fills.clone(),
             config: config.cache,
             forward_headers: upstream.forward_headers.clone(),
@@ -223,19 +315,18 @@ pub(super) fn layers(
             tasks: tasks.clone(),
             metrics: metrics.clone(),
         }),
-        retry: RetryLayer::new(upstream.retry, lasting.retries.clone(), metrics.clone()),
+        retry: RetryLayer::new(upstream.retry, setup.retries.clone(), metrics.clone()),
         budget: BudgetLayer::new(
             limits.clone(),
             Egress {
-                budget: lasting.egress,
+                budget: setup.egress,
                 window: upstream.egress_limit.window,
-                queue: lasting.egress_queue.clone(),
+                queue: setup.egress_queue.clone(),
             },
             upstream.retry,
             metrics.clone(),
         ),
-        inject: InjectLayer::new(injected)
-            .map_err(|message| StartError { place: "environments".to_owned(), message })?,
+        inject: setup.inject.clone(),
         forward: ForwardLayer::new(
             forward::Rules {
                 authority: upstream.authority.clone(),
@@ -247,5 +338,5 @@ pub(super) fn layers(
             metrics.clone(),
             lasting.health.clone(),
         ),
-    })
+    }
 }

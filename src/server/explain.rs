@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder, ServiceExt};
 
 use super::StartError;
-use super::assembly::{Lasting, layers};
+use super::assembly::{Lasting, Setup, layers};
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::Config;
 use crate::edge::state_file::Past;
@@ -97,7 +97,8 @@ const REFUSAL: usize = 64 * 1024;
 /// What keeps the proxy from starting.
 pub async fn explain(config: &Config, question: &Question) -> Result<Explanation, StartError> {
     let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None);
-    let layers = layers(config, &lasting, &TaskTracker::new())?;
+    let setup = Setup::first(config, &lasting)?;
+    let layers = layers(&setup, &lasting, &TaskTracker::new());
     let Some(request) = request(config, question) else { return Ok(unreadable()) };
     let stack = ServiceBuilder::new()
         .layer(layers.cors)

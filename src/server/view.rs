@@ -1,17 +1,15 @@
 //! What the admin port shows of a running server.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::assembly::Lasting;
-use crate::config::Config;
+use super::engine::Engine;
 use crate::domain::operation;
 use crate::domain::quota::Quota;
 use crate::domain::rotation::Which;
 use crate::edge::admin::status::{
-    BudgetStatus, BuildStatus, CacheStatus, ReloadStatus, SecretStatus, StoreKind, StoreStatus,
-    UpstreamStatus,
+    BudgetStatus, BuildStatus, CacheStatus, SecretStatus, StoreKind, StoreStatus, UpstreamStatus,
 };
 use crate::edge::admin::{Invalidating, Status, Unknown, View};
 use crate::store::limits::{BudgetId, LimitStore, Limits};
@@ -20,29 +18,20 @@ use crate::store::secrets::Standing;
 use crate::telemetry::exposition::Format;
 use crate::telemetry::logging;
 use crate::telemetry::metrics::{BudgetView, CacheView, Metrics, Scrape, SecretView};
-use crate::time::{Timestamp, unix_now};
+use crate::time::Timestamp;
 
-/// Looks at the lasting parts.
-pub(super) struct ServerView {
-    lasting: Arc<Lasting>,
-    ready: Arc<AtomicBool>,
-    egress: Quota,
-    loaded_at: u64,
-}
+/// Looks at the lasting parts, and at what is in force.
+pub(super) struct ServerView(pub(super) Arc<Engine>);
 
 impl ServerView {
-    pub(super) fn new(config: &Config, lasting: Arc<Lasting>, ready: Arc<AtomicBool>) -> Self {
-        let egress = config.upstream.egress_limit;
-        Self { lasting, ready, egress, loaded_at: unix_now() }
-    }
-
     pub(super) fn metrics(&self) -> &Metrics {
-        &self.lasting.metrics
+        &self.0.lasting.metrics
     }
 
     /// Every secret key, and the environment it serves.
     fn secrets(&self) -> Vec<(String, Standing)> {
-        let environments = self.lasting.environments.iter().zip(&self.lasting.secrets);
+        let setup = self.0.setup();
+        let environments = setup.environments.iter().zip(&setup.secrets);
         let keys = environments.flat_map(|(handle, secrets)| {
             secrets.standings().into_iter().map(|key| (handle.environment.name.clone(), key))
         });
@@ -50,7 +39,7 @@ impl ServerView {
     }
 
     fn store(&self) -> StoreStatus {
-        match &*self.lasting.limits {
+        match &*self.0.lasting.limits {
             Limits::Memory(_) => StoreStatus { kind: StoreKind::Memory, partitioned: false, replicas: 1 },
             Limits::Shared(limits) => StoreStatus {
                 kind: StoreKind::Redis,
@@ -62,7 +51,8 @@ impl ServerView {
 
     /// Every budget under the name operators know it by.
     fn budgets(&self) -> Vec<BudgetStatus> {
-        let views = self.lasting.limits.views();
+        let setup = self.0.setup();
+        let views = self.0.lasting.limits.views();
         let now = Timestamp::now();
         let status = |name: &str, budget: BudgetId, quota: Quota, queued: usize| {
             let view = &views[budget.0];
@@ -77,18 +67,18 @@ impl ServerView {
                 queued,
             }
         };
-        let environments = self.lasting.environments.iter().map(|handle| {
+        let environments = setup.environments.iter().map(|handle| {
             status(&handle.environment.name, handle.budget, handle.environment.limit, handle.queue.len())
         });
         let mut all: Vec<BudgetStatus> = environments.collect();
-        all.push(status("egress", self.lasting.egress, self.egress, 0));
+        all.push(status("egress", setup.egress, setup.config.upstream.egress_limit, 0));
         all
     }
 }
 
 impl View for ServerView {
     fn ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        self.0.ready.load(Ordering::Relaxed)
     }
 
     fn metrics(&self, format: Format) -> String {
@@ -107,22 +97,22 @@ impl View for ServerView {
             age: key.age,
             in_use: key.in_use,
         });
-        self.lasting.metrics.store_partitioned(self.lasting.limits.cut_off().is_some());
-        let usage = self.lasting.pages.usage();
+        self.0.lasting.metrics.store_partitioned(self.0.lasting.limits.cut_off().is_some());
+        let usage = self.0.lasting.pages.usage();
         let scrape = Scrape {
             budgets: budgets.collect(),
             secrets: secrets.collect(),
             cache: CacheView { entries: usage.entries, bytes: usage.bytes, capacity: usage.capacity },
-            tracked_clients: self.lasting.clients.tracked() as u64,
+            tracked_clients: self.0.setup().clients.tracked() as u64,
             log_lines_dropped: logging::dropped(),
         };
-        self.lasting.metrics.render(format, &scrape)
+        self.0.lasting.metrics.render(format, &scrape)
     }
 
     fn status(&self) -> Status {
         let mut environments = self.budgets();
         let egress = environments.remove(environments.len() - 1);
-        let usage = self.lasting.pages.usage();
+        let usage = self.0.lasting.pages.usage();
         Status {
             environments,
             egress,
@@ -130,12 +120,12 @@ impl View for ServerView {
                 entries: usage.entries,
                 bytes: usage.bytes,
                 capacity_bytes: usage.capacity,
-                hit_ratio: self.lasting.metrics.hit_ratio(),
+                hit_ratio: self.0.lasting.metrics.hit_ratio(),
             },
             store: self.store(),
             upstream: UpstreamStatus {
-                healthy: self.lasting.health.healthy(),
-                credentials_ok: self.lasting.secrets.iter().all(|secrets| secrets.ok()),
+                healthy: self.0.lasting.health.healthy(),
+                credentials_ok: self.0.setup().secrets.iter().all(|secrets| secrets.ok()),
             },
             secrets: self
                 .secrets()
@@ -147,20 +137,22 @@ impl View for ServerView {
                     in_use: key.in_use,
                 })
                 .collect(),
-            reload: ReloadStatus { ok: true, at: self.loaded_at, errors: Vec::new() },
+            reload: self.0.reload_status(),
             build: BuildStatus { version: env!("CARGO_PKG_VERSION") },
         }
     }
 
     fn invalidate<'a>(&'a self, environment: &'a str, collection: &'a str) -> Invalidating<'a> {
         Box::pin(async move {
-            let mut handles = self.lasting.environments.iter();
+            let setup = self.0.setup();
+            let mut handles = setup.environments.iter();
             let handle =
                 handles.find(|handle| handle.environment.name == environment).ok_or(Unknown::Environment)?;
             if !collection.starts_with('/') || collection.len() < 2 || collection.contains(['?', '#', '%']) {
                 return Err(Unknown::Collection);
             }
-            self.lasting
+            self.0
+                .lasting
                 .pages
                 .invalidate(&handle.environment.budget, operation::collection(collection))
                 .await;

@@ -9,9 +9,10 @@ use std::sync::OnceLock;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::EnvFilter;
-use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt};
 
 pub mod json;
 
@@ -27,6 +28,8 @@ pub struct LogGuard {
 
 /// Of the one log of this process.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+static FILTER: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Lines lost so far because stderr was too slow; 0 where there is no log.
 pub fn dropped() -> u64 {
@@ -47,6 +50,7 @@ pub fn init(filter: &str) -> Result<LogGuard, String> {
         .finish(BufWriter::with_capacity(64 * 1024, stderr()));
     let dropped = writer.error_counter();
 
+    let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(writer).log_internal_errors(false);
     let started = if stderr().is_terminal() {
@@ -56,7 +60,22 @@ pub fn init(filter: &str) -> Result<LogGuard, String> {
     };
     started.map_err(|error| format!("the log can't be started: {error}"))?;
     DROPPED.set(dropped).ok();
+    FILTER.set(handle).ok();
     Ok(LogGuard { _worker: worker })
+}
+
+/// Puts another filter in the place of that of the running log, if there is one.
+///
+/// # Errors
+/// What is wrong with `filter`, in words for an operator.
+pub fn refilter(filter: &str) -> Result<(), String> {
+    let filter = parse(filter)?;
+    match FILTER.get() {
+        Some(handle) => {
+            handle.reload(filter).map_err(|error| format!("the log filter can't be changed: {error}"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Reads a filter: a level, or `target=level` parts separated by commas.

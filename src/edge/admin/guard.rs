@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -47,9 +48,13 @@ enum Refusal {
 }
 
 /// Lets a request pass to the guarded routes, or answers it.
-pub(super) async fn guard(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State(access): State<Arc<ArcSwap<Access>>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let peer = request.extensions().get::<Peer>().copied();
-    match decide(&access, peer, request.method(), request.uri(), request.headers()) {
+    match decide(&access.load(), peer, request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }

@@ -114,6 +114,8 @@ pub struct ReloadStatus {
     pub at: u64,
     /// Why it is not.
     pub errors: Vec<String>,
+    /// Keys that say something else than what is in force, which only a restart changes.
+    pub needs_restart: Vec<String>,
 }
 
 /// What is running.
@@ -175,6 +177,7 @@ pub(super) fn example() -> Status {
             ok: false,
             at: 1_795_447_527,
             errors: vec!["server.listen: no address".into()],
+            needs_restart: vec!["server.workers".into()],
         },
         build: BuildStatus { version: "1.2.3" },
     }

@@ -64,7 +64,7 @@ impl Port {
         let view = Arc::new(Stub::default());
         let stop = CancellationToken::new();
         let served = TaskTracker::new();
-        let router = router(Arc::clone(&view) as Arc<dyn View>, Access::default());
+        let router = router(Arc::clone(&view) as Arc<dyn View>, Arc::default());
         served.spawn(serve(listener, router, stop.clone()));
         served.close();
         Self { addr, view, _guard: stop.clone().drop_guard(), stop, served }
@@ -167,7 +167,10 @@ async fn other_peers_need_the_token() {
         }
         let mut request = request.body(axum::body::Body::empty()).expect("a request");
         request.extensions_mut().insert(guard::Peer("192.0.2.7:1".parse().expect("an address")));
-        router(Arc::new(Stub::default()), access).oneshot(request).await.expect("infallible")
+        router(Arc::new(Stub::default()), Arc::new(ArcSwap::from_pointee(access)))
+            .oneshot(request)
+            .await
+            .expect("infallible")
     };
     let refused = ask("/status", None).await;
     assert_eq!(refused.status(), 401);

@@ -1,0 +1,174 @@
+//! What runs: the parts that last, and what the configuration in force makes of them.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use super::StartError;
+use super::assembly::{self, Keys, Lasting, Setup};
+use super::wire::Wire;
+use crate::config::Config;
+use crate::edge::admin::Access;
+use crate::edge::admin::status::ReloadStatus;
+use crate::edge::admission::{Admission, Bounds};
+use crate::edge::connection::{self, Server as Connections};
+use crate::edge::deadlines::Limits;
+use crate::edge::in_force::{Current, InForce, Lane, Place, Terms};
+use crate::edge::tls;
+use crate::edge::upstream::Upstream;
+use crate::pipeline;
+use crate::time::unix_now;
+
+/// The proxy without its sockets.
+pub(super) struct Engine {
+    pub(super) lasting: Lasting,
+    pub(super) admission: Arc<Admission>,
+    /// Who may ask the admin port.
+    pub(super) access: Arc<ArcSwap<Access>>,
+    pub(super) ready: Arc<AtomicBool>,
+    /// Of each worker, for what outlives its request.
+    pub(super) tasks: Vec<TaskTracker>,
+    current: Arc<Current>,
+    setup: ArcSwap<Setup>,
+    wire: Mutex<Wire>,
+    reload: Mutex<ReloadStatus>,
+}
+
+/// What is made of files before anything is changed: it may fail.
+pub(super) struct Prepared {
+    tls: Option<TlsAcceptor>,
+    pub(super) wire: Wire,
+}
+
+impl Prepared {
+    /// # Errors
+    /// Everything that is wrong.
+    pub(super) fn of(config: &Config) -> Result<Self, Vec<StartError>> {
+        let files = config.server.tls.as_ref();
+        let tls = files.map(tls::server).transpose().map_err(|error| StartError::new("server.tls", error));
+        match (tls, Wire::of(&config.upstream)) {
+            (Ok(tls), Ok(wire)) => Ok(Self { tls: tls.map(TlsAcceptor::from), wire }),
+            (tls, wire) => Err([tls.err(), wire.err()].into_iter().flatten().collect()),
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn new(config: &Config, lasting: Lasting, prepared: Prepared) -> Result<Self, StartError> {
+        let setup = Setup::first(config, &lasting)?;
+        let workers = config.server.workers.max(1);
+        let tasks: Vec<TaskTracker> = (0..workers).map(|_| TaskTracker::new()).collect();
+        let Prepared { tls, wire } = prepared;
+        let ready = Arc::new(AtomicBool::new(true));
+        let first = in_force(&setup, &lasting, &ready, &tasks, tls, |_| wire.pool(workers));
+        let reload = ReloadStatus { ok: true, at: unix_now(), errors: Vec::new(), needs_restart: Vec::new() };
+        Ok(Self {
+            admission: Arc::new(Admission::new(bounds(config), config.clients.ipv6_prefix)),
+            access: Arc::new(ArcSwap::from_pointee(access(config))),
+            ready,
+            tasks,
+            current: Arc::new(Current::new(first)),
+            setup: ArcSwap::from_pointee(setup),
+            wire: Mutex::new(wire),
+            reload: Mutex::new(reload),
+            lasting,
+        })
+    }
+
+    /// What is in force for one worker.
+    pub(super) fn place(&self, worker: usize) -> Place {
+        Place { current: self.current.clone(), worker }
+    }
+
+    /// What the configuration in force makes of the lasting parts.
+    pub(super) fn setup(&self) -> Arc<Setup> {
+        self.setup.load_full()
+    }
+
+    /// How the last reload went.
+    pub(super) fn reload_status(&self) -> ReloadStatus {
+        lock(&self.reload).clone()
+    }
+
+    pub(super) fn set_reload_status(&self, status: ReloadStatus) {
+        *lock(&self.reload) = status;
+    }
+
+    /// Puts another configuration in force, in one step for all workers. Nothing here fails.
+    pub(super) fn put_in_force(&self, config: Config, prepared: Prepared, keys: Keys) {
+        let Prepared { tls, wire } = prepared;
+        let setup = Setup::new(config, &self.lasting, keys, Some(&self.setup()));
+        let config = &setup.config;
+        self.lasting.places.resize(config.server.max_in_flight);
+        self.admission.bound(bounds(config));
+        self.access.store(Arc::new(access(config)));
+        let mut old = lock(&self.wire);
+        let same = old.is_like(&wire);
+        // Connections to upstream stay where it is the same upstream.
+        let pool = |worker: usize| match same {
+            true => self.place(worker).with(|lane, _| lane.upstream.clone()),
+            false => wire.pool(self.tasks.len()),
+        };
+        let next = in_force(&setup, &self.lasting, &self.ready, &self.tasks, tls, pool);
+        if !same {
+            *old = wire;
+        }
+        drop(old);
+        self.current.swap(next);
+        self.setup.store(Arc::new(setup));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn in_force(
+    setup: &Setup,
+    lasting: &Lasting,
+    ready: &Arc<AtomicBool>,
+    tasks: &[TaskTracker],
+    tls: Option<TlsAcceptor>,
+    pool: impl Fn(usize) -> Upstream,
+) -> InForce {
+    let lane = |(worker, tasks): (usize, &TaskTracker)| {
+        let upstream = pool(worker);
+        let layers = assembly::layers(setup, lasting, tasks);
+        Lane { pipeline: pipeline::build(layers, upstream.clone()), upstream }
+    };
+    let server = &setup.config.server;
+    let rules = connection::Rules {
+        max_uri: server.max_uri,
+        max_header_bytes: server.max_header_bytes,
+        deadlines: Limits {
+            head: server.header_read_timeout,
+            idle: server.idle_timeout,
+            silence: server.body_idle_timeout,
+        },
+    };
+    InForce {
+        lanes: tasks.iter().enumerate().map(lane).collect(),
+        terms: Arc::new(Terms {
+            tls,
+            proxy_protocol: server.proxy_protocol.then(|| server.trusted_proxies.clone()),
+            server: Connections::new(rules, ready.clone(), lasting.metrics.clone()),
+        }),
+        max_request_body: server.max_request_body,
+        body_idle_timeout: server.body_idle_timeout,
+    }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        max: config.server.max_connections,
+        max_per_ip: config.server.max_connections_per_ip,
+        exempt: config.server.trusted_proxies.clone(),
+    }
+}
+
+fn access(config: &Config) -> Access {
+    Access { token: config.server.admin_token.clone(), hosts: config.server.hosts.clone() }
+}

@@ -1,0 +1,45 @@
+//! What a running process cannot change: sockets that are bound, threads, stores and what they are known by.
+
+use crate::config::{Config, Fault};
+
+/// Takes each such setting from the configuration `before`; the keys of those that `next` has otherwise.
+pub(super) fn keep(before: &Config, next: &mut Config) -> Vec<&'static str> {
+    let mut kept = Vec::new();
+    let mut keep = |key, differs: bool| {
+        if differs {
+            kept.push(key);
+        }
+    };
+    keep("server.listen", stay(&before.server.listen, &mut next.server.listen));
+    keep("server.admin", stay(&before.server.admin, &mut next.server.admin));
+    keep("server.workers", stay(&before.server.workers, &mut next.server.workers));
+    // Clients are counted by it, connections too: under another all would be strangers.
+    keep("clients.ipv6_prefix", stay(&before.clients.ipv6_prefix, &mut next.clients.ipv6_prefix));
+    keep("cache.capacity", stay(&before.cache.capacity, &mut next.cache.capacity));
+    keep("store.state_file", stay(&before.store.state_file, &mut next.store.state_file));
+    kept
+}
+
+fn stay<T: Clone + PartialEq>(before: &T, next: &mut T) -> bool {
+    let differs = before != next;
+    if differs {
+        next.clone_from(before);
+    }
+    differs
+}
+
+/// What was checked against the addresses in the file is checked against those that are bound.
+pub(super) fn check(config: &Config) -> Result<(), Vec<Fault>> {
+    let open = config.server.listen.iter().find(|address| !address.ip().to_canonical().is_loopback());
+    let Some(open) = open else { return Ok(()) };
+    let keyless = config.environments.iter().enumerate().filter(|(_, environment)| environment.keyless);
+    let fault = |index| Fault {
+        path: format!("environments[{index}].keyless"),
+        message: format!(
+            "would let anyone who reaches {open} use the secret key: until a restart it is listened on"
+        ),
+        cure: "restart the proxy, or list publishable keys instead".to_owned(),
+    };
+    let faults: Vec<Fault> = keyless.map(|(index, _)| fault(index)).collect();
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
