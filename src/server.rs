@@ -206,11 +206,11 @@ impl Server {
         Prepared::of(config).err().into_iter().flatten().chain(links.err()).collect()
     }
 
-    /// Reloads from now on when asked to (see [`reload`](Self::reload)) and when one of `files` changes, or one that a later
-    /// configuration names.
-    pub fn follow(&self, origin: Origin, files: Vec<PathBuf>) {
+    /// Reloads from now on when asked to (see [`reload`](Self::reload)) and when a file changes that the configuration
+    /// depends on.
+    pub fn follow(&self, origin: Origin) {
         let (engine, told, stop) = (self.engine.clone(), self.reload.clone(), self.stop.clone());
-        self.background.spawn(reload::follow(engine, origin, files, told, stop));
+        self.background.spawn(reload::follow(engine, origin, told, stop));
     }
 
     /// Has a server that [follows](Self::follow) its configuration read it again.

@@ -1,6 +1,6 @@
 //! `run`: the proxy until a signal.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use metorial_proxy::config::{Config, Loaded};
@@ -21,20 +21,15 @@ fn start(file: Option<&Path>) -> Result<ExitCode, ExitCode> {
     // First of all: there are no threads yet.
     let passed = Passed::from_env().map_err(|error| refuse_one(&format!("LISTEN_FDS: {error}")))?;
     let Loaded { config, warnings, files } = load(file)?;
+    let origin = Origin::new(file.map(Path::to_owned), variables(), &files);
     let _log = log(&config.telemetry.log)?;
     for warning in warnings {
         tracing::warn!(key = warning.path, cure = warning.cure, "{}", warning.message);
     }
-    let origin = Origin { file: file.map(Path::to_owned), variables: variables() };
-    runtime()?.block_on(serve(&config, passed, origin, files))
+    runtime()?.block_on(serve(&config, passed, origin))
 }
 
-async fn serve(
-    config: &Config,
-    passed: Passed,
-    origin: Origin,
-    files: Vec<PathBuf>,
-) -> Result<ExitCode, ExitCode> {
+async fn serve(config: &Config, passed: Passed, origin: Origin) -> Result<ExitCode, ExitCode> {
     let mut signals = Signals::new().map_err(|error| refuse_one(&error))?;
     let server = Server::start_on(config, passed).map_err(|error| refuse_one(&error))?;
     tracing::info!(
@@ -44,7 +39,7 @@ async fn serve(
         environments = config.environments.len(),
         "started"
     );
-    server.follow(origin, files);
+    server.follow(origin);
     notify::ready();
     let signal = signals.next(|| server.reload()).await;
     tracing::info!(signal, "stopping");

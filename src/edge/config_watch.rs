@@ -32,9 +32,20 @@ const LONGEST: u64 = 16 * 1024 * 1024;
 /// SHA-256 of what is in a file; `None`: it cannot be read, or is no file that could be read twice.
 type Print = Option<[u8; 32]>;
 
+/// What files held at a moment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Prints(BTreeMap<PathBuf, Print>);
+
+impl Prints {
+    /// Of these files now.
+    pub fn of(files: &[PathBuf]) -> Self {
+        Self(files.iter().map(|path| (path.clone(), print(path))).collect())
+    }
+}
+
 /// The files that the configuration was made of.
 pub struct ConfigWatch {
-    prints: BTreeMap<PathBuf, Print>,
+    prints: Prints,
     folders: Option<Arc<Mutex<Folders>>>,
     rung: Arc<Notify>,
     poll: Interval,
@@ -47,8 +58,8 @@ struct Folders {
 }
 
 impl ConfigWatch {
-    /// Watches `files` as they are now.
-    pub async fn new(files: &[PathBuf]) -> Self {
+    /// Watches the files that were `seen`; what has changed since then has changed.
+    pub async fn new(seen: Prints) -> Self {
         let rung = Arc::new(Notify::new());
         let bell = rung.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
@@ -65,19 +76,22 @@ impl ConfigWatch {
         };
         let mut poll = tokio::time::interval_at(Instant::now() + POLL, POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watch = Self { prints: BTreeMap::new(), folders, rung, poll };
-        watch.follow(files).await;
+        let watch = Self { prints: seen, folders, rung, poll };
+        watch.watch_folders().await;
+        watch.rung.notify_one();
         watch
     }
 
     /// Watches these files from now on; those that were watched are compared with what they were.
     pub async fn follow(&mut self, files: &[PathBuf]) {
-        self.prints.retain(|path, _| files.contains(path));
-        let new: Vec<PathBuf> =
-            files.iter().filter(|path| !self.prints.contains_key(*path)).cloned().collect();
+        let Prints(prints) = &mut self.prints;
+        prints.retain(|path, _| files.contains(path));
+        let new: Vec<PathBuf> = files.iter().filter(|path| !prints.contains_key(*path)).cloned().collect();
+        prints.extend(new.iter().map(|path| (path.clone(), None)));
         // First the watch and then the look, or a change between them is told by neither.
-        self.watch_folders(files.to_vec()).await;
-        self.prints.extend(look_at(new).await);
+        self.watch_folders().await;
+        let Prints(new) = look_at(new).await;
+        self.prints.0.extend(new);
     }
 
     /// Waits until a file holds something else than before. Dropped early, nothing is missed.
@@ -95,12 +109,15 @@ impl ConfigWatch {
 
     /// Looks at the files: what they hold now is what they are compared with. Whether it is something else than before.
     pub async fn look(&mut self) -> bool {
-        let files: Vec<PathBuf> = self.prints.keys().cloned().collect();
-        self.watch_folders(files.clone()).await;
-        let prints = look_at(files).await;
+        self.watch_folders().await;
+        let prints = look_at(self.files()).await;
         let changed = prints != self.prints;
         self.prints = prints;
         changed
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.prints.0.keys().cloned().collect()
     }
 
     async fn calm(&self) {
@@ -109,8 +126,8 @@ impl ConfigWatch {
     }
 
     /// Once more also where a folder is watched already: another may be in its place.
-    async fn watch_folders(&self, files: Vec<PathBuf>) {
-        let Some(folders) = self.folders.clone() else { return };
+    async fn watch_folders(&self) {
+        let (Some(folders), files) = (self.folders.clone(), self.files()) else { return };
         let watch = move || folders.lock().unwrap_or_else(PoisonError::into_inner).watch(&files);
         blocking(watch).await.unwrap_or_default();
     }
@@ -151,15 +168,8 @@ fn folders(file: &Path) -> impl Iterator<Item = PathBuf> {
     [parent(file), real.as_deref().and_then(parent)].into_iter().flatten()
 }
 
-async fn look_at(files: Vec<PathBuf>) -> BTreeMap<PathBuf, Print> {
-    let look = move || {
-        let prints = files.into_iter().map(|path| {
-            let print = print(&path);
-            (path, print)
-        });
-        prints.collect()
-    };
-    blocking(look).await.unwrap_or_default()
+async fn look_at(files: Vec<PathBuf>) -> Prints {
+    blocking(move || Prints::of(&files)).await.unwrap_or_else(|| Prints(BTreeMap::new()))
 }
 
 fn print(path: &Path) -> Print {
@@ -209,6 +219,10 @@ mod tests {
         }
     }
 
+    async fn watching(files: &[&PathBuf]) -> ConfigWatch {
+        ConfigWatch::new(Prints::of(&files.iter().map(|file| (*file).clone()).collect::<Vec<_>>())).await
+    }
+
     /// Well before the slow look.
     async fn notices(watch: &mut ConfigWatch) -> bool {
         timeout(POLL / 3, watch.changed()).await.is_ok()
@@ -218,7 +232,7 @@ mod tests {
     async fn a_file_that_is_written_replaced_removed_or_made_is_noticed() {
         let folder = Folder::new("watch-files");
         let (one, two) = (folder.write("one", "1"), folder.0.join("two"));
-        let mut watch = ConfigWatch::new(&[one.clone(), two.clone()]).await;
+        let mut watch = watching(&[&one, &two]).await;
         folder.write("one", "2");
         assert!(notices(&mut watch).await, "written");
         let new = folder.write("new", "3");
@@ -231,13 +245,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_changed_before_the_watch_began_is_noticed_too() {
+        let folder = Folder::new("watch-early");
+        let seen = Prints::of(&[folder.write("file", "1")]);
+        folder.write("file", "2");
+        assert!(notices(&mut ConfigWatch::new(seen).await).await);
+    }
+
+    #[tokio::test]
     async fn the_link_that_kubernetes_swaps_is_noticed_each_time() {
         let folder = Folder::new("watch-volume");
         let at = |name: &str| folder.0.join(name);
         folder.write("..2026_1/key", "1");
         symlink("..2026_1", at("..data")).expect("a link");
         symlink("..data/key", at("key")).expect("a link");
-        let mut watch = ConfigWatch::new(&[at("key")]).await;
+        let mut watch = watching(&[&at("key")]).await;
         for generation in 2..5 {
             let name = format!("..2026_{generation}");
             folder.write(&format!("{name}/key"), &generation.to_string());
@@ -252,7 +274,7 @@ mod tests {
     async fn what_changes_nothing_is_no_change() {
         let folder = Folder::new("watch-nothing");
         let file = folder.write("file", "1");
-        let mut watch = ConfigWatch::new(std::slice::from_ref(&file)).await;
+        let mut watch = watching(&[&file]).await;
         folder.write("file", "1");
         folder.write("other", "2");
         fs::read(&file).expect("read");
@@ -266,7 +288,7 @@ mod tests {
     async fn what_the_kernel_does_not_tell_is_found_by_looking() {
         let folder = Folder::new("watch-poll");
         let file = folder.write("file", "1");
-        let mut watch = ConfigWatch::new(std::slice::from_ref(&file)).await;
+        let mut watch = watching(&[&file]).await;
         watch.folders = None;
         folder.write("file", "2");
         assert!(timeout(POLL * 2, watch.changed()).await.is_ok());

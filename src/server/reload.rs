@@ -2,6 +2,7 @@
 //! force in one step. Where anything is wrong, all stays as it is, and the log, `/status` and a metric say so.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,7 @@ use super::engine::{Engine, Prepared};
 use super::{StartError, restart};
 use crate::config::{self, Config, Fault, Loaded, Sources, Variables};
 use crate::edge::admin::status::ReloadStatus;
-use crate::edge::config_watch::ConfigWatch;
+use crate::edge::config_watch::{ConfigWatch, Prints};
 use crate::edge::proof::{Prover, Verdict};
 use crate::store::limits::LimitStore;
 use crate::telemetry::labels::Reload;
@@ -23,12 +24,24 @@ use crate::telemetry::logging;
 use crate::time::{Instant, sleep_until, unix_now};
 
 /// Where the configuration comes from, to be read again.
-#[derive(Clone)]
 pub struct Origin {
-    /// The file named on the command line.
-    pub file: Option<PathBuf>,
-    /// The environment of the process, which does not change.
-    pub variables: Variables,
+    file: Option<PathBuf>,
+    variables: Variables,
+    seen: Prints,
+}
+
+impl Origin {
+    /// The file named on the command line, and the environment of the process, which does not change; `files` are those that
+    /// it depends on. To be called when it was just read: what changes from here on is a reason to reload.
+    pub fn new(file: Option<PathBuf>, variables: Variables, files: &[PathBuf]) -> Self {
+        Self { file, variables, seen: Prints::of(files) }
+    }
+
+    /// Whether there is a configuration file, however it is named.
+    fn is_file(&self) -> bool {
+        let named = self.variables.get(OsStr::new("METORIAL_PROXY_CONFIG"));
+        self.file.is_some() || named.is_some_and(|name| !name.is_empty())
+    }
 }
 
 /// How long until a key that could not be proven is tried again, at first and at most.
@@ -50,14 +63,8 @@ impl Failed {
 }
 
 /// Reloads when `told`, and when a file changes, until `stop`.
-pub(super) async fn follow(
-    engine: Arc<Engine>,
-    origin: Origin,
-    mut files: Vec<PathBuf>,
-    told: Arc<Notify>,
-    stop: CancellationToken,
-) {
-    let mut watch = ConfigWatch::new(&files).await;
+pub(super) async fn follow(engine: Arc<Engine>, origin: Origin, told: Arc<Notify>, stop: CancellationToken) {
+    let mut watch = ConfigWatch::new(origin.seen.clone()).await;
     let mut again: Option<Instant> = None;
     let mut tries = 0;
     loop {
@@ -81,9 +88,8 @@ pub(super) async fn follow(
         watch.look().await;
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
-            outcome = engine.reload(&origin, &mut files) => outcome,
+            outcome = engine.reload(&origin, &mut watch) => outcome,
         };
-        watch.follow(&files).await;
         again = None;
         if let Err(Failed { faults, again: retry }) = outcome {
             if let Some((first, most)) = retry {
@@ -97,15 +103,15 @@ pub(super) async fn follow(
 }
 
 impl Engine {
-    /// Reads the configuration again and puts it in force, where it is good. `files`: every one that it depends on.
-    async fn reload(&self, origin: &Origin, files: &mut Vec<PathBuf>) -> Result<(), Failed> {
-        let Origin { file, variables } = origin.clone();
+    /// Reads the configuration again and puts it in force, where it is good. What it depends on is watched from now on.
+    async fn reload(&self, origin: &Origin, watch: &mut ConfigWatch) -> Result<(), Failed> {
+        let (file, variables) = (origin.file.clone(), origin.variables.clone());
         let read = move || config::read(&Sources { file: file.as_deref(), env: &variables });
         let Ok((loaded, named)) = tokio::task::spawn_blocking(read).await else {
             let fault = fault("", "the configuration could not be read", "report this error of the proxy's");
             return Err(Failed::of(vec![fault]));
         };
-        *files = named;
+        watch.follow(&named).await;
         let Loaded { config, warnings, .. } = loaded.map_err(Failed::of)?;
         for warning in warnings {
             tracing::warn!(key = warning.path, cure = warning.cure, "{}", warning.message);
@@ -218,14 +224,6 @@ impl Engine {
         let errors = faults.iter().map(ToString::to_string).collect();
         let needs_restart = self.reload_status().needs_restart;
         self.set_reload_status(ReloadStatus { ok: false, at: unix_now(), errors, needs_restart });
-    }
-}
-
-impl Origin {
-    /// Whether there is a configuration file, however it is named.
-    fn is_file(&self) -> bool {
-        let named = self.variables.get(std::ffi::OsStr::new("METORIAL_PROXY_CONFIG"));
-        self.file.is_some() || named.is_some_and(|name| !name.is_empty())
     }
 }
 

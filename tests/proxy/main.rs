@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../support/client.rs"]
 mod client;
 #[path = "../support/harness.rs"]
@@ -22,6 +24,7 @@ mod guard;
 mod lifecycle;
 mod protocol;
 mod proxy_protocol;
+mod reload;
 mod rolling;
 mod rotation;
 mod rules;

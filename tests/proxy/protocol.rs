@@ -2,70 +2,19 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use metorial_proxy::time::sleep;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::certificates::Authority;
 use crate::client::{Connection, bearing, connect, raw, request};
 use crate::harness::{KEY, ORIGIN, Proxy, pair, scratch, upstream};
-
-/// A certificate authority and what it has signed, as PEM.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-struct Signed {
-    certificate: String,
-    key: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut parameters = CertificateParams::new(Vec::new()).expect("parameters");
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(parameters, KeyPair::generate().expect("a key")).expect("signed"))
-    }
-
-    fn sign(&self, name: &str) -> Signed {
-        let key = KeyPair::generate().expect("a key");
-        let parameters = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
-        let certificate = parameters.signed_by(&key, &self.0).expect("signed");
-        Signed { certificate: certificate.pem(), key: key.serialize_pem() }
-    }
-
-    fn client(&self, protocols: &[&str]) -> TlsConnector {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).expect("a root");
-        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
-        let config = config.with_safe_default_protocol_versions().expect("versions");
-        let mut config = config.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-        Arc::new(config).into()
-    }
-}
-
-impl Signed {
-    /// As an upstream shows it.
-    fn server(&self, protocols: &[&str]) -> Arc<ServerConfig> {
-        let certificate = CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("PEM");
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("PEM");
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
-        let config = config.with_safe_default_protocol_versions().expect("versions");
-        let config = config.with_no_client_auth().with_single_cert(vec![certificate], key);
-        let mut config = config.expect("they fit");
-        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-        Arc::new(config)
-    }
-}
 
 fn write(name: &str, text: &str) -> PathBuf {
     let file = scratch(&format!("{}-{name}", std::process::id()));
@@ -211,7 +160,7 @@ async fn a_proxy_header_of_either_version_stands_before_the_handshake() {
 #[tokio::test]
 async fn the_api_is_called_by_tls_with_the_protocol_it_chooses() {
     let authority = Authority::new();
-    let root = write("upstream-ca.pem", &authority.0.pem());
+    let root = write("upstream-ca.pem", &authority.pem());
     let signed = authority.sign("127.0.0.1");
     for (offered, setting, version) in [
         (&["h2", "http/1.1"] as &[&str], "auto", "HTTP/2.0"),
@@ -249,7 +198,7 @@ async fn an_api_in_the_clear_is_called_by_http_2_only_where_configuration_says_s
 #[tokio::test]
 async fn a_certificate_that_proves_nothing_is_a_502_and_the_secret_is_not_sent() {
     let authority = Authority::new();
-    let root = write("wrong-ca.pem", &authority.0.pem());
+    let root = write("wrong-ca.pem", &authority.pem());
     let toml = format!("upstream.ca_certificate = {root:?}");
     for (signed, toml) in [
         (authority.sign("other.example"), toml.as_str()),
