@@ -1,7 +1,6 @@
 //! Another configuration, without a restart: read, checked and built whole, its new secret keys proven, and then put in
 //! force in one step. Where anything is wrong, all stays as it is, and the log, `/status` and a metric say so.
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use super::assembly::{Keys, Setup, budget_name};
 use super::engine::{Engine, Prepared};
 use super::{StartError, restart};
 use crate::config::{self, Config, Fault, Loaded, Sources, Variables};
+use crate::domain::key::SecretKey;
 use crate::edge::admin::status::ReloadStatus;
 use crate::edge::config_watch::{ConfigWatch, Prints};
 use crate::edge::proof::{Prover, Verdict};
@@ -166,19 +166,21 @@ impl Engine {
             metrics: &self.lasting.metrics,
             health: &self.lasting.health,
         };
-        let (mut faults, mut again, mut asked) = (Vec::new(), None, BTreeSet::new());
+        let (mut faults, mut again) = (Vec::new(), None);
+        let mut asked: Vec<&SecretKey> = Vec::new();
         for (index, (environment, secrets)) in config.environments.iter().zip(&keys.secrets).enumerate() {
-            let fingerprint = environment.secret_key.fingerprint();
-            if !secrets.is_news_to(&before.secrets) || !asked.insert(fingerprint.clone()) {
+            let key = &environment.secret_key;
+            if !secrets.is_news_to(&before.secrets) || asked.iter().any(|asked| asked.is(key)) {
                 continue;
             }
+            asked.push(key);
+            let fingerprint = key.fingerprint();
             let budget = match before.handle(environment) {
                 Some(handle) => handle.budget,
                 // Those who will draw from it don't yet.
                 None => self.lasting.limits.budget(&budget_name(environment), &[], environment.plan()),
             };
-            let verdict =
-                prover.prove(&environment.secret_key, &environment.name, [budget, before.egress]).await;
+            let verdict = prover.prove(key, &environment.name, [budget, before.egress]).await;
             let (message, cure, retry) = match verdict {
                 Verdict::Taken => {
                     tracing::info!(

@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::certificates::Authority;
 use crate::client::{Connection, Reply, bearing, connect, request, try_send};
-use crate::harness::{KEY, Mock, OTHER_KEY, OTHER_SECRET, SECRET, scratch};
+use crate::harness::{KEY, Mock, OTHER_KEY, OTHER_SECRET, SECRET, scratch, upstream};
 use crate::process::Process;
 
 /// A folder of the test's own with a configuration and what it names.
@@ -48,32 +48,36 @@ impl Folder {
         self.at(name)
     }
 
-    /// The configuration with these lines in `[server]` and in its one environment.
-    fn configure(&self, mock: &Mock, server: &str, environment: &str) -> PathBuf {
-        let environment = match environment.contains("publishable_keys") {
-            true => environment.to_owned(),
-            false => format!("{environment}\npublishable_keys = [\"{KEY}\"]"),
-        };
-        let name = if environment.contains("name = ") { "" } else { "name = \"main\"" };
-        let text = format!(
+    /// The configuration of a proxy in front of `upstream`, with these lines in `[server]` and in its one environment.
+    fn configure(&self, upstream: &str, server: &str, environment: &str) -> PathBuf {
+        let server = format!("{server}\n[upstream]\nurl = \"{upstream}\"");
+        self.write("proxy.toml", &self.text(&server, environment))
+    }
+
+    fn text(&self, server: &str, environment: &str) -> String {
+        let mut environment = environment.to_owned();
+        for (key, line) in [
+            ("name = ", "name = \"main\"".to_owned()),
+            ("publishable_keys", format!("publishable_keys = [\"{KEY}\"]")),
+        ] {
+            if !environment.contains(key) {
+                environment = format!("{environment}\n{line}");
+            }
+        }
+        let secret = self.at("secret-key");
+        format!(
             r#"
             [server]
             admin = "127.0.0.1:0"
             drain = {{ settle = "0s", deadline = "5s" }}
             {server}
-            [upstream]
-            url = "{}"
             [cache]
             ttl = "10m"
             [[environments]]
-            {name}
-            secret_key = {{ file = "{}" }}
+            secret_key = {{ file = {secret:?} }}
             {environment}
-            "#,
-            mock.url(),
-            self.at("secret-key").display(),
-        );
-        self.write("proxy.toml", &text)
+            "#
+        )
     }
 }
 
@@ -182,7 +186,7 @@ async fn a_signal_has_rules_keys_names_and_limits_changed_and_nothing_forgotten(
     let (mock, folder) = (Mock::start().await, Folder::new());
     folder.write("secret-key", SECRET);
     let server = format!("{LISTEN}\n[clients]\nlimit = {{ requests = 5, window = \"10m\" }}");
-    let config = folder.configure(&mock, &server, "limit = { requests = 20, window = \"10m\" }");
+    let config = folder.configure(&mock.url(), &server, "limit = { requests = 20, window = \"10m\" }");
     let live = Live::start(&config);
     assert_eq!(live.get("/providers").await.status, 200);
     for _ in 0..2 {
@@ -197,7 +201,7 @@ async fn a_signal_has_rules_keys_names_and_limits_changed_and_nothing_forgotten(
          publishable_keys = [\"{OTHER_KEY}\"]"
     );
     let server = format!("{LISTEN}\n[clients]\nlimit = {{ requests = 10, window = \"10m\" }}");
-    folder.configure(&mock, &server, &environment);
+    folder.configure(&mock.url(), &server, &environment);
     live.hang_up();
     live.reloaded("ok", 1).await;
     let status = live.status().await;
@@ -220,16 +224,16 @@ async fn a_signal_has_rules_keys_names_and_limits_changed_and_nothing_forgotten(
 async fn a_page_stays_through_a_reload_and_never_becomes_that_of_another_key_or_upstream() {
     let (mock, other, folder) = (Mock::start().await, Mock::start().await, Folder::new());
     folder.write("secret-key", SECRET);
-    let live = Live::start(&folder.configure(&mock, LISTEN, "budget = \"one\""));
+    let live = Live::start(&folder.configure(&mock.url(), LISTEN, "budget = \"one\""));
     let status = async || live.get("/providers").await.field("cache-status").to_owned();
     assert!(status().await.contains("stored"));
-    folder.configure(&mock, LISTEN, "budget = \"one\"\norigins = [\"https://app.example\"]");
+    folder.configure(&mock.url(), LISTEN, "budget = \"one\"\norigins = [\"https://app.example\"]");
     live.reloaded("ok", 1).await;
     assert!(status().await.contains("hit"), "whatever else changed");
     folder.write("secret-key", OTHER_SECRET);
     live.reloaded("ok", 2).await;
     assert!(status().await.contains("stored"), "the other key may be another instance's");
-    folder.configure(&other, LISTEN, "budget = \"one\"");
+    folder.configure(&other.url(), LISTEN, "budget = \"one\"");
     live.reloaded("ok", 3).await;
     assert!(status().await.contains("stored"));
     assert_eq!((mock.received(), other.received()), (3, 1), "and one of them was to prove the key");
@@ -241,10 +245,10 @@ async fn a_page_stays_through_a_reload_and_never_becomes_that_of_another_key_or_
 async fn a_file_with_errors_changes_nothing_and_says_where_they_are() {
     let (mock, folder) = (Mock::start().await, Folder::new());
     folder.write("secret-key", SECRET);
-    let config = folder.configure(&mock, LISTEN, "");
+    let config = folder.configure(&mock.url(), LISTEN, "");
     let live = Live::start(&config);
     assert_eq!(live.get("/providers").await.status, 200);
-    folder.configure(&mock, LISTEN, "allow = [\"everything\"]\ncolour = \"red\"");
+    folder.configure(&mock.url(), LISTEN, "allow = [\"everything\"]\ncolour = \"red\"");
     live.reloaded("failed", 1).await;
     let status = live.status().await;
     assert_eq!(status["reload"]["ok"], false);
@@ -259,7 +263,7 @@ async fn a_file_with_errors_changes_nothing_and_says_where_they_are() {
     // The cure may be in a file that was not there.
     let missing = folder.at("missing");
     let names_it = format!("next_secret_key = {{ file = \"{}\" }}", missing.display());
-    folder.configure(&mock, LISTEN, &names_it);
+    folder.configure(&mock.url(), LISTEN, &names_it);
     live.reloaded("failed", 3).await;
     assert!(
         live.status().await["reload"]["errors"][0].as_str().expect("text").contains("next_secret_key.file")
@@ -286,7 +290,7 @@ async fn a_volume_that_kubernetes_swaps_brings_a_new_secret_which_is_proven_firs
     };
     generation("..2026_01", SECRET);
     symlink("..data/secret-key", folder.at("secret-key")).expect("a link");
-    let live = Live::start(&folder.configure(&mock, LISTEN, "kind = \"production\""));
+    let live = Live::start(&folder.configure(&mock.url(), LISTEN, "kind = \"production\""));
     assert_eq!(live.get("/providers/x").await.status, 404);
     for (at, secret, ending) in [("..2026_02", OTHER_SECRET, "OTHR"), ("..2026_03", SECRET, "SECR")] {
         let before = mock.received();
@@ -315,10 +319,10 @@ async fn a_secret_that_upstream_refuses_does_not_replace_one_that_works() {
     let mock = Mock::with(Options { key, limit: Quota::PRODUCTION, ..Options::default() }).await;
     let folder = Folder::new();
     folder.write("secret-key", SECRET);
-    let live = Live::start(&folder.configure(&mock, LISTEN, ""));
+    let live = Live::start(&folder.configure(&mock.url(), LISTEN, ""));
     folder.write("secret-key", OTHER_SECRET);
     // Nothing of what came with it is in force either.
-    folder.configure(&mock, LISTEN, "allow = [\"catalog\", \"GET /agents\"]");
+    folder.configure(&mock.url(), LISTEN, "allow = [\"catalog\", \"GET /agents\"]");
     live.reloaded("failed", 1).await;
     let status = live.status().await;
     let error = status["reload"]["errors"][0].as_str().expect("text");
@@ -348,7 +352,7 @@ async fn a_secret_that_cannot_be_tried_is_tried_again_by_itself() {
     ] {
         let (mock, folder) = (Mock::start().await, Folder::new());
         folder.write("secret-key", SECRET);
-        let live = Live::start(&folder.configure(&mock, LISTEN, "kind = \"production\""));
+        let live = Live::start(&folder.configure(&mock.url(), LISTEN, "kind = \"production\""));
         mock.fault(Fault { route: "GET /instance".into(), ..fault });
         folder.write("secret-key", OTHER_SECRET);
         live.reloaded("failed", 1).await;
@@ -370,7 +374,7 @@ async fn no_request_fails_while_the_configuration_is_reloaded_under_load() {
         format!("name = \"number{}\"\nkind = \"production\"\n{keys}", at.div_ceil(2) % 2)
     };
     let server = format!("{LISTEN}\n[clients]\nlimit = {{ requests = 100000, window = \"1s\" }}");
-    let live = Live::start(&folder.configure(&mock, &server, &environment(0)));
+    let live = Live::start(&folder.configure(&mock.url(), &server, &environment(0)));
     let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut callers = JoinSet::new();
     for caller in 0..4 {
@@ -399,7 +403,7 @@ async fn no_request_fails_while_the_configuration_is_reloaded_under_load() {
         // By turns the name and the secret change.
         let secret = if at / 2 % 2 == 0 { SECRET } else { OTHER_SECRET };
         folder.write("secret-key", secret);
-        folder.configure(&mock, &server, &environment(at));
+        folder.configure(&mock.url(), &server, &environment(at));
         live.reloaded("ok", at).await;
         while answered.load(Ordering::Relaxed) < before + 50 {
             assert!(callers.try_join_next().is_none(), "a caller has failed");
@@ -432,7 +436,7 @@ async fn a_certificate_is_swapped_for_new_connections_and_old_ones_go_on() {
     let (certificate, key) =
         (folder.write("tls.crt", &first.certificate), folder.write("tls.key", &first.key));
     let tls = format!("{LISTEN}\ntls = {{ certificate = {certificate:?}, private_key = {key:?} }}");
-    let live = Live::start(&folder.configure(&mock, &tls, ""));
+    let live = Live::start(&folder.configure(&mock.url(), &tls, ""));
     let client = authority.client(&["http/1.1"]);
     let stream = handshake(live.proxy, &client).await;
     let before = shown(&stream);
@@ -455,26 +459,56 @@ async fn a_certificate_is_swapped_for_new_connections_and_old_ones_go_on() {
 }
 
 #[tokio::test]
+async fn connections_to_the_api_stay_until_another_certificate_authority_or_setting_asks_for_others() {
+    let (folder, authority) = (Folder::new(), Authority::new());
+    folder.write("secret-key", SECRET);
+    let ca = folder.write("ca.pem", &Authority::new().pem());
+    let (url, connections) = upstream(Some(authority.sign("127.0.0.1").server(&["http/1.1"]))).await;
+    let server = |upstream: &str| {
+        format!(
+            "listen = [\"127.0.0.1:0\"]\nworkers = 1\n[upstream]\nurl = \"{url}\"\nca_certificate = {ca:?}\n{upstream}"
+        )
+    };
+    let live = Live::start(&folder.write("proxy.toml", &folder.text(&server(""), "")));
+    assert_eq!(
+        live.get("/providers/x").await.field("proxy-status"),
+        "metorial-proxy; error=tls_certificate_error"
+    );
+    folder.write("ca.pem", &authority.pem());
+    live.reloaded("ok", 1).await;
+    let made = || connections.load(Ordering::Relaxed);
+    assert_eq!(live.get("/providers/x").await.status, 200);
+    let before = made();
+    folder.write("proxy.toml", &folder.text(&server(""), "origins = [\"https://app.example\"]"));
+    live.reloaded("ok", 2).await;
+    assert_eq!((live.get("/providers/x").await.status, made()), (200, before));
+    folder.write("proxy.toml", &folder.text(&server("idle_timeout = \"14s\""), ""));
+    live.reloaded("ok", 3).await;
+    assert_eq!((live.get("/providers/x").await.status, made()), (200, before + 1));
+    live.end();
+}
+
+#[tokio::test]
 async fn what_only_a_restart_changes_is_named_and_the_rest_is_in_force() {
     let (mock, folder) = (Mock::start().await, Folder::new());
     folder.write("secret-key", SECRET);
     let open = "listen = [\"0.0.0.0:0\"]\nworkers = 2";
-    let live = Live::start(&folder.configure(&mock, open, ""));
+    let live = Live::start(&folder.configure(&mock.url(), open, ""));
     let other = "listen = [\"127.0.0.1:0\"]\nworkers = 3\nhosts = [\"other.test\"]";
-    folder.configure(&mock, other, "");
+    folder.configure(&mock.url(), other, "");
     live.reloaded("ok", 1).await;
     let reload = live.status().await["reload"].clone();
     assert_eq!(reload["needs_restart"], json!(["server.listen", "server.workers"]));
     assert_eq!(live.get("/providers").await.status, 403, "the host is another");
 
     // In the file every listener is loopback. In force none is.
-    folder.configure(&mock, "listen = [\"127.0.0.1:0\"]", "keyless = true\npublishable_keys = []");
+    folder.configure(&mock.url(), "listen = [\"127.0.0.1:0\"]", "keyless = true\npublishable_keys = []");
     live.reloaded("failed", 1).await;
     let errors = live.status().await["reload"]["errors"].to_string();
     assert!(errors.contains("environments[0].keyless: would let anyone who reaches 0.0.0.0:0"), "{errors}");
     let ask = request("GET", "/providers", &[("host", "other.test")], "");
     assert_eq!(try_send(live.proxy, ask).await.expect("an answer").status, 401);
-    folder.configure(&mock, open, "");
+    folder.configure(&mock.url(), open, "");
     live.reloaded("ok", 2).await;
     assert_eq!(live.status().await["reload"]["needs_restart"], json!([]));
     let log = live.end();
@@ -486,7 +520,7 @@ async fn limits_of_requests_and_the_log_change_for_connections_that_are_open() {
     let (mock, folder) = (Mock::start().await, Folder::new());
     folder.write("secret-key", SECRET);
     let allow = "allow = [\"catalog\", \"POST /provider-deployments\"]";
-    let live = Live::start(&folder.configure(&mock, LISTEN, allow));
+    let live = Live::start(&folder.configure(&mock.url(), LISTEN, allow));
     let mut connection = Connection::http1(connect(live.proxy).await).await;
     let mut post = async || {
         let bearer = format!("Bearer {KEY}");
@@ -496,7 +530,7 @@ async fn limits_of_requests_and_the_log_change_for_connections_that_are_open() {
     };
     assert_eq!(post().await, 200);
     let rest = format!("{LISTEN}\nmax_request_body = \"10B\"\n[telemetry]\nlog = \"warn\"");
-    folder.configure(&mock, &rest, allow);
+    folder.configure(&mock.url(), &rest, allow);
     live.reloaded("ok", 1).await;
     let requests = |log: &str| log.lines().filter(|line| line.contains("/provider-deployments")).count();
     assert_eq!(post().await, 413);
