@@ -1,6 +1,9 @@
 //! What a running process cannot change: sockets that are bound, threads, stores and what they are known by.
 
-use crate::config::{Config, Fault};
+use secrecy::ExposeSecret as _;
+
+use crate::config::{Config, Fault, RedisUrl, SharedStore};
+use crate::domain::key::KeyDigest;
 
 /// Takes each such setting from the configuration `before`; the keys of those that `next` has otherwise.
 pub(super) fn keep(before: &Config, next: &mut Config) -> Vec<&'static str> {
@@ -17,7 +20,36 @@ pub(super) fn keep(before: &Config, next: &mut Config) -> Vec<&'static str> {
     keep("clients.ipv6_prefix", stay(&before.clients.ipv6_prefix, &mut next.clients.ipv6_prefix));
     keep("cache.capacity", stay(&before.cache.capacity, &mut next.cache.capacity));
     keep("store.state_file", stay(&before.store.state_file, &mut next.store.state_file));
+    let changed = changes(before.store.shared.as_ref(), next.store.shared.as_ref());
+    if !changed.is_empty() {
+        next.store.shared.clone_from(&before.store.shared);
+        kept.extend(changed);
+    }
     kept
+}
+
+/// The keys by which two shared stores differ.
+fn changes(before: Option<&SharedStore>, next: Option<&SharedStore>) -> Vec<&'static str> {
+    let (before, next) = match (before, next) {
+        (None, None) => return Vec::new(),
+        (Some(before), Some(next)) => (before, next),
+        _ => return vec!["store.url"],
+    };
+    let place = |url: &RedisUrl| (url.tls, url.host.clone(), url.port, url.database);
+    let password = |url: &RedisUrl| {
+        url.password.as_ref().map(|password| KeyDigest::of(password.expose_secret().as_bytes()))
+    };
+    let differ = [
+        ("store.url", place(&before.url) != place(&next.url)),
+        ("store.username", before.url.username != next.url.username),
+        ("store.password", password(&before.url) != password(&next.url)),
+        ("store.pages_url", before.pages_url.as_ref().map(place) != next.pages_url.as_ref().map(place)),
+        ("store.ca_certificate", before.ca_certificate != next.ca_certificate),
+        ("store.prefix", before.prefix != next.prefix),
+        ("store.timeout", before.timeout != next.timeout),
+        ("store.min_replicas", before.min_replicas != next.min_replicas),
+    ];
+    differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
 
 fn stay<T: Clone + PartialEq>(before: &T, next: &mut T) -> bool {

@@ -499,11 +499,13 @@ async fn what_only_a_restart_changes_is_named_and_the_rest_is_in_force() {
     folder.write("secret-key", SECRET);
     let open = "listen = [\"0.0.0.0:0\"]\nworkers = 2";
     let live = Live::start(&folder.configure(&mock.url(), open, ""));
-    let other = "listen = [\"127.0.0.1:0\"]\nworkers = 3\nhosts = [\"other.test\"]";
-    folder.configure(&mock.url(), other, "");
+    let store = "[store]\nurl = \"redis://127.0.0.1:1\"";
+    let other = format!("listen = [\"127.0.0.1:0\"]\nworkers = 3\nhosts = [\"other.test\"]\n{store}");
+    folder.configure(&mock.url(), &other, "");
     live.reloaded("ok", 1).await;
-    let reload = live.status().await["reload"].clone();
-    assert_eq!(reload["needs_restart"], json!(["server.listen", "server.workers"]));
+    let status = live.status().await;
+    assert_eq!(status["reload"]["needs_restart"], json!(["server.listen", "server.workers", "store.url"]));
+    assert_eq!(status["store"]["kind"], "memory");
     assert_eq!(live.get("/providers").await.status, 403, "the host is another");
 
     // In the file every listener is loopback. In force none is.
