@@ -79,8 +79,8 @@ pub struct BudgetView {
 pub trait LimitStore: Send + Sync + 'static {
     /// Finds or makes the budget `name`, from which `users` (environments) draw. What it has spent survives; a changed plan
     /// takes it over. One that is new by its name, as after the rotation of a secret, begins with what its users spent
-    /// elsewhere: a fresh one would be an amnesty. Where nobody is left behind, the place that one had leads to the new one:
-    /// requests still under way draw from there.
+    /// elsewhere: a fresh one would be an amnesty. In this process alone, where nobody is left behind, the place
+    /// that one had leads to the new one: requests still under way draw from there.
     fn budget(&self, name: &str, users: &[&str], plan: Plan) -> BudgetId;
 
     /// Draws one request from both budgets, or from neither.
