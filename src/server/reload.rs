@@ -17,6 +17,7 @@ use crate::config::{self, Config, Fault, Loaded, Sources, Variables};
 use crate::domain::key::SecretKey;
 use crate::edge::admin::status::ReloadStatus;
 use crate::edge::config_watch::{ConfigWatch, Prints};
+use crate::edge::notify;
 use crate::edge::proof::{Prover, Verdict};
 use crate::store::limits::LimitStore;
 use crate::telemetry::labels::Reload;
@@ -86,6 +87,7 @@ pub(super) async fn follow(engine: Arc<Engine>, origin: Origin, told: Arc<Notify
         }
         // What changes from here on is a reason for another reload.
         watch.look().await;
+        notify::reloading();
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
             outcome = engine.reload(&origin, &mut watch) => outcome,
