@@ -108,6 +108,8 @@ impl Upload {
 #[derive(Debug)]
 pub struct Inbound {
     body: Incoming,
+    /// Read before, and put back.
+    unread: Bytes,
     left: u64,
     limit: u64,
     silence: Silence,
@@ -117,12 +119,20 @@ pub struct Inbound {
 impl Inbound {
     /// At most `limit` bytes, with at most `idle` between two frames.
     pub fn new(body: Incoming, limit: u64, idle: Duration) -> Self {
-        Self { body, left: limit, limit, silence: Silence::new(idle), upload: Arc::default() }
+        let silence = Silence::new(idle);
+        Self { body, unread: Bytes::new(), left: limit, limit, silence, upload: Arc::default() }
     }
 
     /// How far it is, to be asked while it is on its way.
     pub fn upload(&self) -> Arc<Upload> {
         self.upload.clone()
+    }
+
+    /// The same body with `bytes`, which were read from it, in front again.
+    #[must_use]
+    pub fn preceded_by(mut self: Box<Self>, bytes: Bytes) -> Box<Self> {
+        self.unread = bytes;
+        self
     }
 
     /// The length, where the caller said it.
@@ -153,7 +163,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Held(bytes) => bytes.is_empty(),
-            Self::Streaming(inbound) => inbound.body.is_end_stream(),
+            Self::Streaming(inbound) => inbound.unread.is_empty() && inbound.body.is_end_stream(),
         }
     }
 
@@ -161,6 +171,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Held(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            // What was put back is no longer in the hint, so neither is the length.
+            Self::Streaming(inbound) if !inbound.unread.is_empty() => SizeHint::default(),
             Self::Streaming(inbound) => inbound.body.size_hint(),
         }
     }
@@ -173,6 +185,9 @@ impl Inbound {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.unread.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.unread)))));
+        }
         loop {
             let frame = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(frame) => frame,

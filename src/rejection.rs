@@ -121,6 +121,8 @@ pub enum Rejection {
     },
     /// A method that this proxy does not serve.
     MethodNotAllowed,
+    /// It expects something else than leave to send its body.
+    ExpectationFailed,
     /// The caller was too slow with its body.
     RequestTimeout,
     /// The body is larger than so many bytes.
@@ -216,6 +218,12 @@ impl Rejection {
                 "method_not_allowed",
                 "This proxy does not serve this method.".into(),
                 "http_request_denied",
+            ),
+            Self::ExpectationFailed => described(
+                StatusCode::EXPECTATION_FAILED,
+                "expectation_failed",
+                "The Expect field asks for something else than 100-continue.".into(),
+                "http_request_error",
             ),
             Self::RequestTimeout => described(
                 StatusCode::REQUEST_TIMEOUT,

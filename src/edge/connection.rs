@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -14,15 +13,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response, Version};
+use http::header::{CONNECTION, EXPECT, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -30,10 +29,11 @@ use tower::util::Oneshot;
 
 use super::deadlines::{Limits, Overdue, Serving, Watch};
 use super::in_force::Place;
-use super::request_head::RequestHead;
+use super::wire::{Heads, Wire};
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
 use crate::exchange::{Arrival, HadFragment, HadTwoLengths};
 use crate::pipeline::Pipeline;
+use crate::rejection::PROXY_STATUS;
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
 use crate::time::{sleep, timeout};
@@ -47,6 +47,12 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Streams of one HTTP/2 connection at once.
 const MAX_STREAMS: u32 = 128;
 
+/// Streams of one connection that may be reset for what the peer did wrong with them, or before anyone has looked at them.
+const MAX_RESETS: usize = 32;
+
+/// Bytes of an answer that are held for a peer that does not take them, per stream.
+const MAX_UNSENT: usize = 64 * 1024;
+
 /// How connections are served.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -56,6 +62,13 @@ pub struct Rules {
     pub max_header_bytes: usize,
     /// How long each phase of a connection may last.
     pub deadlines: Limits,
+}
+
+impl Rules {
+    /// Bytes of a head that the parser of HTTP/1.1 takes.
+    fn longest_head(&self) -> usize {
+        (self.max_header_bytes + self.max_uri + 16 * 1024).max(64 * 1024)
+    }
 }
 
 /// Serves connections.
@@ -69,21 +82,18 @@ pub struct Server {
 impl Server {
     /// Serves by `rules`. Once it is not `ready` any more, callers are asked to go elsewhere next time.
     pub fn new(rules: Rules, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Self {
+        let (longest, fields) = (rules.longest_head(), rules.max_header_bytes + rules.max_uri + 16 * 1024);
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // No header_read_timeout: `deadlines` sees to it, at no cost per request.
-        builder
-            .http1()
-            .header_read_timeout(None)
-            .half_close(false)
-            .max_buf_size((rules.max_header_bytes + rules.max_uri + 16 * 1024).max(64 * 1024));
+        builder.http1().header_read_timeout(None).half_close(false).max_buf_size(longest);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(
-                u32::try_from(rules.max_header_bytes + rules.max_uri + 16 * 1024).unwrap_or(u32::MAX),
-            )
-            .max_pending_accept_reset_streams(100)
+            .max_header_list_size(u32::try_from(fields).unwrap_or(u32::MAX))
+            .max_pending_accept_reset_streams(MAX_RESETS)
+            .max_local_error_reset_streams(MAX_RESETS)
+            .max_send_buf_size(MAX_UNSENT)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
         Self { rules, builder, ready, metrics }
@@ -106,10 +116,10 @@ impl Server {
     ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let head = Arc::new(RequestHead::default());
+        let heads = Arc::new(Heads::default());
         let service =
-            Requests { place, ready: self.ready.clone(), peer, watch: watch.clone(), head: head.clone() };
-        let io = TokioIo::new(Watched { io, watch: watch.clone(), head });
+            Requests { place, ready: self.ready.clone(), peer, watch: watch.clone(), heads: heads.clone() };
+        let io = TokioIo::new(Wire::new(io, watch.clone(), heads.clone(), self.rules.longest_head()));
         let mut connection = pin!(self.builder.serve_connection(io, service));
         let mut overdue = pin!(watch.overdue());
         let ended = tokio::select! {
@@ -147,7 +157,10 @@ impl Server {
                 }
             }
         };
-        if let Err(error) = ended
+        if heads.was_flood() {
+            self.metrics.connection_refused(RefusedConnection::Flood);
+            tracing::debug!(%peer, "a connection was ended: it sent frames that bring nothing");
+        } else if let Err(error) = ended
             && error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
         {
             self.metrics.connection_refused(RefusedConnection::Parse);
@@ -162,7 +175,7 @@ struct Requests {
     ready: Arc<AtomicBool>,
     peer: IpAddr,
     watch: Arc<Watch>,
-    head: Arc<RequestHead>,
+    heads: Arc<Heads>,
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -171,8 +184,7 @@ impl Service<Request<Incoming>> for Requests {
     type Future = Serve;
 
     fn call(&self, request: Request<Incoming>) -> Serve {
-        let multiplexed = request.version() == Version::HTTP_2;
-        let serving = self.watch.serve(multiplexed);
+        let serving = self.watch.serve();
         let (pipeline, mut request) = self.place.with(|lane, in_force| {
             let request = request.map(|body| {
                 if body.is_end_stream() {
@@ -184,18 +196,61 @@ impl Service<Request<Incoming>> for Requests {
             });
             (lane.pipeline.clone(), request)
         });
-        let seen = self.head.end();
-        if seen.fragment {
-            request.extensions_mut().insert(HadFragment);
-        }
-        if seen.two_lengths {
-            request.extensions_mut().insert(HadTwoLengths);
+        let mut persistence = match request.version() {
+            Version::HTTP_2 => Persistence::Streams,
+            // HTTP/1 has no other farewell: closing a connection that is idle may lose the request that is just on its way.
+            _ if !self.ready.load(Ordering::Relaxed) => Persistence::None,
+            _ if request.headers().contains_key(EXPECT) => Persistence::WithoutError,
+            _ => Persistence::WithoutDoubt,
+        };
+        if let Some(seen) = self.heads.next() {
+            // Nothing behind it is read.
+            persistence = Persistence::None;
+            if seen.fragment {
+                request.extensions_mut().insert(HadFragment);
+            }
+            if seen.two_lengths {
+                request.extensions_mut().insert(HadTwoLengths);
+            }
         }
         let arrival = Arrival { request, peer: self.peer };
-        Serve {
-            future: pipeline.oneshot(arrival),
-            serving: Some(serving),
-            farewell: !multiplexed && !self.ready.load(Ordering::Relaxed),
+        Serve { future: pipeline.oneshot(arrival), serving: Some(serving), persistence }
+    }
+}
+
+/// Whether another request may come over the connection after this one's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Persistence {
+    /// Requests of HTTP/2 have nothing to do with each other.
+    Streams,
+    /// Where it was understood: behind a request that could be read in two ways, the next one could begin in two places.
+    WithoutDoubt,
+    /// Where it was served: whoever was waiting for leave to send the body may or may not send it yet.
+    WithoutError,
+    /// No.
+    None,
+}
+
+impl Persistence {
+    fn ends_after<B>(self, response: &Response<B>) -> bool {
+        let status = response.status();
+        match self {
+            Self::Streams => false,
+            Self::WithoutDoubt => {
+                let doubtful = matches!(
+                    status,
+                    StatusCode::BAD_REQUEST
+                        | StatusCode::METHOD_NOT_ALLOWED
+                        | StatusCode::REQUEST_TIMEOUT
+                        | StatusCode::PAYLOAD_TOO_LARGE
+                        | StatusCode::URI_TOO_LONG
+                        | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+                );
+                // Of ours: upstream's are answers to requests that were understood.
+                doubtful && response.headers().contains_key(PROXY_STATUS)
+            }
+            Self::WithoutError => status.is_client_error() || status.is_server_error(),
+            Self::None => true,
         }
     }
 }
@@ -206,8 +261,7 @@ pin_project! {
         #[pin]
         future: Oneshot<Pipeline, Arrival>,
         serving: Option<Serving>,
-        // HTTP/1: the last of its connection.
-        farewell: bool,
+        persistence: Persistence,
     }
 }
 
@@ -217,8 +271,7 @@ impl Future for Serve {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Poll::Ready(Ok(mut response)) = this.future.poll(cx) else { return Poll::Pending };
-        if *this.farewell {
-            // HTTP/1 has no other: closing a connection that is idle may lose the request that is just on its way.
+        if this.persistence.ends_after(&response) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let mut serving = this.serving.take();
@@ -252,57 +305,5 @@ impl Body for Served {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// A socket that tells of what comes in.
-struct Watched<I> {
-    io: I,
-    watch: Arc<Watch>,
-    head: Arc<RequestHead>,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let poll = Pin::new(&mut self.io).poll_read(cx, buf);
-        let read = &buf.filled()[before..];
-        if !read.is_empty() {
-            self.watch.read();
-            if self.watch.is_between_requests() {
-                self.head.read(read);
-            }
-        }
-        poll
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A timer armed for each request head costs more than a tenth of a cache hit. So a connection only writes down what it is
 //! doing and since when, in coarse ticks, and one sweep per worker ends those that have been at it for too long. The head
-//! has a deadline, not an idle timer: a client that trickles bytes does not push it back.
+//! has a deadline, not an idle timer: a client that trickles bytes does not push it back. Nor does one that takes an answer
+//! byte by byte: while the socket is full, so much has to be taken in each span of time.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,11 @@ use crate::time::Timestamp;
 
 /// How often the sweep looks, and so how late a deadline may be.
 pub const TICK: Duration = Duration::from_millis(250);
+
+/// While the socket is full, a peer has to take [`LEAST`] bytes …
+const LEAST: u64 = 8 * 1024;
+/// … in each such span.
+const SPAN: Duration = Duration::from_secs(30);
 
 /// How long each phase may last.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +53,8 @@ impl Deadlines {
             clock: self.clock.clone(),
             waiting_for_head: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
+            full_since: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
             began: AtomicBool::new(false),
@@ -81,9 +89,13 @@ pub struct Watch {
     /// Since when a head is under way; 0: none is.
     waiting_for_head: AtomicU64,
     idle_since: AtomicU64,
+    /// Since when the socket has been full; 0: it is not.
+    full_since: AtomicU64,
+    /// Bytes that it took since.
+    taken: AtomicU64,
     /// Requests being served.
     served: AtomicU32,
-    /// HTTP/2: a byte between two requests may be a ping, and begins no head.
+    /// HTTP/2: heads are read while others are served.
     multiplexed: AtomicBool,
     /// A request came.
     began: AtomicBool,
@@ -94,29 +106,46 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Bytes came in.
-    pub fn read(&self) {
-        let now = self.clock.load(Ordering::Relaxed);
-        if self.is_between_requests() && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
-            self.waiting_for_head.store(now, Ordering::Relaxed);
+    /// Bytes came in: whether a head has ended with them, and whether one is under way now.
+    pub fn head(&self, ended: bool, under_way: bool) {
+        if ended {
+            self.waiting_for_head.store(0, Ordering::Relaxed);
+        }
+        if under_way && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
+            self.waiting_for_head.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 
-    /// Whether what comes in now may begin a request of HTTP/1.1.
-    pub fn is_between_requests(&self) -> bool {
-        self.served.load(Ordering::Relaxed) == 0 && !self.multiplexed.load(Ordering::Relaxed)
+    /// It is HTTP/2: heads come while others are served.
+    pub fn multiplexes(&self) {
+        self.multiplexed.store(true, Ordering::Relaxed);
+    }
+
+    /// The socket is full.
+    pub fn stalled(&self) {
+        if self.full_since.load(Ordering::Relaxed) == 0 {
+            self.taken.store(0, Ordering::Relaxed);
+            self.full_since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// It took `taken` bytes of `offered`.
+    pub fn wrote(&self, taken: usize, offered: usize) {
+        if self.full_since.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let taken_since = self.taken.fetch_add(taken as u64, Ordering::Relaxed) + taken as u64;
+        if taken == offered || taken_since >= LEAST {
+            self.full_since.store(0, Ordering::Relaxed);
+        }
     }
 
     /// A head is complete; the request is served until the returned value is dropped.
-    pub fn serve(self: &Arc<Self>, multiplexed: bool) -> Serving {
-        if multiplexed {
-            self.multiplexed.store(true, Ordering::Relaxed);
-        }
+    pub fn serve(self: &Arc<Self>) -> Serving {
         if !self.began.swap(true, Ordering::Relaxed) {
             self.first.notify_one();
         }
         self.served.fetch_add(1, Ordering::Relaxed);
-        self.waiting_for_head.store(0, Ordering::Relaxed);
         Serving { watch: self.clone(), moved: None }
     }
 
@@ -149,10 +178,16 @@ impl Watch {
     fn passed(&self, now: Timestamp) -> Option<Overdue> {
         let limits = &self.limits;
         let since = |at: &AtomicU64| now.since(Timestamp(at.load(Ordering::Relaxed)));
-        let (overdue, phase) = if self.served.load(Ordering::Relaxed) > 0 {
-            (self.answers().iter().any(|moved| since(moved) > limits.silence), Overdue::Silent)
-        } else if self.waiting_for_head.load(Ordering::Relaxed) > 0 {
+        let (busy, in_head) =
+            (self.served.load(Ordering::Relaxed) > 0, self.waiting_for_head.load(Ordering::Relaxed) > 0);
+        if self.full_since.load(Ordering::Relaxed) > 0 && since(&self.full_since) > SPAN {
+            return Some(Overdue::Silent);
+        }
+        // What HTTP/1.1 pipelines is not read on before it is its turn.
+        let (overdue, phase) = if in_head && (!busy || self.multiplexed.load(Ordering::Relaxed)) {
             (since(&self.waiting_for_head) > limits.head, Overdue::Head)
+        } else if busy {
+            (self.answers().iter().any(|moved| since(moved) > limits.silence), Overdue::Silent)
         } else {
             (since(&self.idle_since) > limits.idle, Overdue::Idle)
         };
@@ -199,8 +234,14 @@ impl Drop for Serving {
         if let Some(moved) = self.moved.take() {
             self.watch.answers().retain(|other| !Arc::ptr_eq(other, &moved));
         }
+        let now = self.watch.clock.load(Ordering::Relaxed);
+        if self.watch.waiting_for_head.load(Ordering::Relaxed) > 0
+            && !self.watch.multiplexed.load(Ordering::Relaxed)
+        {
+            self.watch.waiting_for_head.store(now, Ordering::Relaxed);
+        }
         self.watch.served.fetch_sub(1, Ordering::Relaxed);
-        self.watch.idle_since.store(self.watch.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.watch.idle_since.store(now, Ordering::Relaxed);
     }
 }
 
@@ -227,18 +268,51 @@ mod tests {
         u64::MAX
     }
 
+    fn trickles_a_head(watch: &Watch) {
+        watch.head(false, true);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn trickled_bytes_do_not_push_the_deadline_of_a_head_back() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
-        assert!((10..=11).contains(&ends_after(&deadlines, &watch, Watch::read).await));
+        assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickles_a_head).await), "the first");
+        watch.head(true, false);
+        drop(watch.serve());
+        assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickles_a_head).await), "a later one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipelined_head_has_its_time_from_its_turn_on() {
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
+        let serving = watch.serve();
+        watch.head(true, true);
+        assert_eq!(ends_after(&deadlines, &watch, |_| ()).await, u64::MAX, "it waits for another's answer");
+        drop(serving);
+        assert!((10..=11).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn over_http2_a_head_has_its_time_whatever_else_is_served() {
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
+        watch.multiplexes();
+        watch.head(true, false);
+        let serving = std::cell::RefCell::new(watch.serve());
+        let trickle = |watch: &Watch| {
+            serving.borrow_mut().moved();
+            watch.head(false, true);
+        };
+        assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickle).await));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_ends_later_than_a_slow_head() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
-        drop(watch.serve(false));
+        watch.head(true, false);
+        drop(watch.serve());
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
     }
 
@@ -246,25 +320,39 @@ mod tests {
     async fn an_answer_may_take_its_time_as_long_as_it_moves_whatever_else_the_peer_sends() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
-        let serving = std::cell::RefCell::new(watch.serve(true));
+        watch.multiplexes();
+        let pings = |watch: &Watch| watch.head(true, false);
+        let serving = std::cell::RefCell::new(watch.serve());
         assert_eq!(
-            ends_after(&deadlines, &watch, |_| ()).await,
+            ends_after(&deadlines, &watch, pings).await,
             u64::MAX,
             "no answer yet: its own deadline counts"
         );
         assert_eq!(ends_after(&deadlines, &watch, |_| serving.borrow_mut().moved()).await, u64::MAX);
-        assert!(
-            (59..=61).contains(&ends_after(&deadlines, &watch, Watch::read).await),
-            "pings are no progress"
-        );
+        assert!((59..=61).contains(&ends_after(&deadlines, &watch, pings).await), "pings are no progress");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pings_neither_begin_a_head_nor_keep_an_idle_connection() {
+    async fn a_full_socket_has_to_empty_at_some_rate() {
         let deadlines = Deadlines::default();
+        for (each_second, ends) in [(0, true), (1, true), (200, true), (300, false), (100_000, false)] {
+            let watch = deadlines.watch(LIMITS);
+            watch.head(true, false);
+            let serving = std::cell::RefCell::new(watch.serve());
+            let drips = |watch: &Watch| {
+                serving.borrow_mut().moved();
+                watch.wrote(each_second, usize::MAX);
+                watch.stalled();
+            };
+            let after = ends_after(&deadlines, &watch, drips).await;
+            assert_eq!((29..=32).contains(&after), ends, "{each_second} bytes a second: {after}");
+        }
+        // Once it has taken all there is, nothing is asked of it.
         let watch = deadlines.watch(LIMITS);
-        drop(watch.serve(true));
-        assert!((75..=76).contains(&ends_after(&deadlines, &watch, Watch::read).await));
+        watch.head(true, false);
+        watch.stalled();
+        watch.wrote(5, 5);
+        assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
     }
 
     #[tokio::test(start_paused = true)]

@@ -289,6 +289,9 @@ impl Shared {
             *response.headers_mut() = head.headers;
             return Ok(response);
         }
+        if !fields::is_framed_plainly(&head) {
+            return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
+        }
         let coded = head.headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity");
         if coded {
             return Err(possible(Rejection::Upstream(UpstreamFault::UnexpectedCoding)));
@@ -302,6 +305,9 @@ impl Shared {
             response.extensions_mut().insert(HadCookie);
         }
         fields::clean(response.headers_mut());
+        if response.status() == StatusCode::NO_CONTENT {
+            response.headers_mut().remove(CONTENT_LENGTH);
+        }
         let guard = &call.stage.guard;
         let found = |(name, value): (&HeaderName, &HeaderValue)| {
             guard.found_in(value.as_bytes()) || guard.found_in_name(name.as_str())

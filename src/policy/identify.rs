@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, ORIGIN,
-    TRANSFER_ENCODING,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName,
+    HeaderValue, ORIGIN, TRANSFER_ENCODING,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Version};
@@ -156,6 +156,7 @@ fn decide(rules: &Rules, request: &Request<RequestBody>) -> Result<(Target, Extr
     if request.extensions().get::<HadFragment>().is_some() {
         return Err(Rejection::BadRequest("the request target holds a fragment".into()));
     }
+    check_values(request)?;
     check_host(rules, request)?;
     check_body(rules, request)?;
     let target =
@@ -165,6 +166,21 @@ fn decide(rules: &Rules, request: &Request<RequestBody>) -> Result<(Target, Extr
 
 fn read(target: &PathAndQuery, base_path: &str) -> Result<(Target, Extracted), Rejection> {
     Target::parse(target, base_path).map_err(|ambiguous| Rejection::BadRequest(ambiguous.to_string().into()))
+}
+
+/// The parser of HTTP/1.1 takes off what surrounds a value; that of HTTP/2 leaves it, where it may not be (RFC 9113 §8.2.1).
+fn check_values(request: &Request<RequestBody>) -> Result<(), Rejection> {
+    let space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let surrounded = |value: &HeaderValue| space(value.as_bytes().first()) || space(value.as_bytes().last());
+    if request.headers().values().any(surrounded) {
+        return Err(Rejection::BadRequest("a field's value begins or ends with white space".into()));
+    }
+    let mut expected = request.headers().get_all(EXPECT).iter();
+    let unknown = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if expected.next().is_some_and(unknown) || expected.next().is_some() {
+        return Err(Rejection::ExpectationFailed);
+    }
+    Ok(())
 }
 
 fn check_host(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejection> {
@@ -179,6 +195,10 @@ fn check_host(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejec
         Some(Ok(host)) => Some(host),
         Some(Err(_)) => return bad("the Host field is no host"),
     };
+    // An absolute target does not stand for it (RFC 9112 §3.2); over HTTP/2 the authority does.
+    if host.is_none() && request.version() == Version::HTTP_11 {
+        return bad("the Host field is missing");
+    }
     if hosts.next().is_some() {
         return bad("there is more than one Host field");
     }
@@ -193,6 +213,12 @@ fn check_host(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejec
     };
     if authority.as_str().contains('@') {
         return bad("the host holds user information");
+    }
+    // The library takes anything for a port.
+    let port = authority.as_str()[authority.host().len()..].strip_prefix(':');
+    if authority.host().is_empty() || !port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+    {
+        return bad("the host is none, or its port is no number");
     }
     let name = authority.host();
     if rules.hosts.is_empty() || rules.hosts.iter().any(|listed| listed.eq_ignore_ascii_case(name)) {
@@ -210,6 +236,7 @@ fn check_body(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejec
     if codings
         .next()
         .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
+        || request.headers().get_all(CONTENT_LENGTH).iter().nth(1).is_some()
         || request.extensions().get::<HadTwoLengths>().is_some()
     {
         return Err(Rejection::BadRequest("the length of the body could be read in two ways".into()));
@@ -272,6 +299,16 @@ mod tests {
             ("GET", "/a", &[], Err(400)),
             ("GET", "/a", &[host, host], Err(400)),
             ("GET", "/a", &[("host", "a b")], Err(400)),
+            ("GET", "/a", &[("host", "a:b")], Err(400)),
+            ("GET", "/a", &[("host", ":80")], Err(400)),
+            ("GET", "/a", &[("host", "[::1]:80")], Ok("/a")),
+            ("GET", "http://proxy.example/a", &[], Err(400)),
+            ("GET", "/a", &[host, ("x-note", " a")], Err(400)),
+            ("GET", "/a", &[host, ("x-note", "a\t")], Err(400)),
+            ("GET", "/a", &[host, ("expect", "100-Continue")], Ok("/a")),
+            ("GET", "/a", &[host, ("expect", "200-ok")], Err(417)),
+            ("GET", "/a", &[host, ("expect", "100-continue"), ("expect", "100-continue")], Err(417)),
+            ("POST", "/a", &[host, ("content-length", "1"), ("content-length", "1")], Err(400)),
             ("GET", "/a//b", &[host], Err(400)),
             ("TRACE", "/a", &[host], Err(405)),
             ("BREW", "/a", &[host], Err(405)),

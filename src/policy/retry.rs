@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span};
 
-use crate::body::{BodyError, RequestBody, ResponseBody, UploadFault};
+use crate::body::{RequestBody, ResponseBody, UploadFault};
 use crate::config::Retry as Config;
 use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection, UpstreamFault};
@@ -194,24 +195,34 @@ fn copy(exchange: &Exchange<Permitted>) -> (Exchange<Permitted>, Option<RequestB
     (exchange.bodyless(), exchange.request.body().replay())
 }
 
-/// Reads a short body of known length whole, so that it can be sent again; any other streams.
+/// Reads a short body whole, so that it can be sent again, and so that one that is not framed as it should be reaches
+/// nobody; any other streams.
 async fn hold(request: Request<RequestBody>, deadline: Instant) -> Result<Request<RequestBody>, Rejection> {
-    let (head, body) = request.into_parts();
-    let short = match &body {
-        RequestBody::Streaming(inbound) => inbound.exact_len().is_some_and(|len| len <= HELD as u64),
-        RequestBody::Empty | RequestBody::Held(_) => false,
-    };
-    if !short {
-        return Ok(Request::from_parts(head, body));
+    let (head, mut body) = request.into_parts();
+    match &body {
+        RequestBody::Streaming(inbound) if inbound.exact_len().is_none_or(|length| length <= HELD as u64) => {
+        }
+        RequestBody::Streaming(_) | RequestBody::Empty | RequestBody::Held(_) => {
+            return Ok(Request::from_parts(head, body));
+        }
     }
-    match timeout_at(deadline, Limited::new(body, HELD).collect()).await {
-        Ok(Ok(whole)) => Ok(Request::from_parts(head, RequestBody::Held(whole.to_bytes()))),
-        Ok(Err(error)) => Err(match error.downcast_ref::<BodyError>() {
-            Some(error) => UploadFault::of(error).into(),
-            None => Rejection::PayloadTooLarge(HELD as u64),
-        }),
-        Err(_) => Err(Rejection::RequestTimeout),
+    let mut held = BytesMut::new();
+    while held.len() <= HELD {
+        match timeout_at(deadline, body.frame()).await {
+            Ok(Some(Ok(frame))) => held.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            Ok(Some(Err(error))) => return Err(UploadFault::of(&error).into()),
+            Ok(None) => {
+                let held = held.freeze();
+                let body = if held.is_empty() { RequestBody::Empty } else { RequestBody::Held(held) };
+                return Ok(Request::from_parts(head, body));
+            }
+            Err(_) => return Err(Rejection::RequestTimeout),
+        }
     }
+    if let RequestBody::Streaming(inbound) = body {
+        body = RequestBody::Streaming(inbound.preceded_by(held.freeze()));
+    }
+    Ok(Request::from_parts(head, body))
 }
 
 #[cfg(test)]

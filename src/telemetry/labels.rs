@@ -145,6 +145,8 @@ label! {
     HeaderTimeout = "header_timeout",
     /// What came was no HTTP, or too large for the parser.
     Parse = "parse",
+    /// Frames of HTTP/2 that bring nothing, and too many of them.
+    Flood = "flood",
 }
 
 label! {

@@ -357,7 +357,7 @@ async fn nothing_of_a_request_reaches_the_api_but_the_secret_and_the_listed_fiel
         ("connection", "x-named"),
         ("x-named", "1"),
         ("te", "trailers"),
-        ("expect", "nothing"),
+        ("expect", "100-continue"),
         ("referer", "https://app.example/private"),
         ("x-anything", "1"),
     ];

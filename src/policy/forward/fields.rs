@@ -4,6 +4,7 @@ use http::header::{
     ALT_SVC, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+use http::{Version, response};
 
 use crate::rejection::PROXY_STATUS;
 
@@ -27,12 +28,27 @@ const DROPPED: [HeaderName; 15] = [
     PROXY_STATUS,
 ];
 
+/// Whether the answer has a status of HTTP's, and tells the length of its body once and plainly, or not at all: where a
+/// body ends decides what the next answer is.
+pub(super) fn is_framed_plainly(head: &response::Parts) -> bool {
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
+    let coded = match (codings.next(), codings.next()) {
+        (None, _) => false,
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
+        (Some(_), _) => return false,
+    };
+    let told = match (lengths.next(), lengths.next()) {
+        (None, _) => false,
+        (Some(length), None) if length.as_bytes().iter().all(u8::is_ascii_digit) => true,
+        (Some(_), _) => return false,
+    };
+    let old = head.version < Version::HTTP_11;
+    head.status.as_u16() < 600 && !(coded && (told || old))
+}
+
 /// Takes out what belongs to the connection, to the upstream's host, or to our key.
 pub(super) fn clean(headers: &mut HeaderMap) {
-    // A transfer coding overrides a length (RFC 9112 §6.3): passed on, the length would cut the body.
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(CONTENT_LENGTH);
-    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()

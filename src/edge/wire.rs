@@ -1,0 +1,240 @@
+//! A connection's bytes on their way to the parser, and back: read strictly as they pass.
+//!
+//! Which protocol it is shows in the first bytes, as it does to the library. What no parser should take is not passed on:
+//! in its place comes what none does, so that the library answers and closes as it does for anything that is no HTTP.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::deadlines::Watch;
+
+mod http1;
+mod http2;
+
+use http1::{Reader, Seen, Stop};
+use http2::Counts;
+
+/// What HTTP/2 begins with (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// No parser of HTTP/1.1 takes a NUL, wherever in a head it stands; the rest makes it look.
+const NO_HEAD: &[u8] = b"\0\r\n\r\n";
+
+/// What is wrong with the requests of one connection, for whoever serves them.
+#[derive(Debug, Default)]
+pub(super) struct Heads(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    served: u64,
+    /// The last one that is read of a connection, as its number.
+    wrong: Option<(u64, Seen)>,
+    flood: bool,
+}
+
+impl Heads {
+    /// The next request is served: what is wrong with it, where something is.
+    pub(super) fn next(&self) -> Option<Seen> {
+        self.told(|told| {
+            told.served += 1;
+            told.wrong.filter(|(number, _)| *number == told.served).map(|(_, seen)| seen)
+        })
+    }
+
+    /// Whether the connection was ended for a flood of frames.
+    pub(super) fn was_flood(&self) -> bool {
+        self.told(|told| told.flood)
+    }
+
+    fn told<T>(&self, with: impl FnOnce(&mut Told) -> T) -> T {
+        with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[derive(Debug)]
+enum Protocol {
+    /// So much of the preface has come.
+    Unknown(usize),
+    Http1(Reader),
+    Http2(Box<Counts>),
+    /// No more is read; this much of [`NO_HEAD`] is still to be.
+    Ended(&'static [u8]),
+}
+
+/// A socket whose bytes are read as they pass.
+pub(super) struct Wire<I> {
+    io: I,
+    watch: Arc<Watch>,
+    heads: Arc<Heads>,
+    protocol: Protocol,
+    longest: usize,
+}
+
+impl<I> Wire<I> {
+    /// `longest`: bytes of a head that the parser takes.
+    pub(super) fn new(io: I, watch: Arc<Watch>, heads: Arc<Heads>, longest: usize) -> Self {
+        Self { io, watch, heads, protocol: Protocol::Unknown(0), longest }
+    }
+
+    /// These bytes came in: how many of them are passed on.
+    fn read(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut rest = bytes;
+        if let Protocol::Unknown(matched) = &mut self.protocol {
+            let same =
+                PREFACE[*matched..].iter().zip(bytes).take_while(|(expected, byte)| expected == byte).count();
+            let before = *matched;
+            *matched += same;
+            rest = &bytes[same..];
+            if *matched == PREFACE.len() {
+                self.watch.multiplexes();
+                self.protocol = Protocol::Http2(Box::new(Counts::new()));
+            } else if rest.is_empty() {
+                self.watch.head(false, !bytes.is_empty());
+                return Ok(bytes.len());
+            } else {
+                // What looked like it was passed on, and is read after all.
+                let mut reader = Reader::new(self.longest);
+                let stopped = reader.read(&PREFACE[..before]);
+                self.protocol = Protocol::Http1(reader);
+                if let Err((_, stop)) = stopped {
+                    return self.stop(0, stop);
+                }
+                rest = bytes;
+            }
+        }
+        let offset = bytes.len() - rest.len();
+        match &mut self.protocol {
+            Protocol::Http1(reader) => {
+                let heads = reader.heads();
+                let read = reader.read(rest);
+                self.watch.head(reader.heads() > heads, reader.is_in_head());
+                match read {
+                    Ok(()) => Ok(bytes.len()),
+                    Err((passed, stop)) => self.stop(offset + passed, stop),
+                }
+            }
+            Protocol::Http2(counts) => {
+                let heads = counts.heads();
+                let read = counts.read(rest);
+                self.watch.head(counts.heads() > heads, counts.is_in_head());
+                read.map_err(|flood| flooded(&self.heads, flood))?;
+                Ok(bytes.len())
+            }
+            Protocol::Unknown(_) | Protocol::Ended(_) => Ok(bytes.len()),
+        }
+    }
+
+    fn stop(&mut self, passed: usize, stop: Stop) -> io::Result<usize> {
+        let Protocol::Http1(reader) = &self.protocol else { return Ok(passed) };
+        let ended = match stop {
+            Stop::After(seen) => {
+                let number = reader.heads();
+                self.heads.told(|told| told.wrong = Some((number, seen)));
+                &[]
+            }
+            Stop::Head => NO_HEAD,
+            Stop::Body => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the body is not framed as RFC 9112 has it",
+                ));
+            }
+        };
+        self.protocol = Protocol::Ended(ended);
+        Ok(passed)
+    }
+
+    /// So many bytes of these were written, or none could be.
+    fn wrote<'a>(
+        &mut self,
+        slices: impl Iterator<Item = &'a [u8]> + Clone,
+        poll: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let Poll::Ready(Ok(count)) = poll else {
+            if poll.is_pending() {
+                self.watch.stalled();
+            }
+            return poll;
+        };
+        self.watch.wrote(count, slices.clone().map(<[u8]>::len).sum());
+        if let Protocol::Http2(counts) = &mut self.protocol {
+            let mut left = count;
+            for slice in slices {
+                let written = &slice[..slice.len().min(left)];
+                left -= written.len();
+                counts.written(written).map_err(|flood| flooded(&self.heads, flood))?;
+            }
+        }
+        poll
+    }
+}
+
+fn flooded(heads: &Heads, flood: http2::Flood) -> io::Error {
+    heads.told(|told| told.flood = true);
+    io::Error::new(io::ErrorKind::ConnectionAborted, flood)
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        if !matches!(this.protocol, Protocol::Ended(_)) {
+            match Pin::new(&mut this.io).poll_read(cx, buf) {
+                Poll::Ready(Ok(())) => {}
+                unready => return unready,
+            }
+            let passed = this.read(&buf.filled()[before..])?;
+            buf.set_filled(before + passed);
+        }
+        if let Protocol::Ended(rest) = &mut this.protocol {
+            let (now, later) = rest.split_at(rest.len().min(buf.remaining()));
+            buf.put_slice(now);
+            *rest = later;
+            if buf.filled().len() == before {
+                // The answer to what has come ends the connection; until then nothing more is wanted of it.
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Wire<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.wrote(std::iter::once(bytes), poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.wrote(slices.iter().map(|slice| &**slice), poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.io).poll_flush(cx);
+        match poll {
+            Poll::Pending => self.watch.stalled(),
+            Poll::Ready(_) => self.watch.wrote(0, 0),
+        }
+        poll
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
