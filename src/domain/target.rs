@@ -76,6 +76,10 @@ impl Target {
     /// # Errors
     /// Where it could be read in two ways.
     pub fn parse(target: &PathAndQuery, base_path: &str) -> Result<(Self, Extracted), Ambiguous> {
+        // Of a query alone the library makes a path to the root.
+        if !target.as_str().starts_with('/') {
+            return Err(Ambiguous::NotAPath);
+        }
         let path = strip_base(target.path(), base_path)?;
         check_path(path)?;
         let mut extracted = Extracted::default();
@@ -121,9 +125,6 @@ impl fmt::Debug for Target {
 }
 
 fn strip_base<'a>(path: &'a str, base_path: &str) -> Result<&'a str, Ambiguous> {
-    if !path.starts_with('/') {
-        return Err(Ambiguous::NotAPath);
-    }
     let rest = path.strip_prefix(base_path).ok_or(Ambiguous::OutsideBasePath)?;
     match rest.as_bytes().first() {
         None => Ok("/"),

@@ -16,12 +16,14 @@ mod http1;
 mod http2;
 
 use http1::{Reader, Seen, Stop};
-use http2::Counts;
+use http2::{Counts, Fault};
 
 /// What HTTP/2 begins with (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// No parser of HTTP/1.1 takes a NUL, wherever in a head it stands; the rest makes it look.
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
+/// Nor does one of chunks, or else the LF behind it.
+const NO_CHUNK: &[u8] = b"\0\n\r\n\r\n";
 
 /// What is wrong with the requests of one connection, for whoever serves them.
 #[derive(Debug, Default)]
@@ -60,7 +62,7 @@ enum Protocol {
     Unknown(usize),
     Http1(Reader),
     Http2(Box<Counts>),
-    /// No more is read; this much of [`NO_HEAD`] is still to be.
+    /// No more is read but this.
     Ended(&'static [u8]),
 }
 
@@ -100,7 +102,7 @@ impl<I> Wire<I> {
                 let stopped = reader.read(&PREFACE[..before]);
                 self.protocol = Protocol::Http1(reader);
                 if let Err((_, stop)) = stopped {
-                    return self.stop(0, stop);
+                    return Ok(self.stop(0, stop));
                 }
                 rest = bytes;
             }
@@ -113,22 +115,22 @@ impl<I> Wire<I> {
                 self.watch.head(reader.heads() > heads, reader.is_in_head());
                 match read {
                     Ok(()) => Ok(bytes.len()),
-                    Err((passed, stop)) => self.stop(offset + passed, stop),
+                    Err((passed, stop)) => Ok(self.stop(offset + passed, stop)),
                 }
             }
             Protocol::Http2(counts) => {
                 let heads = counts.heads();
                 let read = counts.read(rest);
                 self.watch.head(counts.heads() > heads, counts.is_in_head());
-                read.map_err(|flood| flooded(&self.heads, flood))?;
+                read.map_err(|fault| ended(&self.heads, fault))?;
                 Ok(bytes.len())
             }
             Protocol::Unknown(_) | Protocol::Ended(_) => Ok(bytes.len()),
         }
     }
 
-    fn stop(&mut self, passed: usize, stop: Stop) -> io::Result<usize> {
-        let Protocol::Http1(reader) = &self.protocol else { return Ok(passed) };
+    fn stop(&mut self, passed: usize, stop: Stop) -> usize {
+        let Protocol::Http1(reader) = &self.protocol else { return passed };
         let ended = match stop {
             Stop::After(seen) => {
                 let number = reader.heads();
@@ -136,15 +138,10 @@ impl<I> Wire<I> {
                 &[]
             }
             Stop::Head => NO_HEAD,
-            Stop::Body => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the body is not framed as RFC 9112 has it",
-                ));
-            }
+            Stop::Body => NO_CHUNK,
         };
         self.protocol = Protocol::Ended(ended);
-        Ok(passed)
+        passed
     }
 
     /// So many bytes of these were written, or none could be.
@@ -165,16 +162,16 @@ impl<I> Wire<I> {
             for slice in slices {
                 let written = &slice[..slice.len().min(left)];
                 left -= written.len();
-                counts.written(written).map_err(|flood| flooded(&self.heads, flood))?;
+                counts.written(written).map_err(|fault| ended(&self.heads, fault))?;
             }
         }
         poll
     }
 }
 
-fn flooded(heads: &Heads, flood: http2::Flood) -> io::Error {
-    heads.told(|told| told.flood = true);
-    io::Error::new(io::ErrorKind::ConnectionAborted, flood)
+fn ended(heads: &Heads, fault: Fault) -> io::Error {
+    heads.told(|told| told.flood = fault == Fault::Flood);
+    io::Error::new(io::ErrorKind::ConnectionAborted, fault)
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {

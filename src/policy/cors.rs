@@ -13,16 +13,16 @@ use std::time::Duration;
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, HeaderMap,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, HOST, HeaderMap,
     HeaderValue, ORIGIN, VARY,
 };
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
 use crate::domain::origin::Origins;
-use crate::exchange::{Exchange, Journal, Received};
+use crate::exchange::{Exchange, HadFragment, HadTwoLengths, Journal, Received};
 use crate::rejection::Rejection;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
@@ -99,8 +99,15 @@ where
     }
 }
 
+/// Where anything is wrong with how it asks, the layers inside say what.
 fn is_preflight<B>(request: &Request<B>) -> bool {
+    let extensions = request.extensions();
+    let hosts = request.headers().get_all(HOST).iter().count();
     request.method() == Method::OPTIONS
+        && request.uri().path().starts_with('/')
+        && (hosts == 1 || (hosts == 0 && request.version() != Version::HTTP_11))
+        && extensions.get::<HadFragment>().is_none()
+        && extensions.get::<HadTwoLengths>().is_none()
 }
 
 /// The answer to a preflight; any OPTIONS is taken as one, as the API does.

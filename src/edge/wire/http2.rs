@@ -28,6 +28,10 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
+const PRIORITY: u8 = 0x20;
+
+/// Bytes of trailers, which are dropped.
+const TRAILERS: u32 = 16 * 1024;
 
 /// The head of a frame (RFC 9113 §4.1), and the first bytes of what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,7 @@ struct Frame {
     length: u32,
     kind: u8,
     flags: u8,
+    stream: u32,
     /// What a stream was reset for.
     reason: u32,
 }
@@ -48,26 +53,35 @@ struct Frames {
     left: usize,
 }
 
+/// What [`Frames`] come in.
+enum Piece<'a> {
+    /// A head is complete; of a reset its reason too.
+    Head(Frame),
+    /// Some of what the frame holds, and whether it is the last of it.
+    Rest(&'a [u8], bool),
+}
+
 impl Frames {
-    /// Hands over each frame whose head is complete, and of a reset its reason.
-    fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
+    fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Piece<'_>)) {
         while !bytes.is_empty() {
             if self.left > 0 {
-                let skipped = self.left.min(bytes.len());
-                self.left -= skipped;
-                bytes = &bytes[skipped..];
+                let (piece, rest) = bytes.split_at(self.left.min(bytes.len()));
+                self.left -= piece.len();
+                bytes = rest;
+                each(Piece::Rest(piece, self.left == 0));
                 continue;
             }
-            let taken = (self.wanted() - self.have).min(bytes.len());
-            self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
-            self.have += taken;
-            bytes = &bytes[taken..];
+            let (piece, rest) = bytes.split_at((self.wanted() - self.have).min(bytes.len()));
+            self.head[self.have..self.have + piece.len()].copy_from_slice(piece);
+            self.have += piece.len();
+            bytes = rest;
             if self.have == self.wanted() {
-                let [a, b, c, kind, flags, _, _, _, _, reason @ ..] = self.head;
+                let [a, b, c, kind, flags, s, t, u, v, reason @ ..] = self.head;
                 let length = u32::from_be_bytes([0, a, b, c]);
+                let (stream, reason) = (u32::from_be_bytes([s & 0x7f, t, u, v]), u32::from_be_bytes(reason));
                 self.left = length as usize - (self.have - 9);
                 self.have = 0;
-                each(Frame { length, kind, flags, reason: u32::from_be_bytes(reason) });
+                each(Piece::Head(Frame { length, kind, flags, stream, reason }));
             }
         }
     }
@@ -88,17 +102,35 @@ pub(super) struct Counts {
     since: Instant,
     in_head: bool,
     heads: u64,
+    /// The stream that was opened last.
+    newest: u32,
+    /// Of the trailers under way, what has come.
+    trailers: Option<Vec<u8>>,
 }
 
-/// More came than any client sends that wants an answer.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more frames came than any client sends that wants an answer")]
-pub(super) struct Flood;
+/// Why a connection is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Fault {
+    /// More came than any client sends that wants an answer.
+    #[error("more frames came than any client sends that wants an answer")]
+    Flood,
+    /// Trailers that hold what belongs in a head (§8.1), or may do.
+    #[error("trailers came that are none")]
+    Trailers,
+}
 
 impl Counts {
     pub(super) fn new() -> Self {
-        let (incoming, outgoing) = Default::default();
-        Self { incoming, outgoing, left: BURST, since: Instant::now(), in_head: false, heads: 0 }
+        Self {
+            incoming: Frames::default(),
+            outgoing: Frames::default(),
+            left: BURST,
+            since: Instant::now(),
+            in_head: false,
+            heads: 0,
+            newest: 0,
+            trailers: None,
+        }
     }
 
     /// The head of a request, or trailers, have begun and not ended.
@@ -114,53 +146,134 @@ impl Counts {
     /// These bytes came in.
     ///
     /// # Errors
-    /// What came costs more than the connection may spend.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<(), Flood> {
-        let (mut cost, mut heads, mut in_head) = (0u32, 0, self.in_head);
-        self.incoming.read(bytes, |frame| {
-            let ends = frame.flags & END_STREAM != 0;
-            cost = cost.saturating_add(match frame.kind {
-                DATA if frame.flags & PADDED == 0 && (ends || frame.length > TINY) => 0,
-                HEADERS => 0,
-                RST_STREAM => RESET,
-                _ => 1,
-            });
-            if matches!(frame.kind, HEADERS | CONTINUATION) {
-                in_head = frame.flags & END_HEADERS == 0;
-                heads += u64::from(!in_head);
+    /// What came costs more than the connection may spend, or is malformed in a way that the library does not mind.
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let Self { incoming, in_head, heads, newest, trailers, .. } = self;
+        let (mut cost, mut fault) = (0u32, None);
+        incoming.read(bytes, |piece| match piece {
+            Piece::Head(Frame { length, kind, flags, stream, .. }) => {
+                let ends = flags & END_STREAM != 0;
+                let opens = kind == HEADERS && stream > *newest;
+                cost = cost.saturating_add(match kind {
+                    DATA if flags & PADDED == 0 && (ends || length > TINY) => 0,
+                    HEADERS if opens => 0,
+                    RST_STREAM => RESET,
+                    _ => 1,
+                });
+                *trailers = None;
+                if opens {
+                    *newest = stream;
+                } else if kind == HEADERS {
+                    *trailers = Some(Vec::new());
+                    if flags & (PADDED | PRIORITY) != 0 || flags & END_HEADERS == 0 || length > TRAILERS {
+                        fault = Some(Fault::Trailers);
+                    }
+                }
+                if matches!(kind, HEADERS | CONTINUATION) {
+                    *in_head = flags & END_HEADERS == 0;
+                    *heads += u64::from(!*in_head);
+                }
+            }
+            Piece::Rest(piece, last) => {
+                let Some(block) = trailers else { return };
+                block.extend_from_slice(piece);
+                if last && !are_trailers(block).unwrap_or(false) {
+                    fault = Some(Fault::Trailers);
+                }
             }
         });
-        self.heads += heads;
-        self.in_head = in_head;
-        self.spend(cost)
+        self.spend(cost)?;
+        fault.map_or(Ok(()), Err)
     }
 
     /// These bytes go out.
     ///
     /// # Errors
     /// More streams had to be reset than the connection may spend.
-    pub(super) fn written(&mut self, bytes: &[u8]) -> Result<(), Flood> {
+    pub(super) fn written(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let (mut cost, mut gain) = (0u32, 0u32);
-        self.outgoing.read(bytes, |frame| match frame.kind {
-            DATA | HEADERS => gain += ANSWER + frame.length / 1024,
+        self.outgoing.read(bytes, |piece| match piece {
+            Piece::Head(Frame { kind: DATA | HEADERS, length, .. }) => gain += ANSWER + length / 1024,
             // Resets that say that nothing is wrong end the body of a request that was answered before it was whole.
-            RST_STREAM if frame.reason != 0 => cost += RESET,
+            Piece::Head(Frame { kind: RST_STREAM, reason, .. }) if reason != 0 => cost += RESET,
             _ => {}
         });
         self.left = self.left.saturating_add(gain).min(BURST);
         self.spend(cost)
     }
 
-    fn spend(&mut self, cost: u32) -> Result<(), Flood> {
+    fn spend(&mut self, cost: u32) -> Result<(), Fault> {
         if cost > self.left {
-            let gained =
-                self.since.elapsed().min(Duration::from_secs(60)).as_millis() * u128::from(PER_SECOND) / 1000;
+            let elapsed = self.since.elapsed().min(Duration::from_secs(60));
+            let gained = elapsed.as_millis() * u128::from(PER_SECOND) / 1000;
             self.left = self.left.saturating_add(u32::try_from(gained).unwrap_or(BURST)).min(BURST);
             self.since = Instant::now();
         }
-        self.left = self.left.checked_sub(cost).ok_or(Flood)?;
+        self.left = self.left.checked_sub(cost).ok_or(Fault::Flood)?;
         Ok(())
     }
+}
+
+/// Whether no name in a block of fields (RFC 7541 §6) begins with a colon; `None`: it is no block. The library drops such
+/// fields from trailers, where they make a request malformed. What refers to fields of earlier blocks could be any.
+fn are_trailers(mut block: &[u8]) -> Option<bool> {
+    /// The last field of the static table whose name begins with a colon, and the last of all.
+    const PSEUDO: usize = 14;
+    const STATIC: usize = 61;
+    while let Some(first) = block.first() {
+        let (bits, literal) = match first {
+            0x80.. => (7, false),
+            0x40.. => (6, true),
+            0x20.. => {
+                integer(&mut block, 5)?;
+                continue;
+            }
+            _ => (4, true),
+        };
+        let index = integer(&mut block, bits)?;
+        if literal && index == 0 {
+            let name = string(&mut block)?;
+            // A colon, or its seven bits in Huffman's code.
+            if matches!(name, (false, [b':', ..]) | (true, [0xb8 | 0xb9, ..])) {
+                return Some(false);
+            }
+        } else if index <= PSEUDO || index > STATIC {
+            return Some(false);
+        }
+        if literal {
+            string(&mut block)?;
+        }
+    }
+    Some(true)
+}
+
+/// §5.1, as long as it is worth reading.
+fn integer(block: &mut &[u8], bits: u8) -> Option<usize> {
+    let most = (1usize << bits) - 1;
+    let (first, rest) = block.split_first()?;
+    *block = rest;
+    let mut value = usize::from(*first) & most;
+    if value < most {
+        return Some(value);
+    }
+    for shift in [0, 7, 14] {
+        let (next, rest) = block.split_first()?;
+        *block = rest;
+        value += usize::from(next & 0x7f) << shift;
+        if next & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// §5.2: whether it is in Huffman's code, and its bytes.
+fn string<'a>(block: &mut &'a [u8]) -> Option<(bool, &'a [u8])> {
+    let coded = block.first()? & 0x80 != 0;
+    let length = integer(block, 7)?;
+    let (string, rest) = block.split_at_checked(length)?;
+    *block = rest;
+    Some((coded, string))
 }
 
 #[cfg(test)]
@@ -196,9 +309,14 @@ mod tests {
             (reset.clone(), 64),
             (frame(0, 0, &[b'x'; 100]), 1000),
             (frame(0, END_STREAM, &[]), 1000),
-            (frame(1, 5, b"head"), 1000),
         ] {
             assert_eq!(taken(&frame, &[]), most, "{frame:?}");
+        }
+        let mut counts = Counts::new();
+        for stream in 1..1000u32 {
+            let mut open = frame(1, 5, b"head");
+            open[5..9].copy_from_slice(&stream.to_be_bytes());
+            assert_eq!(counts.read(&open), Ok(()), "what they cost is counted by what becomes of them");
         }
         let answer = frame(1, 4, b"head");
         for frame in [[ping.clone(), ping].concat(), reset.clone()] {
@@ -216,7 +334,7 @@ mod tests {
             assert_eq!(counts.read(&ping.repeat(256)), Ok(()));
             crate::time::sleep(Duration::from_secs(8)).await;
         }
-        assert_eq!(counts.read(&ping.repeat(257)), Err(Flood));
+        assert_eq!(counts.read(&ping.repeat(257)), Err(Fault::Flood));
     }
 
     #[tokio::test(start_paused = true)]
@@ -228,7 +346,7 @@ mod tests {
             frame(9, END_HEADERS, b"ends"),
             frame(0, 0, &[6; 500]),
             frame(3, 0, &[0, 0, 0, 8]),
-            frame(1, 5, b"whole"),
+            frame(1, 5, b"\0\x01x\x01y"),
         ]
         .concat();
         for size in [1, 2, 5, 9, 13, 1000] {
@@ -236,10 +354,48 @@ mod tests {
             for piece in all.chunks(size) {
                 counts.read(piece).expect("few");
             }
-            assert_eq!((counts.heads(), counts.is_in_head(), counts.left), (2, false, BURST - 1 - 2 - RESET));
+            assert_eq!(
+                (counts.heads(), counts.is_in_head(), counts.left),
+                (2, false, BURST - 1 - 2 - RESET - 1)
+            );
         }
         let mut counts = Counts::new();
         counts.read(&frame(1, 1, b"begins")[..10]).expect("few");
         assert!(counts.is_in_head());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trailers_hold_nothing_that_belongs_in_a_head() {
+        for (block, taken) in [
+            (&b""[..], true),
+            (b"\0\x03x-a\x01b", true),
+            (b"\x20\x40\x03x-a\x01b\x10\x03x-c\0", true),
+            // `accept-charset` and `age`, from the static table.
+            (b"\x0f\0\x01b\x0f\x06\x01b\x8f", true),
+            (b"\0\x05:path\x01/", false),
+            (b"\0\x03x-a\x01b\x40\x05:path\x01/", false),
+            // `:path` in Huffman's code, `:method: GET`, and `:path` by its index.
+            (b"\0\x84\xb9\x58\xd3\x3f\x01/", false),
+            (b"\x82", false),
+            (b"\x04\x01/", false),
+            (b"\x44\x01/", false),
+            // What an earlier block has put in the table.
+            (b"\xbe", false),
+            (b"\x7e\x01/", false),
+            // No block.
+            (b"\x80", false),
+            (b"\0\x05x", false),
+            (b"\0\x7f\xff\xff\xff\xff", false),
+        ] {
+            let all = [frame(1, 4, b"opens"), frame(1, 5, block)].concat();
+            for size in [1, 3, 1000] {
+                let mut counts = Counts::new();
+                let fault = all.chunks(size).find_map(|piece| counts.read(piece).err());
+                assert_eq!(fault, (!taken).then_some(Fault::Trailers), "{block:x?} in pieces of {size}");
+            }
+        }
+        let mut counts = Counts::new();
+        let padded = [frame(1, 4, b"opens"), frame(1, 5 | PADDED, b"\x01\0\x01a\x01b\0")].concat();
+        assert_eq!(counts.read(&padded), Err(Fault::Trailers), "nor is it looked for in padding");
     }
 }

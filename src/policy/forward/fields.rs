@@ -28,7 +28,10 @@ const DROPPED: [HeaderName; 15] = [
     PROXY_STATUS,
 ];
 
-/// Whether the answer has a status of HTTP's, and tells the length of its body once and plainly, or not at all: where a
+/// Bytes of an answer's fields; few callers take as many.
+const LONGEST: usize = 128 * 1024;
+
+/// Whether the answer has a status of HTTP's and a head of bearable size, and tells the length of its body once and plainly, or not at all: where a
 /// body ends decides what the next answer is.
 pub(super) fn is_framed_plainly(head: &response::Parts) -> bool {
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
@@ -44,7 +47,8 @@ pub(super) fn is_framed_plainly(head: &response::Parts) -> bool {
         (Some(_), _) => return false,
     };
     let old = head.version < Version::HTTP_11;
-    head.status.as_u16() < 600 && !(coded && (told || old))
+    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    head.status.as_u16() < 600 && !(coded && (told || old)) && bytes <= LONGEST
 }
 
 /// Takes out what belongs to the connection, to the upstream's host, or to our key.
