@@ -16,6 +16,10 @@ use crate::exchange::Exchange;
 use crate::rejection::Rejection;
 use crate::time::{Instant, sleep_until};
 
+/// The layers inside keep to the deadline by themselves and know what was late, the caller's body or upstream: they have
+/// so long to say it.
+const GRACE: Duration = Duration::from_millis(50);
+
 /// Gives each request a deadline.
 #[derive(Debug, Clone, Copy)]
 pub struct DeadlineLayer {
@@ -60,7 +64,7 @@ where
         // Observe put the moment of arrival here.
         let deadline = exchange.deadline + self.timeout;
         exchange.deadline = deadline;
-        Due { future: self.inner.call(exchange), deadline, timer: None }
+        Due { future: self.inner.call(exchange), deadline: deadline + GRACE, timer: None }
     }
 }
 
@@ -123,6 +127,6 @@ mod tests {
         assert_eq!(ask(Duration::from_secs(19)).await, Ok(start + Duration::from_secs(20)));
         let late = Instant::now();
         assert_eq!(ask(Duration::from_secs(21)).await, Err(Rejection::DeadlineExceeded));
-        assert_eq!(late.elapsed(), Duration::from_secs(20));
+        assert_eq!(late.elapsed(), Duration::from_secs(20) + GRACE);
     }
 }

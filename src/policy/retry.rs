@@ -17,7 +17,7 @@ use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span};
 
-use crate::body::{RequestBody, ResponseBody, UploadFault};
+use crate::body::{Inbound, RequestBody, ResponseBody, UploadFault};
 use crate::config::Retry as Config;
 use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection, UpstreamFault};
@@ -198,31 +198,31 @@ fn copy(exchange: &Exchange<Permitted>) -> (Exchange<Permitted>, Option<RequestB
 /// Reads a short body whole, so that it can be sent again, and so that one that is not framed as it should be reaches
 /// nobody; any other streams.
 async fn hold(request: Request<RequestBody>, deadline: Instant) -> Result<Request<RequestBody>, Rejection> {
-    let (head, mut body) = request.into_parts();
-    match &body {
+    let (head, body) = request.into_parts();
+    let body = match body {
         RequestBody::Streaming(inbound) if inbound.exact_len().is_none_or(|length| length <= HELD as u64) => {
+            timeout_at(deadline, read(inbound)).await.unwrap_or(Err(Rejection::RequestTimeout))?
         }
-        RequestBody::Streaming(_) | RequestBody::Empty | RequestBody::Held(_) => {
-            return Ok(Request::from_parts(head, body));
-        }
-    }
+        body => body,
+    };
+    Ok(Request::from_parts(head, body))
+}
+
+async fn read(inbound: Box<Inbound>) -> Result<RequestBody, Rejection> {
+    let mut body = RequestBody::Streaming(inbound);
     let mut held = BytesMut::new();
     while held.len() <= HELD {
-        match timeout_at(deadline, body.frame()).await {
-            Ok(Some(Ok(frame))) => held.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            Ok(Some(Err(error))) => return Err(UploadFault::of(&error).into()),
-            Ok(None) => {
-                let held = held.freeze();
-                let body = if held.is_empty() { RequestBody::Empty } else { RequestBody::Held(held) };
-                return Ok(Request::from_parts(head, body));
-            }
-            Err(_) => return Err(Rejection::RequestTimeout),
+        match body.frame().await {
+            Some(Ok(frame)) => held.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            Some(Err(error)) => return Err(UploadFault::of(&error).into()),
+            None if held.is_empty() => return Ok(RequestBody::Empty),
+            None => return Ok(RequestBody::Held(held.freeze())),
         }
     }
-    if let RequestBody::Streaming(inbound) = body {
-        body = RequestBody::Streaming(inbound.preceded_by(held.freeze()));
-    }
-    Ok(Request::from_parts(head, body))
+    Ok(match body {
+        RequestBody::Streaming(inbound) => RequestBody::Streaming(inbound.preceded_by(held.freeze())),
+        body => body,
+    })
 }
 
 #[cfg(test)]

@@ -18,3 +18,4 @@ mod answers;
 mod floods;
 mod http2;
 mod requests;
+mod slow;
