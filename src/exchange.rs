@@ -345,7 +345,7 @@ struct Notes {
     rejection: Option<Rejection>,
     attempts: u32,
     broken: Option<&'static str>,
-    place: Option<OwnedSemaphorePermit>,
+    place: [Option<OwnedSemaphorePermit>; 2],
 }
 
 impl Journal {
@@ -416,14 +416,14 @@ impl Journal {
     }
 
     /// Keeps an in-flight place until the response has been sent.
-    pub fn hold(&self, place: OwnedSemaphorePermit) {
-        self.notes(|notes| notes.place = Some(place));
+    pub fn hold(&self, place: [Option<OwnedSemaphorePermit>; 2]) {
+        self.notes(|notes| notes.place = place);
     }
 
     /// Gives the in-flight place back: what is left to send is a refusal of a few hundred bytes, and a caller that does
     /// not read it must not keep others out.
     pub fn release(&self) {
-        self.notes(|notes| notes.place = None);
+        self.notes(|notes| notes.place = [None, None]);
     }
 
     /// Notes why the body ended early, after its head had been sent.

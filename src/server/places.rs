@@ -5,25 +5,49 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-/// So many places.
+use crate::policy::admit;
+
+/// Places in all, and those of them that requests with a body may have.
 pub(super) struct Places {
-    free: Arc<Semaphore>,
-    size: Mutex<usize>,
+    all: Bounded,
+    with_body: Bounded,
 }
 
 impl Places {
     pub(super) fn new(size: usize) -> Self {
+        Self { all: Bounded::new(size), with_body: Bounded::new(admit::Places::with_body(size)) }
+    }
+
+    /// Those that are free.
+    pub(super) fn free(&self) -> admit::Places {
+        admit::Places::of(self.all.free(), self.with_body.free())
+    }
+
+    /// So many from now on.
+    pub(super) fn resize(&self, size: usize) {
+        self.all.resize(size);
+        self.with_body.resize(admit::Places::with_body(size));
+    }
+}
+
+/// So many places.
+struct Bounded {
+    free: Arc<Semaphore>,
+    size: Mutex<usize>,
+}
+
+impl Bounded {
+    fn new(size: usize) -> Self {
         let size = size.min(Semaphore::MAX_PERMITS);
         Self { free: Arc::new(Semaphore::new(size)), size: Mutex::new(size) }
     }
 
-    /// Those that are free.
-    pub(super) fn free(&self) -> Arc<Semaphore> {
+    fn free(&self) -> Arc<Semaphore> {
         self.free.clone()
     }
 
-    /// So many from now on. Whoever has a place keeps it; what is too many is taken away as it becomes free.
-    pub(super) fn resize(&self, size: usize) {
+    /// Whoever has a place keeps it; what is too many is taken away as it becomes free.
+    fn resize(&self, size: usize) {
         let size = size.min(Semaphore::MAX_PERMITS);
         let before = std::mem::replace(&mut *self.size.lock().unwrap_or_else(PoisonError::into_inner), size);
         if size >= before {
@@ -48,7 +72,7 @@ mod tests {
 
     #[tokio::test]
     async fn places_that_are_taken_away_stay_with_whoever_has_them() {
-        let places = Places::new(3);
+        let places = Bounded::new(3);
         let free = places.free();
         let mut held: Vec<_> = (0..3).map(|_| free.clone().try_acquire_owned().expect("a place")).collect();
         places.resize(1);
