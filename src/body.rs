@@ -353,7 +353,8 @@ pub enum Arriving {
 }
 
 impl Arriving {
-    fn is_end_stream(&self) -> bool {
+    /// Whether nothing is to come.
+    pub fn is_end_stream(&self) -> bool {
         match self {
             Self::Wire(body) => body.is_end_stream(),
             Self::Held(body) => body.is_end_stream(),

@@ -216,6 +216,10 @@ pub struct DroppedCredential;
 #[derive(Debug, Clone, Copy)]
 pub struct HadCookie;
 
+/// Only the end of upstream's connection tells where the answer ends, as it would if upstream had died: it is not kept.
+#[derive(Debug, Clone, Copy)]
+pub struct EndUntold;
+
 /// When the attempt that brought an answer was sent.
 #[derive(Debug, Clone, Copy)]
 pub struct SentAt(pub Timestamp);

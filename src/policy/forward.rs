@@ -21,7 +21,7 @@ use http_body_util::BodyExt;
 use tower::{Layer, Service};
 
 use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBody, Upload};
-use crate::exchange::{Armed, Delivery, Exchange, Failure, HadCookie, Journal, SentAt};
+use crate::exchange::{Armed, Delivery, EndUntold, Exchange, Failure, HadCookie, Journal, SentAt};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::UpstreamFailure;
@@ -296,11 +296,16 @@ impl Shared {
         if coded {
             return Err(possible(Rejection::Upstream(UpstreamFault::UnexpectedCoding)));
         }
+        let end_untold =
+            matches!(body, Arriving::Wire(_)) && !body.is_end_stream() && fields::is_end_untold(&head);
         // Made anew: the version is of upstream's connection, and its extensions hold its own reason phrase.
         let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
         response.extensions_mut().insert(SentAt(call.sent));
+        if end_untold {
+            response.extensions_mut().insert(EndUntold);
+        }
         if response.headers().contains_key(SET_COOKIE) {
             response.extensions_mut().insert(HadCookie);
         }

@@ -227,7 +227,9 @@ async fn what_is_wrong_with_an_answer_is_never_passed_on_as_right() {
                 probe(&mut client, name).await;
             }
             probe(&mut RawClient::connect(proxy.address).await, name).await;
-            if !matches!(came, Whole(200, _)) {
+            // Where only the end of the connection told the end of the answer, it may be a part, too.
+            let told = bytes.contains("content-length") || bytes.contains("transfer-encoding");
+            if !matches!(came, Whole(200, _)) || !told {
                 upstream.says(Script::keep(answer_again()));
                 let mut client = RawClient::connect(proxy.address).await;
                 let again =

@@ -268,6 +268,11 @@ fn heads() -> Vec<Case> {
             &[Refused(&[417])],
         ),
         (
+            "100-continue with a body",
+            "POST /provider-deployments HTTP/1.1\r\n<K>expect: 100-continue\r\ncontent-length: 5\r\n\r\nhello",
+            &[Forwarded("POST /provider-deployments", "hello")],
+        ),
+        (
             "100-continue of what is refused",
             "POST /agents HTTP/1.1\r\n<K>expect: 100-continue\r\ncontent-length: 5\r\n\r\n",
             &[Refused(&[403])],

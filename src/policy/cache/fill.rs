@@ -22,7 +22,7 @@ use super::made::{self, Extras};
 use crate::body::{BodyError, ResponseBody};
 use crate::domain::freshness::{self, Freshness};
 use crate::domain::page_key::PageKey;
-use crate::exchange::{Exchange, HadCookie, Journal, Permitted, SentAt};
+use crate::exchange::{EndUntold, Exchange, HadCookie, Journal, Permitted, SentAt};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::store::limits::LimitStore;
 use crate::store::pages::{Entry, Page, PageStore};
@@ -333,7 +333,8 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
         let sent = sent_at(&response);
         let own_cookie = response.extensions().get::<HadCookie>().is_some();
         let own = self.wanted.credential && ttl.is_zero() && !freshness::is_shared(response.headers());
-        let unkept = own_cookie || own || self.shared.forbids(request);
+        let may_be_cut = response.extensions().get::<EndUntold>().is_some();
+        let unkept = own_cookie || own || may_be_cut || self.shared.forbids(request);
         let freshness = match unkept {
             true => None,
             false => Freshness::of(response.status(), response.headers(), ttl, unix_now()),

@@ -51,6 +51,12 @@ pub(super) fn is_framed_plainly(head: &response::Parts) -> bool {
     head.status.as_u16() < 600 && !(coded && (told || old)) && bytes <= LONGEST
 }
 
+/// Whether only the end of the connection tells where the body ends (RFC 9112 §6.3); HTTP/2 tells it by itself.
+pub(super) fn is_end_untold(head: &response::Parts) -> bool {
+    let told = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
+    !told && head.version < Version::HTTP_2
+}
+
 /// Takes out what belongs to the connection, to the upstream's host, or to our key.
 pub(super) fn clean(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
