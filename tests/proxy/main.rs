@@ -6,10 +6,16 @@
 mod certificates;
 #[path = "../support/client.rs"]
 mod client;
+#[path = "../support/h2_client.rs"]
+mod h2_client;
 #[path = "../support/harness.rs"]
 mod harness;
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/raw_client.rs"]
+mod raw_client;
+#[path = "../support/raw_upstream.rs"]
+mod raw_upstream;
 #[path = "../support/signals.rs"]
 mod signals;
 
@@ -21,6 +27,7 @@ mod commands;
 mod cors;
 mod explain;
 mod guard;
+mod hostile;
 mod lifecycle;
 mod protocol;
 mod proxy_protocol;

@@ -170,10 +170,9 @@ impl H2Client {
                 DATA if stream == wanted => body.extend_from_slice(&payload),
                 _ => continue,
             }
-            if let (Some(status), true, true) = (status, stream == wanted, flags & END_STREAM != 0) {
-                if matches!(kind, HEADERS | DATA) {
-                    return Came::Answer { status, body: text(&body), whole: true };
-                }
+            let ends = matches!(kind, HEADERS | DATA) && stream == wanted && flags & END_STREAM != 0;
+            if let Some(status) = status.filter(|_| ends) {
+                return Came::Answer { status, body: text(&body), whole: true };
             }
         }
     }

@@ -28,10 +28,6 @@ impl Script {
     pub(crate) fn keep(text: impl AsRef<[u8]>) -> Self {
         Self { bytes: text.as_ref().to_vec(), then: Then::Keep }
     }
-
-    pub(crate) fn close(text: impl AsRef<[u8]>) -> Self {
-        Self { bytes: text.as_ref().to_vec(), then: Then::Close }
-    }
 }
 
 /// One request as it came: head and body, framed as the head says.

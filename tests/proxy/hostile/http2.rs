@@ -18,6 +18,8 @@ enum May {
 }
 use May::{Forwarded, Refused, Reset};
 
+/// Frames of one stream, behind its head.
+type Frames = Vec<Vec<u8>>;
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A request: `method`, and these fields instead of or behind those that it has; one without a value is left out.
@@ -154,8 +156,8 @@ fn heads() -> Vec<(&'static str, Fields, &'static [May])> {
     ]
 }
 
-/// Each stands for the frames of one stream, behind a head that opens a POST with these fields.
-fn bodies() -> Vec<(&'static str, Fields, Vec<Vec<u8>>, &'static [May])> {
+/// Each is a head that opens a POST, and what follows it.
+fn bodies() -> Vec<(&'static str, Fields, Frames, &'static [May])> {
     const FINE: &[May] = &[Forwarded("POST /provider-deployments", "hello")];
     let post = |changes: &[(&str, &str)]| fields("POST", "/provider-deployments", changes);
     let data = |flags: u8, text: &str| frame(DATA, flags, 0, text.as_bytes());
