@@ -99,7 +99,7 @@ fn every_key_is_described_by_its_comment_in_the_reference() {
     assert_eq!(note("server.workers"), Some(("threads; 0: one per core", Some(0.into()))));
     let shown = schema();
     let limit = &shown["properties"]["server"]["properties"]["max_in_flight"];
-    assert_eq!(limit["description"], "requests at once");
+    assert_eq!(limit["description"], "requests at once; with a body three quarters of them");
     assert_eq!(limit["examples"], serde_json::json!([4096]));
     let text = shown.to_string();
     assert!(!text.contains("\"default\":null"), "{text}");
