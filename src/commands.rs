@@ -11,17 +11,20 @@ use metorial_proxy::config::{self, Fault, Loaded, Sources, Variables};
 use metorial_proxy::telemetry::logging::{self, LogGuard};
 
 mod check;
+mod completions;
 mod demo;
+mod examples;
 mod explain;
 mod health;
 mod mock;
 mod run;
 mod schema;
 mod signals;
+mod told;
 
 /// A reverse proxy for the Metorial API: it holds the secret key, so that frontends hold only publishable ones.
 #[derive(Debug, Parser)]
-#[command(name = "metorial-proxy", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+#[command(name = "metorial-proxy", version, args_conflicts_with_subcommands = true, after_help = examples::ALL)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -29,35 +32,40 @@ pub(crate) struct Cli {
     config: ConfigFile,
 }
 
-const EXAMPLES: &str = "\
-Examples:
-  metorial-proxy demo                                    everything on this machine, no key needed
-  METORIAL_SECRET_KEY=metorial_sk_… METORIAL_PUBLISHABLE_KEYS=metorial_pk_… metorial-proxy
-  metorial-proxy run --config /etc/metorial-proxy.toml
-  metorial-proxy check --config /etc/metorial-proxy.toml
-  metorial-proxy explain --key metorial_pk_… GET '/provider-deployments?limit=2'
-  metorial-proxy mock --listen 127.0.0.1:4010 --limit 100/600s";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy (the default); without a file, environment variables alone configure it
+    #[command(after_help = examples::RUN)]
     Run(ConfigFile),
     /// Check the configuration; print every error at once with its key path and cure
+    #[command(after_help = examples::CHECK)]
     Check(ConfigFile),
     /// Say what would happen to a request, and why; nothing is sent
+    #[command(after_help = examples::EXPLAIN)]
     Explain(explain::Options),
     /// Print the JSON schema of the configuration file
+    #[command(after_help = examples::SCHEMA)]
     Schema,
     /// Ask /readyz of a running proxy; exit 0 when it is ready, else 1
+    #[command(after_help = examples::HEALTH)]
     Health {
         /// Its admin address [default: METORIAL_PROXY_ADMIN, else 127.0.0.1:9090]
         #[arg(long, value_name = "ADDR")]
         admin: Option<SocketAddr>,
     },
     /// Run a stand-in Metorial API: the real one's shapes, limits and errors
+    #[command(after_help = examples::MOCK)]
     Mock(mock::Options),
     /// Run stand-in API, proxy and admin port in one process; no key and no network needed
+    #[command(after_help = examples::DEMO)]
     Demo(demo::Options),
+    /// Print a script that completes commands and options in a shell
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        #[arg(value_name = "SHELL", hide_possible_values = true)]
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +86,7 @@ impl Cli {
             Some(Command::Health { admin }) => health::run(admin),
             Some(Command::Mock(options)) => mock::run(options),
             Some(Command::Demo(options)) => demo::run(&options),
+            Some(Command::Completions { shell }) => completions::run(shell),
         }
     }
 }
@@ -93,16 +102,14 @@ fn load(file: Option<&std::path::Path>) -> Result<Loaded, ExitCode> {
     config::load(&Sources { file, env: &variables() }).map_err(|faults| refuse(&faults))
 }
 
-/// One line per fault on stderr.
+/// One line per fault on stderr, and below it the line of the file that it is about.
 fn refuse(faults: &[Fault]) -> ExitCode {
     let count = match faults.len() {
         1 => "1 error in the configuration".to_owned(),
         count => format!("{count} errors in the configuration"),
     };
     say(&format!("metorial-proxy: {count}"));
-    for fault in faults {
-        say(&format!("  {fault}"));
-    }
+    faults.iter().for_each(|fault| say(&told::error(fault)));
     ExitCode::from(REFUSED)
 }
 
@@ -123,14 +130,14 @@ fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
     built.map_err(|error| refuse_one(&format!("no runtime: {error}")))
 }
 
-/// To stderr. Where nobody reads it there is nobody to tell.
+/// To stderr, in colours where it is a terminal that wants them (`NO_COLOR`). Where nobody reads it there is nobody to tell.
 fn say(line: &str) {
-    writeln!(std::io::stderr().lock(), "{line}").ok();
+    writeln!(anstream::stderr().lock(), "{line}").ok();
 }
 
-/// To stdout.
+/// To stdout, likewise.
 fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     write!(out, "{text}").and_then(|()| out.flush()).ok();
 }
 

@@ -18,6 +18,7 @@ use crate::domain::quota::Quota;
 
 mod compile;
 mod env;
+mod excerpt;
 mod fault;
 mod later;
 mod load;
@@ -27,6 +28,7 @@ mod schema;
 mod secret;
 mod value;
 
+pub use excerpt::Excerpt;
 pub use fault::Fault;
 pub use load::{Loaded, Sources, Variables, load, read};
 pub use schema::schema;

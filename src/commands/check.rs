@@ -7,7 +7,7 @@ use metorial_proxy::config::{Config, Loaded};
 use metorial_proxy::server::Server;
 use metorial_proxy::telemetry::logging;
 
-use super::{REFUSED, load, print, refuse_one, say};
+use super::{REFUSED, load, print, refuse_one, say, told};
 
 pub(super) fn run(file: Option<&Path>) -> ExitCode {
     let Loaded { config, warnings, .. } = match load(file) {
@@ -23,7 +23,7 @@ pub(super) fn run(file: Option<&Path>) -> ExitCode {
         return ExitCode::from(REFUSED);
     }
     for warning in &warnings {
-        print(&format!("warning: {warning}\n"));
+        print(&format!("{}\n", told::warning(warning)));
     }
     print(&summary(&config));
     ExitCode::SUCCESS

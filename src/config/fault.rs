@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::excerpt::Excerpt;
+
 /// One thing that is wrong, or worth a warning. Never holds the value of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -11,12 +13,19 @@ pub struct Fault {
     pub message: String,
     /// What to do.
     pub cure: String,
+    /// The line it stands in, where it stands in a file that could be read.
+    pub excerpt: Option<Excerpt>,
 }
 
 impl Fault {
     pub(super) fn new(path: impl Into<String>, wrong: Wrong) -> Self {
         // A key can stand where none belongs: as a name, as a file's path.
-        Self { path: redact(&path.into()), message: redact(&wrong.message), cure: redact(&wrong.cure) }
+        Self {
+            path: redact(&path.into()),
+            message: redact(&wrong.message),
+            cure: redact(&wrong.cure),
+            excerpt: None,
+        }
     }
 }
 
@@ -48,7 +57,7 @@ impl Wrong {
 }
 
 /// Cuts whatever looks like a Metorial key down to its prefix: `metorial_sk_…`.
-fn redact(text: &str) -> String {
+pub(super) fn redact(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("metorial_") {

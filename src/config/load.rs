@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use super::excerpt::Source;
 use super::fault::{Fault, Wrong};
 use super::reader::{Context, Reader};
 use super::value::{Field, Value};
@@ -54,11 +55,15 @@ pub fn read(sources: &Sources<'_>) -> (Result<Loaded, Vec<Fault>>, Vec<PathBuf>)
         errors: Vec::new(),
         warnings: Vec::new(),
     };
-    let mut table = match file {
-        Some(path) => match read_table(path) {
-            Ok(table) => table,
-            Err(faults) => return (Err(faults), context.files),
-        },
+    let text = match file.map(read_text).transpose() {
+        Ok(text) => text,
+        Err(faults) => return (Err(faults), context.files),
+    };
+    let parsed =
+        text.as_ref().map(|(name, text)| text.parse().map_err(|error| syntax_fault(name, text, &error)));
+    let mut table = match parsed {
+        Some(Ok(table)) => table,
+        Some(Err(fault)) => return (Err(vec![fault]), context.files),
         None => toml::Table::new(),
     };
     let overlay = env::overlay(&mut table, sources.env, file.is_some());
@@ -74,7 +79,10 @@ pub fn read(sources: &Sources<'_>) -> (Result<Loaded, Vec<Fault>>, Vec<PathBuf>)
     };
 
     let Context { read, mut files, errors, warnings, .. } = context;
-    let (errors, warnings) = overlay.finish(sources.env, &read, errors, warnings);
+    let (mut errors, mut warnings) = overlay.finish(sources.env, &read, errors, warnings);
+    if let Some(source) = text.as_ref().and_then(|(name, text)| Source::parse(name, text)) {
+        errors.iter_mut().chain(&mut warnings).for_each(|fault| fault.excerpt = source.excerpt(fault));
+    }
     if let Some(config) = &config {
         let tls = config.server.tls.iter().flat_map(|tls| [&tls.certificate, &tls.private_key]);
         files.extend(tls.chain(&config.upstream.ca_certificate).cloned());
@@ -86,10 +94,13 @@ pub fn read(sources: &Sources<'_>) -> (Result<Loaded, Vec<Fault>>, Vec<PathBuf>)
     (result, files)
 }
 
-fn read_table(path: &Path) -> Result<toml::Table, Vec<Fault>> {
+/// A file's name and what stands in it.
+fn read_text(path: &Path) -> Result<(String, String), Vec<Fault>> {
     let name = path.display().to_string();
-    let text = secret::read_file(path, LONGEST).map_err(|wrong| vec![Fault::new(&name, wrong)])?;
-    text.parse().map_err(|error| vec![syntax_fault(&name, &text, &error)])
+    match secret::read_file(path, LONGEST) {
+        Ok(text) => Ok((name, text)),
+        Err(wrong) => Err(vec![Fault::new(name, wrong)]),
+    }
 }
 
 /// Place and message of a syntax error, without the line it is in: a secret may stand there.

@@ -36,4 +36,5 @@ mod rolling;
 mod rotation;
 mod rules;
 mod service;
+mod terminal;
 mod upstream;
