@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
 use http::header::HeaderName;
 use http::uri::{Authority, Scheme};
 use ipnet::IpNet;
@@ -20,7 +21,6 @@ mod compile;
 mod env;
 mod excerpt;
 mod fault;
-mod later;
 mod load;
 mod raw;
 mod reader;
@@ -171,6 +171,15 @@ pub struct Upstream {
     pub retry: Retry,
 }
 
+impl Upstream {
+    /// The host (an IPv6 address without its brackets) and the port, also where none is given.
+    pub fn host_and_port(&self) -> (&str, u16) {
+        let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
+        let usual = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
+        (host, self.authority.port_u16().unwrap_or(usual))
+    }
+}
+
 /// `http2 = "auto"`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Http2 {
@@ -295,6 +304,17 @@ pub struct Telemetry {
     pub log: String,
     /// One line per request.
     pub access_log: bool,
+    /// Where traces go.
+    pub otlp: Option<Otlp>,
+}
+
+/// `otlp` and `otlp_sample`
+#[derive(Debug, Clone)]
+pub struct Otlp {
+    /// The collector's address for traces.
+    pub endpoint: Uri,
+    /// The share of traces that begin here which is recorded, 0 to 1.
+    pub sample: f64,
 }
 
 #[cfg(test)]

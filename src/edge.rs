@@ -9,6 +9,7 @@ pub mod deadlines;
 pub mod in_force;
 pub mod listener;
 pub mod notify;
+pub mod otlp;
 pub mod proof;
 mod proxy_protocol;
 pub mod redis;

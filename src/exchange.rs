@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request};
+use opentelemetry::trace::SpanContext;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::body::RequestBody;
@@ -340,6 +341,8 @@ pub struct Journal {
     pub refusing_rule: OnceLock<String>,
     /// What a shadow rule would have refused.
     pub shadow: OnceLock<ShadowRefusal>,
+    /// The request's span, where traces are made.
+    pub trace: OnceLock<Box<SpanContext>>,
     notes: Mutex<Notes>,
 }
 
@@ -367,8 +370,15 @@ impl Journal {
             changed: Notify::new(),
             refusing_rule: OnceLock::new(),
             shadow: OnceLock::new(),
+            trace: OnceLock::new(),
             notes: Mutex::default(),
         }
+    }
+
+    /// Another one, under the same id and within the same trace.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { trace: self.trace.clone(), ..Self::new(self.request_id.clone()) }
     }
 
     /// Another attempt begins: nothing of it has been written yet.

@@ -23,7 +23,7 @@ use crate::edge::activation::{self, Passed};
 use crate::edge::notify::{self, Beat};
 use crate::edge::state_file::{self, Past};
 use crate::edge::worker::Worker;
-use crate::edge::{admin, listener};
+use crate::edge::{admin, listener, otlp};
 use crate::store::limits::{Limits, SpentBudget};
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, sleep, timeout_at};
@@ -117,7 +117,9 @@ impl Server {
         let lock = config.store.state_file.as_deref().map(state_file::lock).transpose();
         let lock = lock.map_err(|message| StartError::new("store.state_file", message))?;
         let past = config.store.state_file.as_deref().map(past).unwrap_or_default();
-        let lasting = Lasting::new(config, metrics.clone(), past, links.as_ref());
+        let traces = config.telemetry.otlp.as_ref().map(otlp::traces).transpose();
+        let traces = traces.map_err(|error| StartError::new("telemetry.otlp", error))?.map(Arc::new);
+        let lasting = Lasting::new(config, metrics.clone(), past, links.as_ref(), traces);
         let engine = Arc::new(Engine::new(config, lasting, prepared)?);
         let workers = config.server.workers.max(1);
         // Everything is bound before anything is served: a half-started proxy would be worse than none.
@@ -294,6 +296,7 @@ impl Server {
             // Here and not in a task, which a deadline could cut.
             told(path, state_file::write(path, &spent(&self.engine.lasting), true));
         }
+        self.view.flush(due.saturating_duration_since(Instant::now())).await;
         cut
     }
 }

@@ -10,7 +10,7 @@ use super::fault::{Wrong, nearest};
 use super::raw;
 use super::reader::Reader;
 use super::value::{Field, Section};
-use super::{Config, Telemetry};
+use super::{Config, Otlp, Telemetry};
 
 mod access;
 mod budget;
@@ -58,10 +58,22 @@ fn telemetry_of(mut at: Reader<'_, '_>, raw: raw::Telemetry) -> Telemetry {
             "write a level (error, warn, info, debug, trace) or a filter such as \"info,metorial_proxy=debug\"",
         )),
     };
+    let sample = at.share("otlp_sample", raw.otlp_sample, 1.0);
+    let endpoint = |url: String| upstream::endpoint(&url, "http://127.0.0.1:4318").and_then(collector);
+    let endpoint = at.checked("otlp", raw.otlp, endpoint);
     Telemetry {
+        otlp: endpoint.map(|endpoint| Otlp { endpoint, sample }),
         log: at.checked("log", raw.log, filter).unwrap_or_else(|| "info".into()),
         access_log: at.value("access_log", raw.access_log, true),
     }
+}
+
+/// Where a collector takes traces, by OTLP/HTTP's rule.
+fn collector(base: upstream::Endpoint) -> Result<http::Uri, Wrong> {
+    let upstream::Endpoint { scheme, authority, base_path } = base;
+    let uri = http::Uri::builder().scheme(scheme).authority(authority);
+    let uri = uri.path_and_query(format!("{base_path}/v1/traces")).build();
+    uri.map_err(|_| Wrong::new("is no URL", "write it like http://127.0.0.1:4318"))
 }
 
 /// A name that is safe wherever it is shown: as a metric's label, in a log line, in a store's key.

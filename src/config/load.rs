@@ -8,7 +8,7 @@ use super::excerpt::Source;
 use super::fault::{Fault, Wrong};
 use super::reader::{Context, Reader};
 use super::value::{Field, Value};
-use super::{Config, compile, env, later, secret};
+use super::{Config, compile, env, secret};
 
 /// Environment variables: `std::env::vars_os().collect()`.
 pub type Variables = BTreeMap<OsString, OsString>;
@@ -69,7 +69,6 @@ pub fn read(sources: &Sources<'_>) -> (Result<Loaded, Vec<Fault>>, Vec<PathBuf>)
     let overlay = env::overlay(&mut table, sources.env, file.is_some());
 
     let mut reader = Reader { context: &mut context, path: String::new() };
-    later::take(&mut reader, &mut table);
     let config = match Value::read(toml::Value::Table(table)) {
         Ok(section) => compile::compile(reader, Field::Set(section)),
         Err(wrong) => {

@@ -222,6 +222,8 @@ pub(super) struct Store {
 pub(super) struct Telemetry {
     pub(super) log: Field<String>,
     pub(super) access_log: Field<bool>,
+    pub(super) otlp: Field<String>,
+    pub(super) otlp_sample: Field<f64>,
 }
 
 /// `{ file }` or `{ env }`

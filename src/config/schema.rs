@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::later;
 use super::raw;
 use super::secret::Secret;
 use super::value::{Field, Named, Section, Size, Span};
@@ -24,26 +23,8 @@ pub fn schema() -> Value {
     if let Some(root) = schema.as_object_mut() {
         root.insert("title".into(), "metorial-proxy".into());
     }
-    for (key, says) in later::written() {
-        write(&mut schema, key, &says);
-    }
     describe(&mut schema, "", &notes());
     schema
-}
-
-/// Puts in a key that is none of the structs' yet, and that may say one thing only.
-fn write(schema: &mut Value, key: &str, says: &toml::Value) {
-    let (section, rest) = key.split_once('.').unwrap_or((key, ""));
-    let schema = if schema.get("items").is_some() { &mut schema["items"] } else { schema };
-    let property = &mut schema["properties"][section];
-    if rest.is_empty() {
-        *property = match serde_json::to_value(says) {
-            Ok(Value::Object(_)) | Err(_) => json!({ "type": "object" }),
-            Ok(value) => json!({ "const": value }),
-        };
-    } else {
-        write(property, rest, says);
-    }
 }
 
 /// What the reference says of a key.

@@ -243,7 +243,7 @@ fn everything_that_is_wrong_is_told_at_once() {
         url = "redis://:hunter2@localhost"
         [telemetry]
         log = ""
-        otlp = "http://127.0.0.1:4318"
+        otlp = "http://user:hunter2@127.0.0.1:4318"
     "#;
     let faults = show(&errors(awful));
     assert!(!faults.contains("hunter2"), "{faults}");

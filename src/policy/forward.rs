@@ -24,8 +24,9 @@ use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBod
 use crate::exchange::{Armed, Delivery, EndUntold, Exchange, Failure, HadCookie, Journal, SentAt};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::telemetry::health::UpstreamHealth;
-use crate::telemetry::labels::UpstreamFailure;
+use crate::telemetry::labels::{Label, UpstreamFailure};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{AttemptSpan, Sent};
 use crate::time::{Instant, Timestamp, timeout_at};
 
 mod fields;
@@ -105,14 +106,20 @@ struct Shared {
     host: HeaderValue,
     metrics: Arc<Metrics>,
     health: Arc<UpstreamHealth>,
+    traces: Option<Sent>,
 }
 
 impl ForwardLayer {
     /// Sends by `rules`.
-    pub fn new(rules: Rules, metrics: Arc<Metrics>, health: Arc<UpstreamHealth>) -> Self {
+    pub fn new(
+        rules: Rules,
+        metrics: Arc<Metrics>,
+        health: Arc<UpstreamHealth>,
+        traces: Option<Sent>,
+    ) -> Self {
         // An authority is ASCII without control characters.
         let host = HeaderValue::from_str(rules.authority.as_str()).unwrap_or(HeaderValue::from_static(""));
-        Self(Arc::new(Shared { rules, host, metrics, health }))
+        Self(Arc::new(Shared { rules, host, metrics, health, traces }))
     }
 }
 
@@ -150,14 +157,15 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
                     request.into_body(),
                 ));
             };
-            let request = shared.request(request, uri, &stage, &journal.request_id);
+            let mut request = shared.request(request, uri, &stage, &journal.request_id);
+            let span = shared.begin(&stage, &journal, request.headers_mut());
             let upload = match request.body() {
                 RequestBody::Streaming(inbound) => Some(inbound.upload()),
                 RequestBody::Empty | RequestBody::Held(_) => None,
             };
             journal.mended();
             let call = Call { stage: &stage, deadline, journal: &journal, sent: Timestamp::now(), upload };
-            shared.receive(transport.send(request, &journal), &call).await
+            shared.receive(transport.send(request, &journal), &call, span).await
         })
     }
 }
@@ -204,10 +212,19 @@ impl Shared {
         outgoing
     }
 
+    /// The span of this attempt, where there is one for the request.
+    fn begin(&self, stage: &Armed, journal: &Journal, headers: &mut HeaderMap) -> Option<AttemptSpan> {
+        let (traces, parent) = (self.traces.as_ref()?, journal.trace.get()?);
+        let (method, route) = (stage.permit.method(), stage.permit.route().template.as_str());
+        let resent = journal.attempts().saturating_sub(1);
+        Some(traces.begin(parent, method, route, resent, headers))
+    }
+
     async fn receive(
         self: &Arc<Self>,
         answer: impl Future<Output = Result<Answer, Box<TransportError>>>,
         call: &Call<'_>,
+        span: Option<AttemptSpan>,
     ) -> Result<Response<ResponseBody>, Failure> {
         let started = Instant::now();
         let (method, environment) = (call.stage.permit.method(), call.stage.permit.environment());
@@ -224,13 +241,19 @@ impl Shared {
                 // Not every library tells that it was the caller's body that broke; the body itself does.
                 error.caller = error.caller.or_else(|| Some(call.upload.as_ref()?.broke()?.into()));
                 if error.caller.is_none() {
-                    let end = Err(failure(error.fault));
-                    self.metrics.client.record(method, end, environment, started.elapsed());
+                    let failure = failure(error.fault);
+                    self.metrics.client.record(method, Err(failure), environment, started.elapsed());
+                    if let Some(span) = span {
+                        span.failed(failure.as_str());
+                    }
                 }
                 return Err(self.failed(*error, call.request_id()));
             }
         };
         let status = answer.head.status;
+        if let Some(span) = span {
+            span.answered(status.as_u16());
+        }
         self.metrics.client.record(method, Ok(status.as_u16()), environment, started.elapsed());
         self.health.set_healthy(!status.is_server_error());
         if status == StatusCode::UNAUTHORIZED {

@@ -21,6 +21,7 @@ use crate::exchange::{Arrival, Exchange, Journal, Received};
 use crate::telemetry::durations::UNMATCHED;
 use crate::telemetry::gauge::Held;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{End, RequestSpan, Served};
 use crate::time::Instant;
 
 /// `X-Request-Id`
@@ -34,12 +35,13 @@ const CALLER_LEFT: u16 = 499;
 pub struct ObserveLayer {
     metrics: Arc<Metrics>,
     access_log: bool,
+    traces: Option<Served>,
 }
 
 impl ObserveLayer {
     /// `access_log`: one line per request.
-    pub fn new(metrics: Arc<Metrics>, access_log: bool) -> Self {
-        Self { metrics, access_log }
+    pub fn new(metrics: Arc<Metrics>, access_log: bool, traces: Option<Served>) -> Self {
+        Self { metrics, access_log, traces }
     }
 }
 
@@ -47,7 +49,8 @@ impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, metrics: self.metrics.clone(), access_log: self.access_log }
+        let traces = self.traces.clone();
+        Observe { inner, metrics: self.metrics.clone(), access_log: self.access_log, traces }
     }
 }
 
@@ -57,6 +60,7 @@ pub struct Observe<S> {
     inner: S,
     metrics: Arc<Metrics>,
     access_log: bool,
+    traces: Option<Served>,
 }
 
 impl<S> Service<Arrival> for Observe<S>
@@ -74,6 +78,11 @@ where
     fn call(&mut self, arrival: Arrival) -> Self::Future {
         let started = Instant::now();
         let journal = Arc::new(Journal::new(request_id(arrival.request.headers())));
+        let span = self.traces.as_ref().map(|traces| Box::new(traces.begin(&arrival.request)));
+        if let Some(span) = &span {
+            // This is the first to write it.
+            journal.trace.set(Box::new(span.context().clone())).ok();
+        }
         let record = Record {
             metrics: self.metrics.clone(),
             _in_flight: self.metrics.in_flight.hold(),
@@ -83,6 +92,7 @@ where
             status: CALLER_LEFT,
             bytes: 0,
             access_log: self.access_log,
+            span,
         };
         let stage = Received { peer: arrival.peer };
         let exchange = Exchange { request: arrival.request, stage, deadline: started, journal };
@@ -130,6 +140,7 @@ struct Record {
     status: u16,
     bytes: u64,
     access_log: bool,
+    span: Option<Box<RequestSpan>>,
 }
 
 impl Tail for Record {
@@ -144,6 +155,9 @@ impl Drop for Record {
         let refused = self.journal.refused_route.get().copied().unwrap_or(UNMATCHED);
         let route = self.journal.route.get().map_or(refused, |route| route.template.as_str());
         self.metrics.server.record(&self.method, self.status, route, elapsed);
+        if let Some(span) = self.span.take() {
+            self.end(*span, route);
+        }
         if !self.access_log {
             return;
         }
@@ -162,8 +176,25 @@ impl Drop for Record {
             attempts = self.journal.attempts(),
             broken = self.journal.broken(),
             code = rejection.as_ref().map(|rejection| rejection.code()),
+            trace_id = self.journal.trace.get().map(|span| tracing::field::display(span.trace_id())),
             "request"
         );
+    }
+}
+
+impl Record {
+    fn end(&self, span: RequestSpan, route: &str) {
+        let left = self.status == CALLER_LEFT;
+        let rejection = self.journal.rejection().filter(|_| self.status >= 500);
+        let failed = rejection.as_ref().map(|rejection| rejection.code());
+        span.end(End {
+            route: Some(route).filter(|route| *route != UNMATCHED),
+            status: Some(self.status).filter(|_| !left),
+            error: self.journal.broken().or(failed).or(left.then_some("cancelled")),
+            request_id: &self.journal.request_id,
+            environment: self.journal.environment.get().map(|handle| handle.environment.name.as_str()),
+            cache: self.journal.cache_status().map(|status| status.field()),
+        });
     }
 }
 

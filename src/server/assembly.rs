@@ -43,6 +43,7 @@ use crate::store::queues::{Queue, Queues};
 use crate::store::secrets::Secrets;
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{Sent, Served, Traces};
 
 /// No `ttl` of a rule is longer; upstream's `max-age` may be, and ends here.
 const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -58,11 +59,18 @@ pub(super) struct Lasting {
     pub(super) places: Places,
     queues: Queues,
     fills: Arc<Fills>,
+    pub(super) traces: Option<Arc<Traces>>,
 }
 
 impl Lasting {
     /// `past`: what was spent before this process began, as far as that was kept.
-    pub(super) fn new(config: &Config, metrics: Arc<Metrics>, past: Past, links: Option<&Links>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        past: Past,
+        links: Option<&Links>,
+        traces: Option<Arc<Traces>>,
+    ) -> Self {
         let plan = Plan::window(config.upstream.egress_limit);
         let limits = Arc::new(match links.zip(config.store.shared.as_ref()) {
             None => Limits::Memory(remembered(past, plan)),
@@ -84,6 +92,7 @@ impl Lasting {
             places: Places::new(config.server.max_in_flight),
             queues: Queues::default(),
             fills: Arc::default(),
+            traces,
         }
     }
 }
@@ -256,7 +265,7 @@ pub(super) fn links(store: &SharedStore) -> Result<Links, StartError> {
 /// # Errors
 /// What keeps the proxy from starting.
 pub fn pipeline_over(config: &Config, transport: impl Transport) -> Result<Pipeline, StartError> {
-    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None);
+    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None, None);
     let setup = Setup::first(config, &lasting)?;
     Ok(pipeline::build(layers(&setup, &lasting, &TaskTracker::new()), transport))
 }
@@ -276,7 +285,11 @@ pub(super) fn layers(
         ClientIpHeader::Forwarded => FORWARDED,
     };
     Layers {
-        observe: ObserveLayer::new(metrics.clone(), config.telemetry.access_log),
+        observe: ObserveLayer::new(
+            metrics.clone(),
+            config.telemetry.access_log,
+            lasting.traces.clone().map(|traces| Served::new(traces, server.tls.is_some())),
+        ),
         cors: CorsLayer::new(Origins::new(union.collect())),
         respond: RespondLayer::new(
             limits.clone(),
@@ -337,6 +350,10 @@ pub(super) fn layers(
             },
             metrics.clone(),
             lasting.health.clone(),
+            lasting.traces.clone().map(|traces| {
+                let (host, port) = upstream.host_and_port();
+                Sent::new(traces, upstream.scheme.as_str(), host, port)
+            }),
         ),
     }
 }

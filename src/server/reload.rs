@@ -236,5 +236,5 @@ fn of_files(error: StartError) -> Fault {
 }
 
 fn fault(path: &str, message: &str, cure: &str) -> Fault {
-    Fault { path: path.to_owned(), message: message.to_owned(), cure: cure.to_owned() }
+    Fault { path: path.to_owned(), message: message.to_owned(), cure: cure.to_owned(), excerpt: None }
 }

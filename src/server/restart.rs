@@ -73,6 +73,7 @@ pub(super) fn check(config: &Config) -> Result<(), Vec<Fault>> {
             "would let anyone who reaches {open} use the secret key: until a restart it is listened on"
         ),
         cure: "restart the proxy, or list publishable keys instead".to_owned(),
+        excerpt: None,
     };
     let faults: Vec<Fault> = keyless.map(|(index, _)| fault(index)).collect();
     if faults.is_empty() { Ok(()) } else { Err(faults) }

@@ -20,12 +20,23 @@ use crate::telemetry::logging;
 use crate::telemetry::metrics::{BudgetView, CacheView, Metrics, Scrape, SecretView};
 use crate::time::Timestamp;
 
+/// A collector that does not answer must not hold up the end for longer.
+const FLUSH: Duration = Duration::from_secs(5);
+
 /// Looks at the lasting parts, and at what is in force.
 pub(super) struct ServerView(pub(super) Arc<Engine>);
 
 impl ServerView {
     pub(super) fn metrics(&self) -> &Metrics {
         &self.0.lasting.metrics
+    }
+
+    /// Delivers the last traces, for at most `within`.
+    pub(super) async fn flush(&self, within: Duration) {
+        let Some(traces) = self.0.lasting.traces.clone() else { return };
+        let within = within.min(FLUSH);
+        // A panic of the exporter's is no reason to end in another way.
+        tokio::task::spawn_blocking(move || traces.shutdown(within)).await.ok();
     }
 
     /// Every secret key, and the environment it serves.
@@ -105,6 +116,7 @@ impl View for ServerView {
             cache: CacheView { entries: usage.entries, bytes: usage.bytes, capacity: usage.capacity },
             tracked_clients: self.0.setup().clients.tracked() as u64,
             log_lines_dropped: logging::dropped(),
+            spans_dropped: self.0.lasting.traces.as_ref().map_or(0, |traces| traces.lost()),
         };
         self.0.lasting.metrics.render(format, &scrape)
     }

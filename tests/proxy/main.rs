@@ -6,6 +6,8 @@
 mod certificates;
 #[path = "../support/client.rs"]
 mod client;
+#[path = "../support/collector.rs"]
+mod collector;
 #[path = "../support/h2_client.rs"]
 mod h2_client;
 #[path = "../support/harness.rs"]
@@ -37,4 +39,5 @@ mod rotation;
 mod rules;
 mod service;
 mod terminal;
+mod traces;
 mod upstream;

@@ -62,16 +62,16 @@ const NEVER_FORWARDED: &[&str] = &[
 ];
 const NEVER_FORWARDED_PREFIXES: &[&str] = &["x-forwarded-", "if-"];
 
-struct Endpoint {
-    scheme: Scheme,
-    authority: Authority,
-    base_path: String,
+pub(super) struct Endpoint {
+    pub(super) scheme: Scheme,
+    pub(super) authority: Authority,
+    pub(super) base_path: String,
 }
 
 pub(super) fn compile(mut at: Reader<'_, '_>, raw: raw::Upstream) -> Upstream {
     let secs = Duration::from_secs;
     let Endpoint { scheme, authority, base_path } =
-        at.checked("url", raw.url, |url| endpoint(&url)).unwrap_or_else(metorial);
+        at.checked("url", raw.url, |url| endpoint(&url, "https://api.metorial.com")).unwrap_or_else(metorial);
     if scheme == Scheme::HTTP && !is_local(&authority) {
         at.warn(
             "url",
@@ -142,9 +142,9 @@ fn metorial() -> Endpoint {
     }
 }
 
-/// The parts of the API's URL. It is not repeated in a fault: it could hold a password.
-fn endpoint(url: &str) -> Result<Endpoint, Wrong> {
-    let wrong = |message: &str| Wrong::new(message, "write it like https://api.metorial.com");
+/// The parts of a URL like `example`. It is not repeated in a fault: it could hold a password.
+pub(super) fn endpoint(url: &str, example: &str) -> Result<Endpoint, Wrong> {
+    let wrong = |message: &str| Wrong::new(message, format!("write it like {example}"));
     let uri: http::Uri = url.parse().map_err(|_| wrong("is no URL"))?;
     let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
         return Err(wrong("is no URL with a scheme and a host"));

@@ -243,3 +243,20 @@ fn the_log_filter_is_one() {
         with("telemetry", "log = \"info,metorial_proxy=debug\"\naccess_log = false").config.telemetry;
     assert_eq!((telemetry.log.as_str(), telemetry.access_log), ("info,metorial_proxy=debug", false));
 }
+
+#[test]
+fn traces_go_to_the_collectors_address_for_traces() {
+    let otlp = |more: &str| ok(&minimal(&format!("[telemetry]\n{more}"))).config.telemetry.otlp;
+    assert!(otlp("otlp_sample = 0.5").is_none());
+    for (url, endpoint) in [
+        ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+        ("https://collector.example/otlp/", "https://collector.example/otlp/v1/traces"),
+    ] {
+        let otlp = otlp(&format!("otlp = {url:?}\notlp_sample = 0.25")).expect("a collector");
+        assert_eq!((otlp.endpoint.to_string().as_str(), otlp.sample), (endpoint, 0.25));
+    }
+    for bad in ["4318", "grpc://127.0.0.1:4317", "http://key@collector", "http://collector/?key=1"] {
+        let fault = fault_at(&errors(&minimal(&format!("[telemetry]\notlp = {bad:?}"))), "telemetry.otlp");
+        assert!(fault.ends_with("write it like http://127.0.0.1:4318"), "{fault}");
+    }
+}

@@ -231,7 +231,7 @@ fn detached(
     *request.method_mut() = Method::GET;
     let unless = kept.map(|page| page.validators.clone()).filter(|them| them.iter().any(Option::is_some));
     let stage = Permitted { permit: stage.permit.with_body(), unless: unless.map(Box::new), ..stage };
-    let journal = Arc::new(Journal::new(journal.request_id.clone()));
+    let journal = Arc::new(journal.detached());
     Exchange { request, stage, deadline: Instant::now() + request_timeout, journal }
 }
 

@@ -24,6 +24,8 @@ pub struct Scrape {
     pub tracked_clients: u64,
     /// Log lines lost because stderr was slower than the proxy.
     pub log_lines_dropped: u64,
+    /// Spans that the collector did not take.
+    pub spans_dropped: u64,
 }
 
 /// A budget as it stands.
@@ -106,6 +108,9 @@ impl Scrape {
         let dropped = ConstCounter::new(self.log_lines_dropped);
         let help = "Log lines lost because stderr was slower than the proxy";
         r.register("metorial_proxy_log_lines_dropped", help, dropped);
+        let spans = ConstCounter::new(self.spans_dropped);
+        let help = "Spans lost because the collector was slower than the proxy or did not take them";
+        r.register("metorial_proxy_spans_dropped", help, spans);
         registry
     }
 }

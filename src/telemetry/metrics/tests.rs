@@ -24,6 +24,7 @@ fn complete() -> (Metrics, Scrape) {
         }],
         tracked_clients: 3,
         log_lines_dropped: 0,
+        spans_dropped: 0,
     };
     (metrics, scrape)
 }

@@ -73,7 +73,7 @@ impl Bench {
             api: Api::default(),
             retry: RetryLayer::new(config, Arc::new(budget(&config)), metrics.clone()),
             inject: InjectLayer::new([(&environment, &secrets)].into_iter()).expect("keys"),
-            forward: ForwardLayer::new(rules, metrics, Arc::default()),
+            forward: ForwardLayer::new(rules, metrics, Arc::default(), None),
         }
     }
 
