@@ -41,3 +41,4 @@ mod service;
 mod terminal;
 mod traces;
 mod upstream;
+mod watching;

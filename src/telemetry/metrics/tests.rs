@@ -4,6 +4,7 @@ use std::time::Duration;
 use http::Method;
 
 use super::*;
+use crate::telemetry::labels::UpstreamFailure;
 
 /// Metrics in which every family has a series.
 fn complete() -> (Metrics, Scrape) {
@@ -126,4 +127,81 @@ fn each_method_counts_where_it_says() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
+}
+
+#[test]
+fn what_the_documentation_promises_is_there_under_its_labels() {
+    let (metrics, scrape) = complete();
+    metrics.client.record(&Method::GET, Err(UpstreamFailure::Timeout), "live", Duration::from_millis(1));
+    let text = metrics.render(Format::Prometheus, &scrape);
+    for (sample, labels) in [
+        (
+            "http_server_request_duration_seconds_bucket",
+            "http_request_method http_response_status_code http_route le",
+        ),
+        (
+            "http_client_request_duration_seconds_bucket",
+            "environment error_type http_request_method http_response_status_code le",
+        ),
+        ("metorial_proxy_decisions_total", "outcome policy"),
+        ("metorial_proxy_budget_limit", "budget"),
+        ("metorial_proxy_budget_remaining", "budget"),
+        ("metorial_proxy_cache_requests_total", "result"),
+        ("metorial_proxy_upstream_rate_limited_total", "budget"),
+        ("metorial_proxy_retries_total", "reason"),
+        ("metorial_proxy_secret_guard_total", ""),
+        ("metorial_proxy_upstream_credentials_refused_total", "environment"),
+        ("metorial_proxy_store_partitioned", ""),
+        ("metorial_proxy_config_reloads_total", "result"),
+        ("metorial_proxy_secret_age_seconds", "environment fingerprint in_use key"),
+        ("metorial_proxy_build_info", "version"),
+    ] {
+        assert_eq!(labels_of(&text, sample).as_deref(), Some(labels), "{sample}");
+    }
+}
+
+#[test]
+fn labels_are_of_a_list_that_has_no_place_for_a_caller() {
+    // Names of the operator's own, route templates, and words written down in `labels`; `key` says current or next.
+    const KNOWN: [&str; 17] = [
+        "budget",
+        "environment",
+        "error_type",
+        "fingerprint",
+        "http_request_method",
+        "http_response_status_code",
+        "http_route",
+        "in_use",
+        "key",
+        "le",
+        "listener",
+        "outcome",
+        "policy",
+        "reason",
+        "result",
+        "rule",
+        "version",
+    ];
+    let (metrics, scrape) = complete();
+    let text = metrics.render(Format::Prometheus, &scrape);
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let sample = line.split(['{', ' ']).next().unwrap_or_default();
+        let labels = labels_of(&text, sample).expect("a sample");
+        let unknown: Vec<&str> = labels.split_whitespace().filter(|label| !KNOWN.contains(label)).collect();
+        assert!(unknown.is_empty(), "{sample}: {unknown:?}");
+    }
+}
+
+/// The names of all labels that samples of this name have, in order; `None`: there is no such sample.
+fn labels_of(text: &str, sample: &str) -> Option<String> {
+    let samples = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(sample));
+    let mut labels = std::collections::BTreeSet::new();
+    let mut any = false;
+    for line in samples {
+        any = true;
+        let inside =
+            line.split_once('{').and_then(|(_, rest)| rest.rsplit_once('}')).map_or("", |(inside, _)| inside);
+        labels.extend(inside.split(',').filter_map(|pair| pair.split_once('=')).map(|(name, _)| name));
+    }
+    any.then(|| labels.into_iter().collect::<Vec<_>>().join(" "))
 }
