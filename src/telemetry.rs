@@ -1,4 +1,4 @@
-//! What the proxy says about itself: figures for a scraper, lines for a reader.
+//! What the proxy says about itself: figures for a scraper, lines for a reader, spans for a collector.
 //!
 //! Neither ever carries a key, a secret, an IP or a raw path: routes are templates, environments and budgets are the
 //! operator's own names, everything else is one of a list written down here.

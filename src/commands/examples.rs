@@ -27,10 +27,9 @@ pub(super) const CHECK: &str = "\
 Examples:
   metorial-proxy check --config /etc/metorial-proxy.toml
   METORIAL_SECRET_KEY=metorial_sk_… METORIAL_PUBLISHABLE_KEYS=metorial_pk_… metorial-proxy check
-  In a pipeline, one line per error and nothing else:
-    metorial-proxy check --config proxy.toml 2>&1 | grep '; '
 
-Ends with 0 when the configuration is good, else with 2.";
+One line per error (key: what is wrong; what to do), and below it the line of the file. Of its values only
+the one that is quoted is shown: a secret may stand where none belongs. Ends with 0 when all is good, else with 2.";
 
 pub(super) const EXPLAIN: &str = "\
 Examples:

@@ -134,3 +134,88 @@ where
         Err(error) = connection => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::task::{Context, Poll, Waker};
+    use std::thread;
+
+    use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+
+    use super::*;
+
+    /// Server and client that trust each other, for `localhost`.
+    fn pair() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("a root");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server =
+            ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let server = server.expect("versions").with_no_client_auth();
+        let key = made.signing_key.serialize_der().try_into().expect("a key");
+        let server = server.with_single_cert(vec![made.cert.der().clone()], key).expect("a pair");
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let client = client.expect("versions").with_root_certificates(roots).with_no_client_auth();
+        (Arc::new(server), Arc::new(client))
+    }
+
+    /// As the exporter's thread does: no runtime around it.
+    fn send(client: &Client, url: &str) -> Result<Response<Bytes>, HttpError> {
+        let request = Request::post(url).body(Bytes::from_static(b"spans")).expect("a request");
+        match client.send_bytes(request).as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => panic!("it blocks until there is an answer"),
+        }
+    }
+
+    fn client(tls: Option<Arc<ClientConfig>>) -> Client {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        Client { runtime: Some(runtime), tls }
+    }
+
+    #[test]
+    fn a_collector_behind_tls_is_reached_by_its_name_and_its_certificate_checked() {
+        let (server, trusting) = pair();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let url =
+            format!("https://localhost:{}/v1/traces", listener.local_addr().expect("an address").port());
+        let collector = thread::spawn(move || {
+            let mut heads = Vec::new();
+            for tcp in listener.incoming().take(2) {
+                let session = ServerConnection::new(server.clone()).expect("a session");
+                let mut tls = StreamOwned::new(session, tcp.expect("a connection"));
+                let mut head = Vec::new();
+                let mut buffer = [0; 1024];
+                while !head.ends_with(b"spans") {
+                    match tls.read(&mut buffer) {
+                        Ok(0) | Err(_) => break,
+                        Ok(read) => head.extend_from_slice(&buffer[..read]),
+                    }
+                }
+                // Who does not trust us has left.
+                tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").ok();
+                heads.push(String::from_utf8(head).expect("text"));
+            }
+            heads
+        });
+        let stranger = send(&client(Some(tls::client(Http2::Never, None).expect("roots"))), &url);
+        assert!(stranger.is_err_and(|error| error.to_string().contains("certificate")));
+        assert_eq!(send(&client(Some(trusting)), &url).expect("an answer").status(), 200);
+        let heads = collector.join().expect("a collector");
+        assert_eq!(heads[0], "");
+        assert!(
+            heads[1].starts_with("POST /v1/traces HTTP/1.1\r\n") && heads[1].contains("host: localhost:"),
+            "{heads:?}"
+        );
+    }
+
+    #[test]
+    fn a_collector_that_is_not_there_is_an_error() {
+        let nobody =
+            TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("an address");
+        assert!(send(&client(None), &format!("http://{nobody}/v1/traces")).is_err());
+    }
+}

@@ -234,12 +234,13 @@ impl Sent {
         if headers.get(TRACESTATE).is_some_and(|state| state.is_empty()) {
             headers.remove(TRACESTATE);
         }
-        AttemptSpan(Some(span))
+        AttemptSpan(Some(Box::new(span)))
     }
 }
 
-/// The span of an attempt under way. Dropped before its end, the caller left, or its time was up.
-pub struct AttemptSpan(Option<Span>);
+/// The span of an attempt under way. Dropped before its end, the caller left, or its time was up. Boxed, since most attempts
+/// have none.
+pub struct AttemptSpan(Option<Box<Span>>);
 
 impl AttemptSpan {
     /// Upstream answered, as far as the head.
