@@ -309,7 +309,7 @@ pub struct Telemetry {
 }
 
 /// `otlp` and `otlp_sample`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Otlp {
     /// The collector's address for traces.
     pub endpoint: Uri,

@@ -20,6 +20,7 @@ pub(super) fn keep(before: &Config, next: &mut Config) -> Vec<&'static str> {
     keep("clients.ipv6_prefix", stay(&before.clients.ipv6_prefix, &mut next.clients.ipv6_prefix));
     keep("cache.capacity", stay(&before.cache.capacity, &mut next.cache.capacity));
     keep("store.state_file", stay(&before.store.state_file, &mut next.store.state_file));
+    keep("telemetry.otlp", stay(&before.telemetry.otlp, &mut next.telemetry.otlp));
     let group = stay(&before.upstream.egress_group, &mut next.upstream.egress_group);
     keep("upstream.egress_group", group && before.store.shared.is_some());
     let changed = changes(before.store.shared.as_ref(), next.store.shared.as_ref());
