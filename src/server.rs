@@ -119,7 +119,7 @@ impl Server {
         let past = config.store.state_file.as_deref().map(past).unwrap_or_default();
         let traces = config.telemetry.otlp.as_ref().map(otlp::traces).transpose();
         let traces = traces.map_err(|error| StartError::new("telemetry.otlp", error))?.map(Arc::new);
-        let lasting = Lasting::new(config, metrics.clone(), past, links.as_ref(), traces);
+        let lasting = Lasting::new(config, metrics.clone(), past, links.as_ref(), traces)?;
         let engine = Arc::new(Engine::new(config, lasting, prepared)?);
         let workers = config.server.workers.max(1);
         // Everything is bound before anything is served: a half-started proxy would be worse than none.
@@ -177,6 +177,9 @@ impl Server {
             if let Limits::Shared(limits) = &*engine.lasting.limits {
                 background.spawn(limits.clone().run(stop.clone()));
             }
+        }
+        if let Some(pages) = engine.lasting.pages.shared() {
+            background.spawn(pages.clone().run(stop.clone()));
         }
         background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
         background.spawn(notify::watchdog(beats, engine.ready.clone(), stop.clone()));
@@ -286,6 +289,9 @@ impl Server {
         };
         if let Limits::Shared(limits) = &*self.engine.lasting.limits {
             limits.leave().await;
+        }
+        if let Some(pages) = self.engine.lasting.pages.shared() {
+            pages.leave().await;
         }
         // The admin port answers probes to the end.
         self.stop.cancel();

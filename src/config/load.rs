@@ -59,11 +59,11 @@ pub fn read(sources: &Sources<'_>) -> (Result<Loaded, Vec<Fault>>, Vec<PathBuf>)
         Ok(text) => text,
         Err(faults) => return (Err(faults), context.files),
     };
-    let parsed =
-        text.as_ref().map(|(name, text)| text.parse().map_err(|error| syntax_fault(name, text, &error)));
-    let mut table = match parsed {
-        Some(Ok(table)) => table,
-        Some(Err(fault)) => return (Err(vec![fault]), context.files),
+    let mut table = match &text {
+        Some((name, text)) => match text.parse() {
+            Ok(table) => table,
+            Err(error) => return (Err(vec![syntax_fault(name, text, &error)]), context.files),
+        },
         None => toml::Table::new(),
     };
     let overlay = env::overlay(&mut table, sources.env, file.is_some());

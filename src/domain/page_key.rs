@@ -70,6 +70,11 @@ impl PageKey {
         Self(bytes.into())
     }
 
+    /// Its bytes, which are the same in every replica.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Bytes it takes up.
     pub fn len(&self) -> usize {
         self.0.len()

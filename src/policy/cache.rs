@@ -2,7 +2,8 @@
 //!
 //! Below authorize, or a page would be served to anyone; above the budgets, so that a hit costs nothing. A fill runs in its
 //! own task: the caller that began it may leave. A write that may have succeeded changes the generation of its
-//! collection before its answer is passed on, so no caller misses its own write in a list it asks for afterwards.
+//! collection before its answer is passed on, so no caller misses its own write in a list it asks for afterwards. Where
+//! replicas share pages all of that holds for all of them together.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,14 +31,15 @@ use crate::time::{Timestamp, timeout_at};
 
 mod asked;
 mod fill;
+mod fills;
 mod made;
 mod prefetch;
 mod usable;
 mod write;
 
 use asked::Asked;
-pub use fill::Fills;
-use fill::{Outcome, Wanted};
+use fill::{Outcome, Source, Wanted};
+pub use fills::Fills;
 use usable::{Room, Standing, Usable, Wishes, may_stand_in, stretched, usable};
 
 /// `metorial-version`
@@ -202,7 +204,7 @@ where
     S::Future: Send,
 {
     let asked = Asked::of(&exchange, shared.config.honor_client_directives);
-    let primary = shared.key(&exchange).await;
+    let (primary, known) = shared.key(&exchange).await;
     let (key, kept) = shared.look_up(&primary, exchange.request.headers()).await;
     let now = Timestamp::now();
     let credential = exchange.request.extensions().get::<DroppedCredential>().is_some();
@@ -210,10 +212,10 @@ where
     if let Some(page) = kept.as_ref() {
         // How things stand costs a look at the budgets, which a page that is fresh in any case can do without.
         let permit = &exchange.stage.permit;
-        let fresh = usable(page, &asked.wishes, &shared.plainly(permit), now);
+        let fresh = usable(page, &asked.wishes, &shared.plainly(permit, known), now);
         let judged = match fresh {
             Usable::Fresh(_) => fresh,
-            _ => usable(page, &asked.wishes, &shared.standing(permit), now),
+            _ => usable(page, &asked.wishes, &shared.standing(permit, known), now),
         };
         let (ttl, detail) = match judged {
             Usable::Fresh(ttl) => (Some(ttl), None),
@@ -246,24 +248,36 @@ where
     let (outcome, collapsed) =
         timeout_at(due, fill).await.unwrap_or((Outcome::Failed(Rejection::DeadlineExceeded), false));
     if let Some(page) = &kept
-        && let Some(status) = shared.stands_in(page, &outcome, &permit)
+        && let Some(status) = shared.stands_in(page, &outcome, &permit, known)
     {
         shared.metrics.cache(CacheResult::Stale);
         asked.journal.cache(status);
         return Ok(asked.answer(page, true));
     }
-    shared.metrics.cache(if collapsed { CacheResult::Coalesced } else { CacheResult::Miss });
-    let (stored, validated) = match &outcome {
-        Outcome::Page(filled) => (filled.stored, filled.validated),
-        _ => (false, false),
+    let (stored, validated, collapsed) = match &outcome {
+        Outcome::Page(filled) => {
+            (filled.stored, filled.validated, collapsed || filled.source == Source::Replica)
+        }
+        _ => (false, false, collapsed),
     };
-    asked.journal.cache(CacheStatus::Miss { stored, collapsed, expired: kept.is_some(), validated });
+    match &outcome {
+        Outcome::Page(filled) if filled.source == Source::Store => {
+            let plainly = shared.plainly(&permit, known);
+            let ttl = filled.page.ttl(Timestamp::now(), usable::lifetime(&filled.page, &plainly));
+            shared.metrics.cache(CacheResult::Hit);
+            asked.journal.cache(CacheStatus::Hit { ttl, detail: None });
+        }
+        _ => {
+            shared.metrics.cache(if collapsed { CacheResult::Coalesced } else { CacheResult::Miss });
+            asked.journal.cache(CacheStatus::Miss { stored, collapsed, expired: kept.is_some(), validated });
+        }
+    }
     match outcome {
         Outcome::Page(filled) => {
             if let Some((inner, exchange)) = paging {
                 prefetch::ahead(&shared, inner, &exchange, &filled.page).await;
             }
-            Ok(asked.answer(&filled.page, filled.validated))
+            Ok(asked.answer(&filled.page, filled.validated || filled.source != Source::Upstream))
         }
         Outcome::Other(answer) => {
             let body =
@@ -279,7 +293,8 @@ where
 }
 
 impl<P: PageStore, L: LimitStore> Shared<P, L> {
-    async fn key(&self, exchange: &Exchange<Permitted>) -> PageKey {
+    /// The page's key, and whether every write that was answered is in it, whichever replica it came through.
+    async fn key(&self, exchange: &Exchange<Permitted>) -> (PageKey, bool) {
         let permit = &exchange.stage.permit;
         let (environment, target) = (permit.environment(), permit.target());
         let headers = exchange.request.headers();
@@ -290,13 +305,14 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         // By budget: environments with one secret see each other's writes. The page itself is of one environment.
         let budget = &environment.environment.budget;
         let generation = self.pages.generation(budget, collection(target.path())).await;
-        PageKey::of(&Parts {
+        let parts = Parts {
             environment: &environment.pages,
-            generation,
+            generation: generation.number,
             path: target.path(),
             query: target.query(),
             fields: &fields,
-        })
+        };
+        (PageKey::of(&parts), generation.known)
     }
 
     /// The page that answers a request with these fields, and its key.
@@ -305,8 +321,7 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
             None => (primary.clone(), None),
             Some(Entry::Page(page)) => (primary.clone(), Some(page)),
             Some(Entry::Varies(names)) => {
-                let values: Vec<_> = names.iter().map(|name| lines(headers, name)).collect();
-                let key = primary.varied(names.iter().zip(values.iter().map(Option::as_deref)));
+                let key = varied(primary, &names, headers);
                 let page = match self.pages.get(&key).await {
                     Some(Entry::Page(page)) => Some(page),
                     _ => None,
@@ -321,8 +336,8 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         permit.route().ttl.unwrap_or(permit.environment().environment.ttl)
     }
 
-    /// How things stand as long as there is plenty.
-    fn plainly(&self, permit: &Permit) -> Standing {
+    /// How things stand as long as there is plenty; `known`: of every write.
+    fn plainly(&self, permit: &Permit, known: bool) -> Standing {
         let ttl = self.ttl(permit);
         // With `ttl = "0s"` upstream's own fields decide alone (RFC 9111 §4.2.4).
         let ours = !ttl.is_zero();
@@ -331,12 +346,13 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
             while_revalidating: ours.then_some(self.config.stale_while_revalidate),
             if_error: ours.then_some(self.config.stale_if_error),
             room: Room::Open,
+            cut_off: (!known).then_some(ttl),
         }
     }
 
     /// How things stand with the budgets as they are.
-    fn standing(&self, permit: &Permit) -> Standing {
-        let plainly = self.plainly(permit);
+    fn standing(&self, permit: &Permit, known: bool) -> Standing {
+        let plainly = self.plainly(permit, known);
         let handle = permit.environment();
         let own = self.limits.snapshot(handle.budget, 0);
         let egress = self.limits.snapshot(self.egress, 0);
@@ -351,9 +367,9 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
     }
 
     /// Whether a stale page is better than what came instead of a new one, and what is said of it then.
-    fn stands_in(&self, page: &Page, outcome: &Outcome, permit: &Permit) -> Option<CacheStatus> {
+    fn stands_in(&self, page: &Page, outcome: &Outcome, permit: &Permit, known: bool) -> Option<CacheStatus> {
         let now = Timestamp::now();
-        let standing = self.standing(permit);
+        let standing = self.standing(permit, known);
         let ttl = page.ttl(now, usable::lifetime(page, &standing));
         let status = match outcome {
             Outcome::Failed(Rejection::RateLimited { limit, .. }) => {
@@ -375,6 +391,12 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
     fn forbids(&self, request: &HeaderMap) -> bool {
         self.config.honor_client_directives && Wishes::of(request).no_store
     }
+}
+
+/// The key of a page that varies by these fields, for a request with these.
+fn varied(primary: &PageKey, names: &[HeaderName], headers: &HeaderMap) -> PageKey {
+    let values: Vec<_> = names.iter().map(|name| lines(headers, name)).collect();
+    primary.varied(names.iter().zip(values.iter().map(Option::as_deref)))
 }
 
 /// What is left of a budget, from 0 to 1.

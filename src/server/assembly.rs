@@ -1,5 +1,6 @@
 //! Layers from a configuration and the parts that outlive it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ use crate::policy::retry::{self, RetryLayer};
 use crate::store::clients::ClientLimits;
 use crate::store::limits::{BudgetId, EGRESS, LimitStore, Limits, MemoryLimits, Settings, SharedLimits};
 use crate::store::link::Names;
-use crate::store::pages::MemoryPages;
+use crate::store::pages::{MemoryPages, Rules, Seal, SharedPages, TieredPages};
 use crate::store::queues::{Queue, Queues};
 use crate::store::secrets::Secrets;
 use crate::telemetry::health::UpstreamHealth;
@@ -50,11 +51,17 @@ const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
 /// No page is served that is stale for longer.
 const LONGEST_STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// So much longer than an attempt may take is a page fetched for all replicas, before another one does.
+const LEASE_MARGIN: Duration = Duration::from_secs(1);
+
+/// What a page's fields take up in the shared store, beside its body.
+const PAGE_MARGIN: usize = 128 * 1024;
+
 /// What must not forget: made once, shared by every pipeline, whatever the configuration becomes.
 pub(super) struct Lasting {
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: Arc<Limits<RedisLink>>,
-    pub(super) pages: Arc<MemoryPages>,
+    pub(super) pages: Arc<TieredPages<RedisLink>>,
     pub(super) health: Arc<UpstreamHealth>,
     pub(super) places: Places,
     queues: Queues,
@@ -64,13 +71,16 @@ pub(super) struct Lasting {
 
 impl Lasting {
     /// `past`: what was spent before this process began, as far as that was kept.
+    ///
+    /// # Errors
+    /// What keeps the proxy from starting.
     pub(super) fn new(
         config: &Config,
         metrics: Arc<Metrics>,
         past: Past,
         links: Option<&Links>,
         traces: Option<Arc<Traces>>,
-    ) -> Self {
+    ) -> Result<Self, StartError> {
         let plan = Plan::window(config.upstream.egress_limit);
         let limits = Arc::new(match links.zip(config.store.shared.as_ref()) {
             None => Limits::Memory(remembered(past, plan)),
@@ -84,16 +94,19 @@ impl Lasting {
                 },
             )),
         });
-        Self {
+        let shared = config.store.shared.as_ref().zip(links);
+        let shared = shared.map(|(store, links)| shared_pages(config, store, links, &metrics)).transpose()?;
+        let memory = MemoryPages::new(config.cache.capacity, LONGEST_TTL + LONGEST_STALE);
+        Ok(Self {
             metrics,
             limits,
-            pages: Arc::new(MemoryPages::new(config.cache.capacity, LONGEST_TTL + LONGEST_STALE)),
+            pages: Arc::new(TieredPages::new(memory, shared.map(Arc::new))),
             health: Arc::default(),
             places: Places::new(config.server.max_in_flight),
             queues: Queues::default(),
             fills: Arc::default(),
             traces,
-        }
+        })
     }
 }
 
@@ -226,6 +239,28 @@ fn remembered(mut past: Past, egress: Plan) -> MemoryLimits {
     limits
 }
 
+/// The pages of all replicas that are configured alike.
+fn shared_pages(
+    config: &Config,
+    store: &SharedStore,
+    links: &Links,
+    metrics: &Arc<Metrics>,
+) -> Result<SharedPages<RedisLink>, StartError> {
+    let upstream = &config.upstream;
+    let keys = config.environments.iter().map(|environment| environment.secret_key.expose().as_bytes());
+    // In one order, whatever that of the environments is.
+    let keys: Vec<&[u8]> = keys.collect::<BTreeSet<_>>().into_iter().collect();
+    let seal = Seal::new(&keys).map_err(|error| StartError::new("store.url", error))?;
+    let rules = Rules {
+        timeout: store.timeout,
+        lease: upstream.attempt_timeout + LEASE_MARGIN,
+        longest_wait: config.server.request_timeout,
+        // The body, two smaller ones in codings, and the fields.
+        largest: config.cache.max_page.saturating_mul(3).saturating_add(PAGE_MARGIN),
+    };
+    Ok(SharedPages::new(links.pages.clone(), Names::new(&store.prefix), seal, rules, metrics.clone()))
+}
+
 /// The connections to what replicas share, where they do.
 #[derive(Clone)]
 pub(super) struct Links {
@@ -265,7 +300,7 @@ pub(super) fn links(store: &SharedStore) -> Result<Links, StartError> {
 /// # Errors
 /// What keeps the proxy from starting.
 pub fn pipeline_over(config: &Config, transport: impl Transport) -> Result<Pipeline, StartError> {
-    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None, None);
+    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None, None)?;
     let setup = Setup::first(config, &lasting)?;
     Ok(pipeline::build(layers(&setup, &lasting, &TaskTracker::new()), transport))
 }
@@ -275,7 +310,7 @@ pub(super) fn layers(
     setup: &Setup,
     lasting: &Lasting,
     tasks: &TaskTracker,
-) -> Layers<Limits<RedisLink>, MemoryPages> {
+) -> Layers<Limits<RedisLink>, TieredPages<RedisLink>> {
     let Lasting { metrics, limits, .. } = lasting;
     let Setup { config, clients, environments, .. } = setup;
     let (server, upstream) = (&config.server, &config.upstream);

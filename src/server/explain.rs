@@ -96,7 +96,7 @@ const REFUSAL: usize = 64 * 1024;
 /// # Errors
 /// What keeps the proxy from starting.
 pub async fn explain(config: &Config, question: &Question) -> Result<Explanation, StartError> {
-    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None, None);
+    let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None, None)?;
     let setup = Setup::first(config, &lasting)?;
     let layers = layers(&setup, &lasting, &TaskTracker::new());
     let Some(request) = request(config, question) else { return Ok(unreadable()) };

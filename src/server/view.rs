@@ -51,11 +51,17 @@ impl ServerView {
 
     fn store(&self) -> StoreStatus {
         match &*self.0.lasting.limits {
-            Limits::Memory(_) => StoreStatus { kind: StoreKind::Memory, partitioned: false, replicas: 1 },
+            Limits::Memory(_) => StoreStatus {
+                kind: StoreKind::Memory,
+                partitioned: false,
+                replicas: 1,
+                pages_partitioned: false,
+            },
             Limits::Shared(limits) => StoreStatus {
                 kind: StoreKind::Redis,
                 partitioned: limits.cut_off().is_some(),
                 replicas: limits.replicas(),
+                pages_partitioned: self.0.lasting.pages.cut_off().is_some(),
             },
         }
     }
@@ -163,11 +169,8 @@ impl View for ServerView {
             if !collection.starts_with('/') || collection.len() < 2 || collection.contains(['?', '#', '%']) {
                 return Err(Unknown::Collection);
             }
-            self.0
-                .lasting
-                .pages
-                .invalidate(&handle.environment.budget, operation::collection(collection))
-                .await;
+            let collection = operation::collection(collection).to_owned();
+            self.0.lasting.pages.invalidate(&handle.environment.budget, &[collection]).await;
             Ok(())
         })
     }

@@ -1,6 +1,10 @@
 //! List pages and the generations that make them unreachable.
+//!
+//! [`TieredPages`] is what the proxy has: pages in this process ([`MemoryPages`]), and behind them, where replicas share a
+//! store, the pages of all of them (`shared`), with one fetch for all replicas and generations that all of them know.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,9 +17,20 @@ use crate::domain::freshness::Freshness;
 use crate::domain::page_key::PageKey;
 use crate::time::{Timestamp, whole_seconds};
 
+mod clock;
+mod format;
+mod generations;
+mod known;
 mod memory;
+mod seal;
+mod shared;
+mod tiered;
+mod waits;
 
 pub use memory::MemoryPages;
+pub use seal::Seal;
+pub use shared::{Rules, SharedPages};
+pub use tiered::TieredPages;
 
 /// What the table of fields takes for each place it has: the bucket, the index, and the value's own allocation.
 const FIELD: usize = 144;
@@ -134,7 +149,7 @@ pub enum Entry {
 /// How the cache is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Pages kept.
+    /// Pages kept in this process.
     pub entries: u64,
     /// Bytes they take up.
     pub bytes: u64,
@@ -142,22 +157,76 @@ pub struct Usage {
     pub capacity: u64,
 }
 
+/// The generation of a collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// Part of the keys of its pages.
+    pub number: u64,
+    /// No write that has been answered is missing in it, whichever replica it came through. Without that, pages are as old as
+    /// they are, and nothing is known of what changed since.
+    pub known: bool,
+}
+
+/// What is to be done for a page that is not there, or not good enough.
+#[derive(Debug)]
+pub enum Claim {
+    /// It is to be fetched, and what came of it to be told by [`PageStore::share`].
+    Lead(Lease),
+    /// Another replica has fetched it.
+    Found {
+        /// What it kept.
+        entry: Entry,
+        /// It did so while we waited.
+        awaited: bool,
+    },
+}
+
+/// The right to fetch a page for all replicas, for a while; the default is that to fetch it for this one.
+#[derive(Debug, Default)]
+pub struct Lease(Option<shared::Held>);
+
+/// What came of a lease.
+#[derive(Debug)]
+pub enum Fetched {
+    /// These, and for how long they may be of use.
+    Entries(Vec<(PageKey, Entry)>, Duration),
+    /// Nothing that others may have: each is to fetch for itself.
+    Unshared,
+    /// Nothing, since nobody here wants it any more: another one may try.
+    GivenUp,
+}
+
 /// A store of pages.
 pub trait PageStore: Send + Sync + 'static {
     /// What is kept under a key, fresh or stale.
     fn get(&self, key: &PageKey) -> impl Future<Output = Option<Entry>> + Send;
 
-    /// Keeps it.
+    /// Keeps it in this process; other replicas get it by [`share`](Self::share).
     fn put(&self, key: PageKey, entry: Entry) -> impl Future<Output = ()> + Send;
 
     /// Keeps it no longer.
     fn remove(&self, key: &PageKey) -> impl Future<Output = ()> + Send;
 
-    /// The generation of a collection: part of each of its pages' keys.
-    fn generation(&self, environment: &str, collection: &str) -> impl Future<Output = u64> + Send;
+    /// Asks for the right to fetch a page. Returns one that another replica has and that is `good`, and waits for one that is
+    /// being fetched, however good it turns out to be.
+    fn claim(
+        &self,
+        key: &PageKey,
+        good: impl Fn(&Page) -> bool + Send + Sync,
+    ) -> impl Future<Output = Claim> + Send;
 
-    /// Makes every page of a collection unreachable, those whose fill is under way included.
-    fn invalidate(&self, environment: &str, collection: &str) -> impl Future<Output = ()> + Send;
+    /// Holds a lease for as long as this is polled; it never resolves.
+    fn hold(&self, lease: &Lease) -> impl Future<Output = Infallible> + Send;
+
+    /// Gives a lease back, and lets other replicas have what came of it.
+    fn share(&self, lease: Lease, fetched: Fetched) -> impl Future<Output = ()> + Send;
+
+    /// The generation of a collection of an environment's budget: part of each of its pages' keys.
+    fn generation(&self, budget: &str, collection: &str) -> impl Future<Output = Generation> + Send;
+
+    /// Makes every page of these collections unreachable, those whose fill is under way included: in this process when it is
+    /// first polled, and in every other when it resolves.
+    fn invalidate(&self, budget: &str, collections: &[String]) -> impl Future<Output = ()> + Send;
 
     /// How the cache is doing.
     fn usage(&self) -> Usage;

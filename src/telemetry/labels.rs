@@ -95,6 +95,19 @@ label! {
 }
 
 label! {
+    /// What became of asking the shared store for a page.
+    SharedPage, "result":
+    /// It is there.
+    Hit = "hit",
+    /// It is not.
+    Miss = "miss",
+    /// What is there was not made by a replica of ours, or is damaged.
+    Broken = "broken",
+    /// There was no answer.
+    Lost = "lost",
+}
+
+label! {
     /// Why a request was sent to upstream once more.
     RetryReason, "reason":
     /// A 429.
@@ -207,6 +220,7 @@ mod tests {
         check::<Outcome>();
         check::<Policy>();
         check::<CacheResult>();
+        check::<SharedPage>();
         check::<RetryReason>();
         check::<UpstreamFailure>();
         check::<RefusedConnection>();

@@ -17,7 +17,7 @@ use crate::telemetry::durations::{ClientDurations, ServerDurations};
 use crate::telemetry::exposition::Format;
 use crate::telemetry::gauge::Level;
 use crate::telemetry::labels::{
-    CacheResult, Label, Labels, Outcome, Policy, RefusedConnection, Reload, RetryReason,
+    CacheResult, Label, Labels, Outcome, Policy, RefusedConnection, Reload, RetryReason, SharedPage,
 };
 
 mod scrape;
@@ -38,6 +38,7 @@ pub struct Metrics {
     registry: Registry,
     decisions: Box<[Counter]>,
     cache: Box<[Counter]>,
+    shared_pages: Box<[Counter]>,
     retries: Box<[Counter]>,
     connections_refused: Box<[Counter]>,
     reloads: Box<[Counter]>,
@@ -75,6 +76,11 @@ impl Metrics {
                 r,
                 "metorial_proxy_cache_requests",
                 "List requests by where their answer came from",
+            ),
+            shared_pages: counters::<SharedPage>(
+                r,
+                "metorial_proxy_shared_pages",
+                "Pages asked for in the store that replicas share",
             ),
             retries: counters::<RetryReason>(
                 r,
@@ -132,6 +138,11 @@ impl Metrics {
     #[inline]
     pub fn cache(&self, result: CacheResult) {
         self.cache[result.index()].inc();
+    }
+
+    /// The shared store was asked for a page.
+    pub fn shared_page(&self, result: SharedPage) {
+        self.shared_pages[result.index()].inc();
     }
 
     /// Share of list requests answered without a request of their own to upstream; `None` before the first.

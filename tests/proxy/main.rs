@@ -18,6 +18,10 @@ mod process;
 mod raw_client;
 #[path = "../support/raw_upstream.rs"]
 mod raw_upstream;
+#[path = "../support/redis.rs"]
+mod redis;
+#[path = "../support/relay.rs"]
+mod relay;
 #[path = "../support/signals.rs"]
 mod signals;
 
@@ -34,6 +38,7 @@ mod lifecycle;
 mod protocol;
 mod proxy_protocol;
 mod reload;
+mod replicas;
 mod rolling;
 mod rotation;
 mod rules;

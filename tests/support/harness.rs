@@ -74,6 +74,16 @@ pub(crate) const OTHER: &str = r#"
 
 /// The base with `toml` over it: tables are merged, so are the entries of lists of tables; all else is replaced.
 pub(crate) fn load(upstream: impl Display, toml: &str) -> Result<Config, Vec<ConfigFault>> {
+    let file = file(upstream, toml);
+    let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+    let env = [variable("METORIAL_SECRET_KEY", SECRET), variable("OTHER_SECRET_KEY", OTHER_SECRET)].into();
+    let loaded = config::load(&Sources { file: Some(&file), env: &env });
+    std::fs::remove_file(&file).expect("removed");
+    loaded.map(|loaded| loaded.config)
+}
+
+/// The same as a file, which the test removes.
+pub(crate) fn file(upstream: impl Display, toml: &str) -> PathBuf {
     static FILES: AtomicU64 = AtomicU64::new(0);
     let url = format!("upstream.url = '{upstream}'");
     let mut whole = Table::new();
@@ -83,11 +93,7 @@ pub(crate) fn load(upstream: impl Display, toml: &str) -> Result<Config, Vec<Con
     let file = FILES.fetch_add(1, Ordering::Relaxed);
     let file = scratch(&format!("{}-{file}.toml", std::process::id()));
     std::fs::write(&file, whole.to_string()).expect("written");
-    let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
-    let env = [variable("METORIAL_SECRET_KEY", SECRET), variable("OTHER_SECRET_KEY", OTHER_SECRET)].into();
-    let loaded = config::load(&Sources { file: Some(&file), env: &env });
-    std::fs::remove_file(&file).expect("removed");
-    loaded.map(|loaded| loaded.config)
+    file
 }
 
 fn merge(base: &mut Table, over: Table) {

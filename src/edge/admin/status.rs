@@ -69,6 +69,8 @@ pub struct StoreStatus {
     pub partitioned: bool,
     /// Replicas that share it, as far as this one knows.
     pub replicas: u32,
+    /// Whether pages are cut off from those of other replicas: only fresh ones are served then.
+    pub pages_partitioned: bool,
 }
 
 /// The kinds of store.
@@ -165,7 +167,12 @@ pub(super) fn example() -> Status {
         environments: vec![budget("production", 5000, 600, 4211), budget("development", 100, 600, 0)],
         egress: budget("egress", 1000, 10, 990),
         cache: CacheStatus { entries: 12, bytes: 34_567, capacity_bytes: 268_435_456, hit_ratio: Some(0.75) },
-        store: StoreStatus { kind: StoreKind::Memory, partitioned: false, replicas: 1 },
+        store: StoreStatus {
+            kind: StoreKind::Memory,
+            partitioned: false,
+            replicas: 1,
+            pages_partitioned: false,
+        },
         upstream: UpstreamStatus { healthy: true, credentials_ok: true },
         secrets: vec![SecretStatus {
             environment: "production".into(),

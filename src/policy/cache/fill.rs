@@ -3,9 +3,10 @@
 //! The leader's request runs in a task of its own; leader and waiters alike only listen. An error reaches all of them and
 //! is not stored. An answer that may not be shared (too large, `private`, with a cookie) goes to the leader, and the
 //! others ask for themselves. Where a page is kept that upstream can be asked about, it is asked whether it has changed.
+//! Replicas that share pages do likewise among each other: a leader here first claims the page from the store.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,77 +18,25 @@ use tokio::select;
 use tokio::sync::{oneshot, watch};
 use tower::Service;
 
-use super::Shared;
+use super::fills::Lead;
 use super::made::{self, Extras};
+use super::usable::{Standing, Usable, Wishes, usable, useful};
+use super::{Shared, varied};
 use crate::body::{BodyError, ResponseBody};
 use crate::domain::freshness::{self, Freshness};
 use crate::domain::page_key::PageKey;
 use crate::exchange::{EndUntold, Exchange, HadCookie, Journal, Permitted, SentAt};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::store::limits::LimitStore;
-use crate::store::pages::{Entry, Page, PageStore};
-use crate::time::{Instant, Timestamp, timeout_at, unix_now};
+use crate::store::pages::{Claim, Entry, Fetched, Lease, Page, PageStore};
+use crate::time::{Instant, Timestamp, timeout, timeout_at, unix_now};
 
 /// After a fill that failed a stale page is not fetched anew for so long.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
-
-/// Fills under way, by page. Outlives the pipeline.
-#[derive(Default)]
-pub struct Fills(Mutex<HashMap<PageKey, watch::Sender<Option<Common>>>>);
-
-impl Fills {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PageKey, watch::Sender<Option<Common>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Joins the fill of a page, as its leader where there is none.
-    fn join(self: &Arc<Self>, key: &PageKey) -> (watch::Receiver<Option<Common>>, Option<Lead>) {
-        let mut fills = self.lock();
-        if let Some(sender) = fills.get(key) {
-            return (sender.subscribe(), None);
-        }
-        let (sender, receiver) = watch::channel(None);
-        fills.insert(key.clone(), sender.clone());
-        (receiver, Some(Lead { fills: self.clone(), key: key.clone(), sender }))
-    }
-}
-
-/// The duty to publish an outcome. Dropped without one (a panic), the waiters learn that too.
-struct Lead {
-    fills: Arc<Fills>,
-    key: PageKey,
-    sender: watch::Sender<Option<Common>>,
-}
-
-impl Lead {
-    fn publish(self, common: Common) {
-        self.sender.send_replace(Some(common));
-    }
-
-    /// Resolves when everybody has left and nothing of `journal`'s request is on its way: then nobody can join any more. What
-    /// has gone upstream is paid for, and its answer is awaited.
-    async fn abandoned(&self, journal: &Journal) {
-        loop {
-            self.sender.closed().await;
-            journal.idle().await;
-            let mut fills = self.fills.lock();
-            if self.sender.receiver_count() == 0 {
-                fills.remove(&self.key);
-                return;
-            }
-        }
-    }
-}
-
-impl Drop for Lead {
-    fn drop(&mut self) {
-        let mut fills = self.fills.lock();
-        // Abandoned, its place may be another's by now.
-        if fills.get(&self.key).is_some_and(|sender| sender.same_channel(&self.sender)) {
-            fills.remove(&self.key);
-        }
-    }
-}
+/// A call to the store is over by then.
+const SOON: Duration = Duration::from_secs(1);
+/// No page is kept for other replicas for longer.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// An answer that is no page: passed to all who asked, not kept.
 #[derive(Debug)]
@@ -97,6 +46,17 @@ pub(super) struct Other {
     pub(super) body: Bytes,
 }
 
+/// Who had a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Upstream.
+    Upstream,
+    /// The store that replicas share.
+    Store,
+    /// Upstream, asked by another replica for this one too.
+    Replica,
+}
+
 /// A page as a fill brought it.
 #[derive(Debug, Clone)]
 pub(super) struct Filled {
@@ -104,11 +64,12 @@ pub(super) struct Filled {
     pub(super) stored: bool,
     /// Upstream said that it has not changed.
     pub(super) validated: bool,
+    pub(super) source: Source,
 }
 
 /// What a fill came to, as everybody sees it.
 #[derive(Debug, Clone)]
-enum Common {
+pub(super) enum Common {
     Page(Filled),
     Other(Arc<Other>),
     /// The leader has the answer, and nobody else may.
@@ -244,7 +205,59 @@ struct Fill<P, L> {
 }
 
 impl<P: PageStore, L: LimitStore> Fill<P, L> {
-    async fn run<S>(self, mut inner: S, exchange: Exchange<Permitted>)
+    async fn run<S>(self, inner: S, exchange: Exchange<Permitted>)
+    where
+        S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
+    {
+        let plainly = self.shared.plainly(&exchange.stage.permit, true);
+        let shared = self.shared.clone();
+        let claimed = {
+            let mut claiming = pin!(self.claimed(exchange.request.headers(), &plainly));
+            select! {
+                claimed = &mut claiming => claimed,
+                () = self.lead.abandoned(&exchange.journal) => {
+                    // What was asked for may be given, and others wait for it then.
+                    if let Ok(Err(lease)) = timeout(SOON, claiming).await {
+                        shared.pages.share(lease, Fetched::GivenUp).await;
+                    }
+                    return;
+                }
+            }
+        };
+        let lease = match claimed {
+            Ok(filled) => return self.lead.publish(Common::Page(filled)),
+            Err(lease) => lease,
+        };
+        let fetched = select! {
+            fetched = self.fetch(inner, exchange, &plainly) => fetched,
+            never = shared.pages.hold(&lease) => match never {},
+        };
+        shared.pages.share(lease, fetched).await;
+    }
+
+    /// The page as another replica has or fetches it; else the right to fetch it for all.
+    async fn claimed(&self, request: &HeaderMap, plainly: &Standing) -> Result<Filled, Lease> {
+        let honoured = self.shared.config.honor_client_directives;
+        let wishes = if honoured { Wishes::of(request) } else { Wishes::default() };
+        let good = |page: &Page| matches!(usable(page, &wishes, plainly, Timestamp::now()), Usable::Fresh(_));
+        let mut key = self.wanted.key.clone();
+        loop {
+            match self.shared.pages.claim(&key, good).await {
+                Claim::Lead(lease) => return Err(lease),
+                Claim::Found { entry: Entry::Page(page), awaited } if page.answers(request) => {
+                    let source = if awaited { Source::Replica } else { Source::Store };
+                    return Ok(Filled { page, stored: true, validated: false, source });
+                }
+                Claim::Found { entry: Entry::Varies(names), .. } if key == self.wanted.primary => {
+                    key = varied(&key, &names, request);
+                }
+                Claim::Found { .. } => return Err(Lease::default()),
+            }
+        }
+    }
+
+    /// Has the page fetched, and returns what other replicas may have of it.
+    async fn fetch<S>(self, mut inner: S, exchange: Exchange<Permitted>, plainly: &Standing) -> Fetched
     where
         S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>,
     {
@@ -257,7 +270,7 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
             // What is there is taken, even where nobody is left: it can be kept.
             biased;
             response = inner.call(exchange) => response,
-            () = self.lead.abandoned(&journal) => return,
+            () = self.lead.abandoned(&journal) => return Fetched::GivenUp,
         };
         if let Some(mut anew) = anew.filter(|_| speaks_of_another(&response, kept.as_deref())) {
             // That one is fetched.
@@ -276,11 +289,13 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
                     }
                     // Where the leader has left, its answer goes with it.
                     self.own.send(own).ok();
-                    return self.lead.publish(Common::Unshared);
+                    self.lead.publish(Common::Unshared);
+                    return Fetched::Unshared;
                 }
             },
             Err(rejection) => Common::Failed(rejection),
         };
+        let mut fetched = Fetched::Unshared;
         match &common {
             Common::Page(Filled { stored: false, .. }) => self.superseded().await,
             Common::Other(other) if is_final(other.status) => self.superseded().await,
@@ -289,9 +304,15 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
                     kept.failed(Timestamp::now() + AFTER_FAILURE);
                 }
             }
-            Common::Page(_) | Common::Unshared => {}
+            Common::Page(Filled { page, .. }) => {
+                let of_use = useful(page, plainly, self.shared.config.low_budget.ttl).min(LONGEST);
+                let left = of_use.saturating_sub(page.age(Timestamp::now()));
+                fetched = Fetched::Entries(self.entries(page), left);
+            }
+            Common::Unshared => {}
         }
         self.lead.publish(common);
+        fetched
     }
 
     /// Upstream has said something else since, and that cannot be kept: nobody is to have the page any more.
@@ -316,9 +337,9 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
         let page = made::renewed(kept, told, sent, freshness.unwrap_or_default());
         let page = Arc::new(page);
         if freshness.is_some() {
-            self.put(page.clone()).await;
+            self.put(&page).await;
         }
-        Common::Page(Filled { page, stored: freshness.is_some(), validated: true })
+        Common::Page(Filled { page, stored: freshness.is_some(), validated: true, source: Source::Upstream })
     }
 
     /// What is made of an answer; one that may not be shared comes back.
@@ -371,21 +392,25 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
             }
         };
         let page = Arc::new(page);
-        self.put(page.clone()).await;
-        Ok(Common::Page(Filled { page, stored: true, validated: false }))
+        self.put(&page).await;
+        Ok(Common::Page(Filled { page, stored: true, validated: false, source: Source::Upstream }))
     }
 
-    /// Keeps a page under its key, or, where it varies by request fields, under one made with them.
-    async fn put(&self, page: Arc<Page>) {
-        let pages = &self.shared.pages;
+    async fn put(&self, page: &Arc<Page>) {
+        for (key, entry) in self.entries(page) {
+            self.shared.pages.put(key, entry).await;
+        }
+    }
+
+    /// A page under its key, or, where it varies by request fields, under one made with them.
+    fn entries(&self, page: &Arc<Page>) -> Vec<(PageKey, Entry)> {
+        let (primary, entry) = (self.wanted.primary.clone(), Entry::Page(page.clone()));
         if page.varies.is_empty() {
-            return pages.put(self.wanted.primary.clone(), Entry::Page(page)).await;
+            return vec![(primary, entry)];
         }
         let names: Vec<_> = page.varies.iter().map(|(name, _)| name.clone()).collect();
-        let key =
-            self.wanted.primary.varied(page.varies.iter().map(|(name, value)| (name, value.as_deref())));
-        pages.put(self.wanted.primary.clone(), Entry::Varies(names.into())).await;
-        pages.put(key, Entry::Page(page)).await;
+        let key = primary.varied(page.varies.iter().map(|(name, value)| (name, value.as_deref())));
+        vec![(primary, Entry::Varies(names.into())), (key, entry)]
     }
 }
 

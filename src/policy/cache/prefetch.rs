@@ -40,7 +40,7 @@ pub(super) async fn ahead<P, L, S>(
     let Ok(permit) = Permit::decide(handle.clone(), &Method::GET, target) else { return };
     let mut next = exchange.bodyless();
     next.stage.permit = permit;
-    let primary = shared.key(&next).await;
+    let (primary, _) = shared.key(&next).await;
     let (key, kept) = shared.look_up(&primary, next.request.headers()).await;
     // What could not be kept once is not asked for with each hit.
     if kept.is_some() || !page.goes_ahead() {

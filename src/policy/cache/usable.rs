@@ -65,6 +65,9 @@ pub(super) struct Standing {
     pub(super) if_error: Option<Duration>,
     /// Whether upstream can be asked.
     pub(super) room: Room,
+    /// Nobody knows what was written through other replicas: nothing is served that is not fresh, and, where the freshness is
+    /// the operator's, nothing older than this.
+    pub(super) cut_off: Option<Duration>,
 }
 
 /// What a kept page is good for.
@@ -112,6 +115,9 @@ pub(super) fn usable(page: &Page, wishes: &Wishes, standing: &Standing, now: Tim
     if freshness.must_revalidate || wishes.min_fresh > Duration::ZERO {
         return Usable::No;
     }
+    if standing.cut_off.is_some() {
+        return Usable::No;
+    }
     let over = age.saturating_sub(lifetime);
     if wishes.max_stale.is_some_and(|most| over <= most) {
         return Usable::Stale { ttl, detail: None, refresh: false };
@@ -125,10 +131,25 @@ pub(super) fn usable(page: &Page, wishes: &Wishes, standing: &Standing, now: Tim
 
 /// How long a page is fresh as things stand.
 pub(super) fn lifetime(page: &Page, standing: &Standing) -> Duration {
-    match page.freshness.configured {
-        true => page.freshness.lifetime.max(standing.stretched),
-        false => page.freshness.lifetime,
+    let own = page.freshness.lifetime;
+    match (page.freshness.configured, standing.cut_off) {
+        (true, None) => own.max(standing.stretched),
+        // Also where upstream allows for more; with `ttl = "0s"` it alone decides.
+        (_, Some(ttl)) if !ttl.is_zero() => own.min(ttl),
+        _ => own,
     }
+}
+
+/// How long a page may be of use to anybody, from when it was made.
+pub(super) fn useful(page: &Page, standing: &Standing, most_stretched: Duration) -> Duration {
+    let freshness = &page.freshness;
+    let lifetime =
+        if freshness.configured { freshness.lifetime.max(most_stretched) } else { freshness.lifetime };
+    let stale = [
+        freshness.while_revalidating.or(standing.while_revalidating),
+        freshness.if_error.or(standing.if_error),
+    ];
+    lifetime.saturating_add(stale.into_iter().flatten().max().unwrap_or_default())
 }
 
 /// Whether a stale page is better than an error or a refusal.
@@ -163,6 +184,7 @@ mod tests {
         while_revalidating: Some(Duration::from_secs(30)),
         if_error: Some(Duration::from_secs(600)),
         room: Room::Open,
+        cut_off: None,
     };
     const CONFIGURED: Freshness = Freshness {
         lifetime: Duration::from_secs(5),
@@ -267,6 +289,34 @@ mod tests {
         ] {
             assert_eq!(judge(age, CONFIGURED, STANDING, wishes), expected, "{age} {wishes}");
         }
+    }
+
+    #[test]
+    fn a_replica_that_is_cut_off_serves_what_is_fresh_by_the_operators_word_and_nothing_on_a_hunch() {
+        let stretched = Duration::from_secs(60);
+        let cut_off = Standing { cut_off: Some(Duration::from_secs(5)), stretched, ..STANDING };
+        let hour = Freshness { lifetime: Duration::from_secs(3600), configured: false, ..CONFIGURED };
+        for freshness in [CONFIGURED, hour] {
+            assert_eq!(judge(4, freshness, cut_off, ""), Usable::Fresh(1));
+            assert_eq!(judge(5, freshness, cut_off, ""), Usable::No);
+            assert_eq!(judge(5, freshness, cut_off, "max-stale"), Usable::No);
+        }
+        let theirs = Standing { cut_off: Some(Duration::ZERO), ..STANDING };
+        assert_eq!(judge(3599, hour, theirs, ""), Usable::Fresh(1));
+        let spent = Standing { room: Room::Spent, ..cut_off };
+        assert_eq!(judge(6, CONFIGURED, spent, ""), stale(-1, Some("budget"), false));
+        let (page, now) = aged(600, CONFIGURED);
+        assert!(may_stand_in(&page, &cut_off, now), "better than an error");
+    }
+
+    #[test]
+    fn a_page_is_of_use_until_nothing_allows_it_any_more() {
+        let secs = Duration::from_secs;
+        let of = |freshness| useful(&aged(0, freshness).0, &STANDING, secs(60)).as_secs();
+        assert_eq!(of(CONFIGURED), 60 + 600);
+        assert_eq!(of(Freshness { configured: false, ..CONFIGURED }), 5 + 600);
+        let told = Freshness { if_error: Some(secs(1)), while_revalidating: Some(secs(2)), ..CONFIGURED };
+        assert_eq!(of(told), 60 + 2);
     }
 
     #[test]

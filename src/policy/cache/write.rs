@@ -1,4 +1,5 @@
-//! Writes: each that may have succeeded makes the pages of its collections unreachable.
+//! Writes: each that may have succeeded makes the pages of its collections unreachable, in every replica before its answer
+//! is passed on.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -104,7 +105,7 @@ impl<P: PageStore, L: LimitStore> Pending<P, L> {
         }
         // Without an answer upstream may still be at it.
         let mut response = outcome?;
-        invalidate(&self.shared, &self.budget, &self.collections).await;
+        self.shared.pages.invalidate(&self.budget, &self.collections).await;
         match response.body_mut().lease() {
             Some(lease) => *lease = Some(Box::new(Coming { pending: self, lease: lease.take() })),
             None => self.collections.clear(),
@@ -123,7 +124,7 @@ impl<P: PageStore, L: LimitStore> Lease for Coming<P, L> {
     fn finish(mut self: Box<Self>) {
         let (shared, budget) = (self.pending.shared.clone(), std::mem::take(&mut self.pending.budget));
         let collections = std::mem::take(&mut self.pending.collections);
-        at_once(async move { invalidate(&shared, &budget, &collections).await });
+        at_once(async move { shared.pages.invalidate(&budget, &collections).await });
         if let Some(lease) = self.lease {
             lease.finish();
         }
@@ -153,24 +154,14 @@ impl<P: PageStore, L: LimitStore> Drop for Pending<P, L> {
         let (shared, budget) = (self.shared.clone(), std::mem::take(&mut self.budget));
         let collections = std::mem::take(&mut self.collections);
         let again = (shared.clone(), budget.clone(), collections.clone());
-        at_once(async move { invalidate(&shared, &budget, &collections).await });
+        at_once(async move { shared.pages.invalidate(&budget, &collections).await });
         // And once more when upstream must be done: a list fetched in between may lack the write. Never begun here, where a
         // runtime that is being shut down has no timers any more.
         TaskTracker::new().spawn(async move {
             let (shared, budget, collections) = again;
             sleep(shared.request_timeout).await;
-            invalidate(&shared, &budget, &collections).await;
+            shared.pages.invalidate(&budget, &collections).await;
         });
-    }
-}
-
-async fn invalidate<P: PageStore, L: LimitStore>(
-    shared: &Shared<P, L>,
-    budget: &str,
-    collections: &[String],
-) {
-    for collection in collections {
-        shared.pages.invalidate(budget, collection).await;
     }
 }
 

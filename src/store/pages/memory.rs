@@ -3,6 +3,8 @@
 //! Freshness is ours (our entry, our clock); moka's expiry is a backstop for pages that nobody asks for again.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::{Future, pending};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 
-use super::{Entry, PageStore, Usage};
+use super::{Claim, Entry, Fetched, Generation, Lease, Page, PageStore, Usage};
 use crate::domain::page_key::PageKey;
 
 /// What moka and the allocator take for an entry beside its key and page.
@@ -43,6 +45,15 @@ impl MemoryPages {
         Self { pages, capacity, generations: RwLock::default() }
     }
 
+    /// What is kept under a key, else what `find` finds: it looks once for all who ask at once.
+    pub(super) async fn get_or(
+        &self,
+        key: &PageKey,
+        find: impl Future<Output = Option<Entry>>,
+    ) -> Option<Entry> {
+        self.pages.optionally_get_with_by_ref(key, find).await
+    }
+
     /// Does what moka puts off while nobody asks: expiry, eviction, counting.
     pub async fn tidy(&self) {
         self.pages.run_pending_tasks().await;
@@ -62,16 +73,29 @@ impl PageStore for MemoryPages {
         self.pages.invalidate(key).await;
     }
 
-    async fn generation(&self, environment: &str, collection: &str) -> u64 {
-        let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
-        let found = generations.get(environment).and_then(|collections| collections.get(collection));
-        found.map_or(0, |generation| generation.load(Ordering::Acquire))
+    async fn claim(&self, _: &PageKey, _: impl Fn(&Page) -> bool + Send + Sync) -> Claim {
+        Claim::Lead(Lease::default())
     }
 
-    async fn invalidate(&self, environment: &str, collection: &str) {
+    async fn hold(&self, _: &Lease) -> Infallible {
+        pending().await
+    }
+
+    async fn share(&self, _: Lease, _: Fetched) {}
+
+    async fn generation(&self, budget: &str, collection: &str) -> Generation {
+        let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
+        let found = generations.get(budget).and_then(|collections| collections.get(collection));
+        let number = found.map_or(0, |generation| generation.load(Ordering::Acquire));
+        Generation { number, known: true }
+    }
+
+    async fn invalidate(&self, budget: &str, collections: &[String]) {
         let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
-        let collections = generations.entry(environment.to_owned()).or_default();
-        collections.entry(collection.to_owned()).or_default().fetch_add(1, Ordering::AcqRel);
+        let known = generations.entry(budget.to_owned()).or_default();
+        for collection in collections {
+            known.entry(collection.to_owned()).or_default().fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     fn usage(&self) -> Usage {
@@ -87,7 +111,7 @@ impl PageStore for MemoryPages {
 mod tests {
     use super::*;
 
-    super::super::contract::suite!(MemoryPages::new(1 << 20, Duration::from_secs(600)));
+    super::super::contract::suite!(&MemoryPages::new(1 << 20, Duration::from_secs(600)));
 
     #[tokio::test]
     async fn a_scan_of_pages_that_nobody_asks_for_again_leaves_the_popular_ones() {
