@@ -120,11 +120,21 @@ local function seen(b, charged)
   if b.probed > 0 and b.probed == charged then b.probed, b.foreign = 0, math.max(0, b.foreign - 1) end
 end
 
+-- What others had in flight before this was charged, and have not spoken of since, has been answered, as far as is known: it
+-- may be long ago, and what is taken for the spending of strangers stays until somebody hears better.
+local function in_flight(b, charged)
+  local sum = b.mine.in_flight
+  for name, r in pairs(b.replicas) do
+    if name ~= me and r.seen >= charged then sum = sum + r.in_flight end
+  end
+  return sum
+end
+
 local function observe(b, remaining, reset, charged)
   if charged < b.heard then return end
   local left = math.max(0, b.limit - used(b))
   local certain = math.max(0, left - remaining)
-  local likely = math.max(0, left + b.in_flight - remaining)
+  local likely = math.max(0, left + in_flight(b, charged) - remaining)
   b.foreign, b.before, b.heard, b.probed = math.max(certain, math.min(likely, b.before)), likely, charged, 0
   -- One or two may only have been counted there at another moment than here.
   if b.foreign > 2 then b.strangers = now end
@@ -220,7 +230,7 @@ for k = 1, budgets do
   end
   b.mine = mine
 
-  local claim, share, in_flight, all = number(), number(), number(), number()
+  local claim, share, flying, all = number(), number(), number(), number()
   b.whole = all == 1
   -- What it knows was spent, by all: nothing less is taken to be.
   local snapshot = number()
@@ -262,10 +272,10 @@ for k = 1, budgets do
   local shut = number()
   if shut >= 0 and now + shut > b.gate then b.gate, b.passed = now + shut, 0 end
   weigh(b)
-  b.in_flight = b.others_in_flight + in_flight
+  mine.claim, mine.share, mine.in_flight = claim, share, flying
+  b.in_flight = b.others_in_flight + flying
   for _ = 1, number() do seen(b, number()) end
   for _ = 1, number() do observe(b, number(), number(), number()) end
-  mine.claim, mine.share, mine.in_flight = claim, share, in_flight
 end
 
 -- Draws ---------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ static EXCHANGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("e
 
 /// All budgets are heard of so often, or oftener where a window is short.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long the first connection is waited for.
-const FIRST: Duration = Duration::from_secs(1);
+/// How long the first connection is waited for; less than callers wait to be told what was spent before.
+const FIRST: Duration = Duration::from_millis(500);
 
 /// A message, and what is needed to make sense of its answer.
 struct Message {

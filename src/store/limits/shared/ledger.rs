@@ -296,7 +296,9 @@ impl Ledger {
         let known = self.mirror.used(now);
         let others = (account.used + self.blind.sum(now)).saturating_sub(known);
         self.mirror.recall(now, [(now, u32::try_from(others).unwrap_or(u32::MAX))]);
-        self.mirror.follow(now, &account.standing);
+        // What others have in flight is known as it was: it is the server's to say what answers mean for them.
+        let in_flight = u64::from(self.in_flight);
+        self.mirror.follow(now, &Standing { in_flight, ..account.standing });
         self.promise = Promise {
             amount: account.promise,
             share: account.share,

@@ -117,6 +117,23 @@ async fn what_upstream_tells_one_all_know() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_one_had_in_flight_is_not_taken_for_the_spending_of_strangers_by_another() {
+    let redis = network();
+    let [a, b, ..] = &four(&redis).await;
+    let mut charges = Vec::new();
+    for _ in 0..10 {
+        charges.push(a.draw().await.expect("free"));
+    }
+    // They are answered, and nothing has told so yet when upstream answers another.
+    for remaining in [89, 88, 87, 86] {
+        let charge = b.draw().await.expect("free");
+        charges.drain(..).for_each(|charge| drop(a.limits.settle(charge, None)));
+        b.limits.settle(charge, Some(Observation { remaining, reset: Duration::from_secs(20) }));
+    }
+    assert_eq!(b.draws(100).await, 86);
+}
+
+#[tokio::test(start_paused = true)]
 async fn replicas_that_are_cut_off_have_the_budget_between_them_and_no_more() {
     let redis = network();
     let replicas = &four(&redis).await;
