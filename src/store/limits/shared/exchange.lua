@@ -36,6 +36,8 @@ if restoring == 0 and known ~= '' and (id ~= known or older) then return {'lost'
 if not id or older then
   id, born, expected = me .. '@' .. whole(now), 0, 0
   if restoring == 1 then born, expected = now, replicas_known end
+  -- Who was promised what has been lost too, or is what it was once.
+  for k = 1, budgets do redis.call('DEL', KEYS[3 * k + 1]) end
   redis.call('HSET', KEYS[1], 'id', id, 'born', whole(born), 'expected', expected)
 end
 -- Until every replica has had the time to tell what it knows, nothing is drawn.
@@ -170,6 +172,20 @@ local function load_replicas(b)
       b.replicas[all[i]] = r
     end
   end
+  -- Those who were to come back and have.
+  local away = expected - (b.replicas[me] and 0 or 1)
+  for name in pairs(b.replicas) do
+    if string.sub(name, 1, 1) ~= '?' then away = away - 1 end
+  end
+  for i = 1, expected - 1 do
+    if b.replicas['?' .. i] then
+      away = away - 1
+      if away < 0 then
+        redis.call('HDEL', b.roster, '?' .. i)
+        b.replicas['?' .. i] = nil
+      end
+    end
+  end
 end
 
 -- What is not to be had for this replica: promised to others, or spent by strangers. What replicas that are not heard of
@@ -219,14 +235,6 @@ for k = 1, budgets do
   local mine = b.replicas[me]
   if not mine then
     mine = {applied = 0, promise = 0, share = 0}
-    -- One of those that were to come back.
-    for name in pairs(b.replicas) do
-      if string.sub(name, 1, 1) == '?' then
-        redis.call('HDEL', b.roster, name)
-        b.replicas[name] = nil
-        break
-      end
-    end
   end
   b.mine = mine
 

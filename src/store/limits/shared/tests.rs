@@ -212,6 +212,34 @@ async fn a_server_that_lost_its_data_is_told_what_was_spent() {
     assert!((95..=100).contains(&sum), "{sum}");
 }
 
+/// What the server does as one that comes back with an old copy of its data.
+async fn run(replica: &Replica, script: &'static str) {
+    let done = Link::run(&replica.link, &crate::store::link::Script::new(script), &[], Vec::new()).await;
+    assert!(done.is_ok(), "{done:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_goes_back_to_what_it_once_knew_is_told_too_and_counts_nobody_twice() {
+    let redis = network();
+    let replicas = &four(&redis).await;
+    assert_eq!(replicas[0].draws(30).await, 30);
+    let keep =
+        "for _, key in ipairs(redis.call('KEYS', '{test}*')) do redis.call('COPY', key, 'kept:' .. key) end";
+    run(&replicas[0], keep).await;
+    assert_eq!(replicas[1].draws(20).await, 20);
+    sleep(Duration::from_secs(1)).await;
+    let rewind = "for _, key in ipairs(redis.call('KEYS', '{test}*')) do redis.call('DEL', key) end
+        for _, key in ipairs(redis.call('KEYS', 'kept:*')) do redis.call('COPY', key, string.sub(key, 6)) end";
+    run(&replicas[0], rewind).await;
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(replicas.iter().map(|replica| replica.limits.replicas()).max(), Some(4));
+    let mut sum = 50;
+    for replica in replicas {
+        sum += replica.draws(200).await;
+    }
+    assert_eq!(sum, 100);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_that_leaves_leaves_everything_and_one_that_dies_leaves_it_a_window_later() {
     let redis = network();
