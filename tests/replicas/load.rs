@@ -43,7 +43,7 @@ pub(crate) struct Outcome {
     pub(crate) refused: u64,
     /// What the API counted.
     pub(crate) counted: u64,
-    /// Share of the budget that was used, from the end of the first window on.
+    /// Share of the budget that was used, in the whole windows after the first.
     pub(crate) used: f64,
 }
 
@@ -112,10 +112,14 @@ impl Load {
         self.tasks.close();
         self.tasks.wait().await;
         let (answers, counted) = (lock(&self.answers).clone(), lock(&self.counted));
-        let (begin, end) = (counted[0].0 + self.quota.window, counted[counted.len() - 1]);
-        let first = counted[counted.partition_point(|(at, _)| *at < begin)];
-        let room = f64::from(self.quota.requests) * (end.0 - first.0).div_duration_f64(self.quota.window);
-        let used = (end.1 - first.1) as f64 / room;
+        // Whole windows: within one the budget is spent as soon as callers ask for it.
+        let (begin, end) = (counted[0].0, counted[counted.len() - 1].0);
+        let windows = (end - begin).div_duration_f64(self.quota.window).floor() - 1.0;
+        let by = |windows: f64| {
+            let due = begin + self.quota.window.mul_f64(windows);
+            counted[counted.partition_point(|(at, _)| *at < due).min(counted.len() - 1)].1
+        };
+        let used = (by(1.0 + windows) - by(1.0)) as f64 / (f64::from(self.quota.requests) * windows);
         Outcome { answers, refused: mock.handle.refused(), counted: mock.handle.counted(), used }
     }
 }
