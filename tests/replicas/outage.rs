@@ -116,6 +116,7 @@ async fn neither_callers_nor_the_api_suffer_from_outages_of_the_server_or_of_the
     for (outage, windows) in [(Outage::Cut(2), 1.2), (Outage::Killed, 0.5), (Outage::Stalled, 1.2)] {
         pass(&fleet, outage, quota.window.mul_f64(windows)).await;
         fleet.windows(0.6).await;
+        assert_eq!(fleet.mock.handle.refused(), 0, "{outage:?}");
     }
     fleet.windows(0.5).await;
     let outcome = load.finish(&fleet.mock).await;
