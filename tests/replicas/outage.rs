@@ -115,10 +115,10 @@ async fn neither_callers_nor_the_api_suffer_from_outages_of_the_server_or_of_the
     fleet.windows(1.0).await;
     for (outage, windows) in [(Outage::Cut(2), 1.2), (Outage::Killed, 0.5), (Outage::Stalled, 1.2)] {
         pass(&fleet, outage, quota.window.mul_f64(windows)).await;
-        fleet.windows(0.6).await;
+        fleet.windows(1.0).await;
         assert_eq!(fleet.mock.handle.refused(), 0, "{outage:?}");
     }
-    fleet.windows(0.5).await;
+    fleet.windows(0.1).await;
     let outcome = load.finish(&fleet.mock).await;
     outcome.assert_clean();
     assert!(outcome.used >= 0.8, "{outcome:?}");

@@ -127,7 +127,9 @@ async fn what_one_had_in_flight_is_not_taken_for_the_spending_of_strangers_by_an
     // They are answered, and nothing has told so yet when upstream answers another.
     for remaining in [89, 88, 87, 86] {
         let charge = b.draw().await.expect("free");
-        charges.drain(..).for_each(|charge| drop(a.limits.settle(charge, None)));
+        for charge in charges.drain(..) {
+            a.limits.settle(charge, None);
+        }
         b.limits.settle(charge, Some(Observation { remaining, reset: Duration::from_secs(20) }));
     }
     assert_eq!(b.draws(100).await, 86);
