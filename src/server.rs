@@ -21,10 +21,13 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::edge::activation::{self, Passed};
 use crate::edge::notify::{self, Beat};
+use crate::edge::redis::RedisLink;
 use crate::edge::state_file::{self, Past};
 use crate::edge::worker::Worker;
 use crate::edge::{admin, listener, otlp};
+use crate::store::clients::ClientLimits;
 use crate::store::limits::{Limits, SpentBudget};
+use crate::store::link::Names;
 use crate::telemetry::metrics::Metrics;
 use crate::time::{Instant, sleep, timeout_at};
 
@@ -169,14 +172,29 @@ impl Server {
         let admin_addr = admin.local_addr().unwrap_or(config.server.admin);
         let access = engine.access.clone();
         let background = TaskTracker::new();
-        if let Some(links) = links {
-            background.spawn(links.limits.run(stop.clone()));
-            if config.store.shared.as_ref().is_some_and(|shared| shared.pages_url.is_some()) {
-                background.spawn(links.pages.run(stop.clone()));
-            }
+        if let Some((links, shared)) = links.zip(config.store.shared.as_ref()) {
+            let (users, last) = (TaskTracker::new(), CancellationToken::new());
+            users.spawn(clients(
+                engine.clone(),
+                links.limits.clone(),
+                Names::new(&shared.prefix),
+                stop.clone(),
+            ));
             if let Limits::Shared(limits) = &*engine.lasting.limits {
-                background.spawn(limits.clone().run(stop.clone()));
+                users.spawn(limits.clone().run(stop.clone()));
             }
+            background.spawn(links.limits.run(last.clone()));
+            if shared.pages_url.is_some() {
+                background.spawn(links.pages.run(last.clone()));
+            }
+            // The links go when those that use them have said their last.
+            let stop = stop.clone();
+            background.spawn(async move {
+                stop.cancelled().await;
+                users.close();
+                users.wait().await;
+                last.cancel();
+            });
         }
         if let Some(pages) = engine.lasting.pages.shared() {
             background.spawn(pages.clone().run(stop.clone()));
@@ -331,6 +349,15 @@ fn first(errors: Vec<StartError>) -> StartError {
 async fn joined(workers: Vec<JoinHandle<usize>>) -> usize {
     let join = || workers.into_iter().map(|worker| worker.join().unwrap_or(0)).sum();
     tokio::task::spawn_blocking(join).await.unwrap_or(0)
+}
+
+/// Limits clients together with the other replicas.
+async fn clients(engine: Arc<Engine>, link: RedisLink, names: Names, stop: CancellationToken) {
+    let replicas = || match &*engine.lasting.limits {
+        Limits::Memory(_) => 1,
+        Limits::Shared(limits) => limits.replicas(),
+    };
+    ClientLimits::share(|| engine.setup().clients.clone(), link, names, replicas, stop).await;
 }
 
 /// Forgets clients that have been idle and pages that have expired, every few seconds.

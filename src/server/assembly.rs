@@ -177,6 +177,7 @@ impl Setup {
         let egress_queue = queues.of(egress, config.upstream.egress_limit.window, None);
         let (limit, most) = (config.clients.limit, config.clients.max_tracked);
         let clients = match before {
+            None if config.store.shared.is_some() => ClientLimits::shared(limit, most),
             None => ClientLimits::new(limit, most),
             Some(before) => before.clients.with(limit, most),
         };

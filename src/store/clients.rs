@@ -4,6 +4,8 @@
 //! table is ours because governor's own grows with every address that calls: here it is bounded. A full one first forgets
 //! whose bucket is full again, which says nothing; where that is not enough an unknown client shares the bucket of its wider
 //! network. So neither is a door left open nor are bystanders shut out.
+//!
+//! Each replica counts on its own, and tells the others of the clients that spend much: see [`ClientLimits::share`].
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -25,6 +27,11 @@ use crate::domain::quota::Quota;
 use crate::domain::ratelimit::Standing;
 use crate::time::{Timestamp, whole_seconds};
 
+mod recent;
+mod sharing;
+
+use recent::Recent;
+
 /// The limit per client IP.
 pub struct ClientLimits {
     limiter: RateLimiter<ClientKey, Shared, TokioClock, StateInformationMiddleware>,
@@ -44,7 +51,13 @@ pub struct TooFast {
 impl ClientLimits {
     /// Bursts of `quota.requests`, refilled evenly over `quota.window`; about `max_tracked` clients at once.
     pub fn new(quota: Quota, max_tracked: usize) -> Self {
-        Self::over(Arc::new(Table::new(max_tracked, TokioClock.now())), quota)
+        Self::over(Arc::new(Table::new(max_tracked, TokioClock.now(), None)), quota)
+    }
+
+    /// The same for one of several replicas: see [`share`](Self::share).
+    pub fn shared(quota: Quota, max_tracked: usize) -> Self {
+        let recent = Arc::new(Recent::default());
+        Self::over(Arc::new(Table::new(max_tracked, TokioClock.now(), Some(recent))), quota)
     }
 
     /// The same clients under another limit. What each has used of its bucket it has used of the new one, in proportion: a
@@ -62,7 +75,7 @@ impl ClientLimits {
         let nanos = quota.window.as_nanos().div_ceil(u128::from(burst.get()));
         let period = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
         let cells = Cells::with_period(period).unwrap_or_else(|| Cells::per_second(burst)).allow_burst(burst);
-        let since = TokioClock.now().as_u64().saturating_sub(table.start.as_u64());
+        let since = table.now();
         let table = Shared { table, since };
         let limiter = RateLimiter::new(cells, table.clone(), TokioClock);
         Self { limiter, table, period, quota }
@@ -88,9 +101,9 @@ impl ClientLimits {
     ///
     /// The debt is bounded, because a request is admitted only once the bucket holds a cell again.
     pub fn penalise(&self, client: ClientKey, cells: u32) {
-        let now = TokioClock.now().as_u64().saturating_sub(self.table.table.start.as_u64());
+        let now = self.table.table.now();
         let debt = u64::try_from((self.period * cells).as_nanos()).unwrap_or(u64::MAX);
-        let owed = self.table.table.measure_and_replace(&client, |arrival| {
+        let owed = self.table.table.spend(&client, cells, |arrival| {
             let arrival = arrival.map_or(now, |arrival| arrival.as_u64().max(now));
             Ok::<_, ()>(((), Nanos::new(arrival.saturating_add(debt))))
         });
@@ -131,6 +144,8 @@ struct Table {
     max_per_shard: AtomicUsize,
     hasher: RandomState,
     start: Nanos,
+    /// What other replicas are to be told.
+    recent: Option<Arc<Recent>>,
 }
 
 struct Shard {
@@ -139,12 +154,17 @@ struct Shard {
 }
 
 impl Table {
-    fn new(max_tracked: usize, start: Nanos) -> Self {
+    fn new(max_tracked: usize, start: Nanos, recent: Option<Arc<Recent>>) -> Self {
         // Seeded at random: an attacker cannot choose addresses that collide.
         let hasher = RandomState::default();
         let empty = || Shard { arrivals: HashMap::with_hasher(hasher.clone()), swept: 0 };
         let shards = (0..SHARDS).map(|_| Mutex::new(empty())).collect();
-        Self { shards, max_per_shard: max_per_shard(max_tracked).into(), hasher, start }
+        Self { shards, max_per_shard: max_per_shard(max_tracked).into(), hasher, start, recent }
+    }
+
+    /// On the scale of arrival times.
+    fn now(&self) -> u64 {
+        TokioClock.now().as_u64().saturating_sub(self.start.as_u64())
     }
 
     fn shard(&self, key: &ClientKey) -> MutexGuard<'_, Shard> {
@@ -189,7 +209,7 @@ impl StateStore for Shared {
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
         // What lies before that moment is over: a bucket that was full by then is full.
-        self.table.measure_and_replace(key, |arrival| {
+        self.table.spend(key, 1, |arrival| {
             let arrival = arrival.map(|arrival| Nanos::new(arrival.as_u64().saturating_sub(self.since)));
             let (outcome, next) = measure(arrival)?;
             Ok((outcome, Nanos::new(next.as_u64().saturating_add(self.since))))
@@ -198,7 +218,8 @@ impl StateStore for Shared {
 }
 
 impl Table {
-    fn measure_and_replace<T, F, E>(&self, key: &ClientKey, measure: F) -> Result<T, E>
+    /// Takes `cells` of `key`, or of its network, as far as `measure` permits.
+    fn spend<T, F, E>(&self, key: &ClientKey, cells: u32, measure: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
@@ -211,10 +232,12 @@ impl Table {
             if let Some(arrival) = shard.arrivals.get_mut(&key) {
                 let (outcome, next) = measure(Some(Nanos::new(*arrival)))?;
                 *arrival = next.as_u64();
+                drop(shard);
+                self.note(key, cells);
                 return Ok(outcome);
             }
             if shard.arrivals.len() >= most
-                && shard.is_full(most, TokioClock.now().as_u64().saturating_sub(self.start.as_u64()))
+                && shard.is_full(most, self.now())
                 && let Some(network) = networks.next()
             {
                 (key, most) = (network, max_per_shard + NETWORKS);
@@ -222,7 +245,27 @@ impl Table {
             }
             let (outcome, next) = measure(None)?;
             shard.arrivals.insert(key, next.as_u64());
+            drop(shard);
+            self.note(key, cells);
             return Ok(outcome);
+        }
+    }
+
+    fn note(&self, key: ClientKey, cells: u32) {
+        if let Some(recent) = &self.recent {
+            recent.add(key, cells, self.now());
+        }
+    }
+
+    /// The next arrival of `key` is no earlier than this.
+    fn delay(&self, key: ClientKey, arrival: u64) {
+        let mut shard = self.shard(&key);
+        let room = shard.arrivals.len() < self.max_per_shard.load(Ordering::Relaxed);
+        match shard.arrivals.get_mut(&key) {
+            Some(known) => *known = arrival.max(*known),
+            None if room => drop(shard.arrivals.insert(key, arrival)),
+            // Its network would have to pay, and bystanders with it.
+            None => {}
         }
     }
 }

@@ -43,6 +43,7 @@ mod rolling;
 mod rotation;
 mod rules;
 mod service;
+mod shared_clients;
 mod terminal;
 mod traces;
 mod upstream;
