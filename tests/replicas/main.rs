@@ -14,6 +14,7 @@ mod process;
 #[path = "../support/redis.rs"]
 mod redis_server;
 #[path = "../support/relay.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod relay;
 #[path = "../support/signals.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]

@@ -7,7 +7,7 @@ use redis::Value;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::ledger::News as Told;
+use super::ledger::{News as Told, Promised};
 use super::message::{self, Done, Drawn, Reply, Words};
 use super::{Inner, Nanos, Pending, SharedLimits, State, hold, nanos};
 use crate::store::limits::{BudgetId, Charge, EGRESS};
@@ -29,6 +29,8 @@ struct Message {
     ledgers: Vec<usize>,
     sub_windows: Vec<Nanos>,
     told: Vec<Told>,
+    /// What each was promised before the message bound it.
+    promised: Vec<Promised>,
     draws: Vec<Pending>,
 }
 
@@ -111,7 +113,7 @@ impl<L: Link> SharedLimits<L> {
             self.0.compose(&mut state, leaving)
         };
         let Some(message) = composed else { return false };
-        let Message { keys, words, ledgers, sub_windows, told, draws } = message;
+        let Message { keys, words, ledgers, sub_windows, told, promised, draws } = message;
         let answer = self.0.link.run(&EXCHANGE, &keys, words).await;
         let mut state = self.lock();
         let heard = answer.and_then(|value| understood(value, &sub_windows, draws.len()));
@@ -139,6 +141,12 @@ impl<L: Link> SharedLimits<L> {
             Err(lost) => {
                 drop(draws);
                 state.not_heard(&ledgers, told);
+                // Then it surely was not done.
+                if matches!(lost, Lost::Refused(_)) {
+                    for (at, promised) in ledgers.iter().zip(promised) {
+                        state.ledgers[*at].unbind(promised);
+                    }
+                }
                 self.0.lost(&mut state, &lost);
                 false
             }
@@ -211,7 +219,7 @@ impl<L> Inner<L> {
         words.number(ledgers.len());
         ledgers.iter().for_each(|at| words.number(state.ledgers[*at].version));
         let mut keys = vec![self.names.of("epoch")];
-        let (mut sub_windows, mut told) = (Vec::new(), Vec::new());
+        let (mut sub_windows, mut told, mut promised) = (Vec::new(), Vec::new(), Vec::new());
         for at in &ledgers {
             let n = draws.iter().filter(|pending| pending.draw.budgets.contains(&BudgetId(*at))).count();
             let ledger = &mut state.ledgers[*at];
@@ -222,6 +230,7 @@ impl<L> Inner<L> {
             words.plan(plan, hold(&ledger.name, plan).map(nanos));
             let snapshot =
                 if known && (state.restoring || ledger.recount) { ledger.account(now) } else { Vec::new() };
+            promised.push(ledger.promised());
             let (claim, share) = ledger.bind(now, n as u64, nanos(late));
             words.number(claim);
             words.number(share);
@@ -245,7 +254,7 @@ impl<L> Inner<L> {
             let place = |id: BudgetId| ledgers.iter().position(|at| *at == id.0).unwrap_or_default();
             words.draw(pending.draw.budgets.map(place), &pending.draw);
         }
-        Some(Message { keys, words: words.0, ledgers, sub_windows, told, draws })
+        Some(Message { keys, words: words.0, ledgers, sub_windows, told, promised, draws })
     }
 
     fn done(&self, state: &mut State, server: Nanos, done: Done, ledgers: &[usize], draws: Vec<Pending>) {

@@ -43,6 +43,9 @@ pub(super) struct Ledger {
     pub(super) recalled: Option<u64>,
 }
 
+/// A promise, and from when on what lapses counts towards it.
+pub(super) type Promised = (Promise, Option<Nanos>);
+
 /// How requests ended, and what upstream said.
 #[derive(Debug, Default)]
 pub(super) struct News {
@@ -254,6 +257,15 @@ impl Ledger {
         self.promise = Promise { amount: claim + blind as f64, share, ..promise };
         self.resumes = Some(now.saturating_add(late));
         (claim, share)
+    }
+
+    /// What it was promised, to go back to where a message was surely not heeded.
+    pub(super) fn promised(&self) -> Promised {
+        (self.promise, self.resumes)
+    }
+
+    pub(super) fn unbind(&mut self, promised: Promised) {
+        (self.promise, self.resumes) = promised;
     }
 
     /// What is to be told now. What lapsed since upstream said what it has left, it has since then.
