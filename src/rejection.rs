@@ -58,12 +58,18 @@ pub enum UpstreamFault {
     ConnectionTerminated,
     /// No route to it.
     Unavailable,
-    /// Its certificate is not valid for its name.
-    TlsCertificate,
-    /// TLS failed otherwise.
-    TlsProtocol,
+    /// This machine has no descriptors or ports left for another connection.
+    OutOfConnections,
+    /// Its certificate is not valid for its name, and why.
+    TlsCertificate(&'static str),
+    /// It ended the handshake with this alert (its number and name).
+    TlsAlert(u8, &'static str),
+    /// TLS failed otherwise, and why.
+    TlsProtocol(&'static str),
     /// What it sent is not HTTP.
     HttpProtocol,
+    /// The head of its response is larger than any of the API's.
+    HeadTooLarge,
     /// No head of a response in time.
     ResponseTimeout,
     /// A content coding nobody asked for: it cannot be searched for the secret.
@@ -79,11 +85,53 @@ impl UpstreamFault {
             Self::ConnectionTimeout => "connection_timeout",
             Self::ConnectionTerminated => "connection_terminated",
             Self::Unavailable => "destination_ip_unroutable",
-            Self::TlsCertificate => "tls_certificate_error",
-            Self::TlsProtocol => "tls_protocol_error",
+            Self::OutOfConnections => "connection_limit_reached",
+            Self::TlsCertificate(_) => "tls_certificate_error",
+            Self::TlsAlert(..) => "tls_alert_received",
+            Self::TlsProtocol(_) => "tls_protocol_error",
             Self::HttpProtocol => "http_protocol_error",
+            Self::HeadTooLarge => "http_response_header_section_size",
             Self::ResponseTimeout => "http_response_timeout",
             Self::UnexpectedCoding => "http_response_content_coding",
+        }
+    }
+
+    /// The parameters of `Proxy-Status` that tell more.
+    fn parameters(self) -> String {
+        match self {
+            Self::TlsCertificate(details) | Self::TlsProtocol(details) => format!("; details=\"{details}\""),
+            Self::TlsAlert(id, message) => format!("; alert-id={id}; alert-message=\"{message}\""),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether it failed before any of the request was sent.
+    pub fn is_of_connecting(self) -> bool {
+        match self {
+            Self::Dns
+            | Self::ConnectionRefused
+            | Self::ConnectionTimeout
+            | Self::Unavailable
+            | Self::OutOfConnections
+            | Self::TlsCertificate(_)
+            | Self::TlsAlert(..)
+            | Self::TlsProtocol(_) => true,
+            Self::ConnectionTerminated
+            | Self::HttpProtocol
+            | Self::HeadTooLarge
+            | Self::ResponseTimeout
+            | Self::UnexpectedCoding => false,
+        }
+    }
+
+    /// With its code.
+    fn status(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::ConnectionTimeout | Self::ResponseTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout")
+            }
+            Self::OutOfConnections => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+            _ => (StatusCode::BAD_GATEWAY, "upstream_error"),
         }
     }
 
@@ -96,8 +144,10 @@ impl UpstreamFault {
                 "the connection to the Metorial API broke before the answer was complete"
             }
             Self::Unavailable => "there is no route to the Metorial API",
-            Self::TlsCertificate => "the certificate of the Metorial API is not valid",
-            Self::TlsProtocol => "TLS with the Metorial API failed",
+            Self::OutOfConnections => "this proxy has no room for another connection to the Metorial API",
+            Self::TlsCertificate(_) => "the certificate of the Metorial API is not valid",
+            Self::TlsAlert(..) | Self::TlsProtocol(_) => "TLS with the Metorial API failed",
+            Self::HeadTooLarge => "the head of the Metorial API's answer is too large",
             Self::HttpProtocol => "what the Metorial API sent is not HTTP",
             Self::ResponseTimeout => "the Metorial API did not answer in time",
             Self::UnexpectedCoding => "the Metorial API used a content coding that was not asked for",
@@ -270,16 +320,10 @@ impl Rejection {
                 "The proxy failed; its log has the details under this request id.".into(),
                 "proxy_internal_error",
             ),
-            Self::Upstream(fault) => described(
-                if *fault == UpstreamFault::ResponseTimeout {
-                    StatusCode::GATEWAY_TIMEOUT
-                } else {
-                    StatusCode::BAD_GATEWAY
-                },
-                if *fault == UpstreamFault::ResponseTimeout { "upstream_timeout" } else { "upstream_error" },
-                fault.sentence().into(),
-                fault.name(),
-            ),
+            Self::Upstream(fault) => {
+                let (status, code) = fault.status();
+                described(status, code, fault.sentence().into(), fault.name())
+            }
             Self::UpstreamCredentials => Described {
                 hint: Some(
                     "This is for the operator of the proxy: its secret key was refused. Nothing is wrong with yours.",
@@ -322,7 +366,9 @@ impl Rejection {
     pub fn wait(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { wait, .. } => Some(*wait),
-            Self::Overloaded => Some(Duration::from_secs(1)),
+            Self::Overloaded | Self::Upstream(UpstreamFault::OutOfConnections) => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
@@ -363,7 +409,11 @@ impl Rejection {
         *response.status_mut() = described.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        let proxy_status = format!("metorial-proxy; error={}", described.proxy_status);
+        let parameters = match self {
+            Self::Upstream(fault) => fault.parameters(),
+            _ => String::new(),
+        };
+        let proxy_status = format!("metorial-proxy; error={}{parameters}", described.proxy_status);
         headers.extend(HeaderValue::try_from(proxy_status).ok().map(|value| (PROXY_STATUS, value)));
         if let Some(seconds) = retry_after.filter(|seconds| *seconds <= whole_seconds(max_retry_after)) {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

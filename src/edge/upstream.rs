@@ -1,14 +1,15 @@
 //! The transport to the API: one pool per worker, over hyper's connections.
 //!
 //! Connection, pipeline and pool live on one thread, so a request never crosses cores on its way. HTTP/1.1 connections are
-//! kept while idle; HTTP/2 shares one per worker, where TLS negotiated it or configuration asks for it. The address is
-//! chosen by configuration alone: nothing a caller sends decides where a connection goes.
+//! kept while idle; HTTP/2 shares one per worker, where TLS negotiated it or configuration asks for it. None is used for
+//! longer than a minute, so that the pool follows a name to its new address. The address is chosen by configuration alone:
+//! nothing a caller sends decides where a connection goes.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
@@ -24,9 +25,15 @@ use crate::time::Instant;
 
 mod connect;
 mod fault;
+mod names;
+#[cfg(test)]
+mod tests;
 
 use connect::Connection;
 pub use connect::Connector;
+
+/// An older connection gets no new request: the name it was made for may stand for another address by now.
+const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// The pool of one worker. Cheap to clone.
 #[derive(Clone)]
@@ -40,12 +47,18 @@ struct Pool {
     idle_timeout: Duration,
     // Of one worker, so it is never contended; the lock is for the compiler.
     idle: Mutex<Vec<Idle>>,
-    shared: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    shared: Mutex<Option<Shared>>,
 }
 
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
+    born: Instant,
     since: Instant,
+}
+
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    born: Instant,
 }
 
 impl Upstream {
@@ -61,11 +74,16 @@ impl Upstream {
         Self(Arc::new(Pool { connector, scheme, authority, max_idle, idle_timeout, idle, shared }))
     }
 
-    /// Closes what has been idle for too long; to be called every second or so.
+    /// Closes what has been idle, or there, for too long; to be called every second or so.
     pub fn close_idle(&self) {
-        let timeout = self.0.idle_timeout;
-        lock(&self.0.idle).retain(|idle| idle.since.elapsed() < timeout && !idle.sender.is_closed());
+        lock(&self.0.idle).retain(|idle| self.0.may_serve(idle) && !idle.sender.is_closed());
+        // What is under way over it goes on: it closes after the last answer.
+        lock(&self.0.shared).take_if(|shared| is_old(shared.born));
     }
+}
+
+fn is_old(born: Instant) -> bool {
+    born.elapsed() >= MAX_AGE
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,8 +123,8 @@ impl Transport for Upstream {
                 }));
             }
         };
-        if let Connection::Http2(sender) = &connection {
-            *lock(&self.0.shared) = Some(sender.clone());
+        if let Connection::Http2(sender, born) = &connection {
+            *lock(&self.0.shared) = Some(Shared { sender: sender.clone(), born: *born });
         }
         journal.written(true);
         self.0.send_over(connection, request).await.map_err(|(mut error, unsent)| {
@@ -119,48 +137,64 @@ impl Transport for Upstream {
 impl Pool {
     /// A connection that is ready, the one used last first: the rest can grow old.
     fn checkout(&self) -> Option<Connection> {
-        if let Some(sender) = lock(&self.shared).as_ref().filter(|sender| !sender.is_closed()) {
-            return Some(Connection::Http2(sender.clone()));
+        if let Some(shared) = lock(&self.shared).as_ref()
+            && !shared.sender.is_closed()
+            && !is_old(shared.born)
+        {
+            return Some(Connection::Http2(shared.sender.clone(), shared.born));
         }
         let mut idle = lock(&self.idle);
         while let Some(candidate) = idle.pop() {
-            if candidate.sender.is_ready() && candidate.since.elapsed() < self.idle_timeout {
-                return Some(Connection::Http1(candidate.sender));
+            if candidate.sender.is_ready() && self.may_serve(&candidate) {
+                return Some(Connection::Http1(candidate.sender, candidate.born));
             }
         }
         None
     }
 
-    fn give_back(&self, sender: http1::SendRequest<RequestBody>) {
-        if sender.is_closed() {
+    fn may_serve(&self, idle: &Idle) -> bool {
+        idle.since.elapsed() < self.idle_timeout && !is_old(idle.born)
+    }
+
+    fn give_back(&self, sender: http1::SendRequest<RequestBody>, born: Instant) {
+        if sender.is_closed() || is_old(born) {
             return;
         }
         let mut idle = lock(&self.idle);
         if idle.len() < self.max_idle {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { sender, born, since: Instant::now() });
         }
+    }
+
+    /// A shared connection that takes no more requests is not offered again.
+    fn forget(&self, of: Instant) {
+        lock(&self.shared).take_if(|shared| shared.born == of);
     }
 
     /// Sends over one connection; where surely nothing was written, the request comes back.
     async fn send_over(
         self: &Arc<Self>,
         connection: Connection,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
     ) -> Result<Answer, Unsent> {
         match connection {
-            Connection::Http1(mut sender) => {
+            Connection::Http1(mut sender, born) => {
+                let mut request = self.relative(request);
                 let interim = Interim::of(&mut request);
                 let response = tokio::select! {
                     response = sender.try_send_request(request) => response.map_err(unsent)?,
                     () = interim.too_many.notified() => return Err((interim.error(), None)),
                 };
-                let lease = Returning { pool: self.clone(), sender };
+                let lease = Returning { pool: self.clone(), sender, born };
                 Ok(answer(response, Some(Box::new(lease))))
             }
-            Connection::Http2(mut sender) => {
+            Connection::Http2(mut sender, born) => {
                 let request = self.absolute(request);
-                let response = sender.try_send_request(request).await.map_err(unsent)?;
-                Ok(answer(response, None))
+                let response = sender.try_send_request(request).await.map_err(unsent);
+                if matches!(response, Err((_, Some(_)))) {
+                    self.forget(born);
+                }
+                response.map(|response| answer(response, None))
             }
         }
     }
@@ -174,6 +208,17 @@ impl Pool {
         // Scheme, authority and path are all there, so this is a URI. Were it none, the request would be refused without them.
         if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;
+        }
+        request
+    }
+
+    /// Back to the form of HTTP/1.1, where a connection by HTTP/2 had not taken it.
+    fn relative(&self, mut request: Request<RequestBody>) -> Request<RequestBody> {
+        if request.uri().authority().is_some() {
+            let path = request.uri().path_and_query().cloned();
+            *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
+            let host = HeaderValue::from_str(self.authority.as_str());
+            request.headers_mut().extend(host.ok().map(|host| (HOST, host)));
         }
         request
     }
@@ -234,11 +279,12 @@ impl Interim {
 struct Returning {
     pool: Arc<Pool>,
     sender: http1::SendRequest<RequestBody>,
+    born: Instant,
 }
 
 impl Lease for Returning {
     fn finish(self: Box<Self>) {
-        self.pool.give_back(self.sender);
+        self.pool.give_back(self.sender, self.born);
     }
 
     fn broken(self: Box<Self>, _: &BodyError) {}

@@ -365,7 +365,9 @@ impl Shared {
         if let Some(rejection) = error.caller {
             return Failure { rejection, delivery: Delivery::Possible, body: None };
         }
-        self.health.set_healthy(false);
+        if error.fault != UpstreamFault::OutOfConnections {
+            self.health.set_healthy(false);
+        }
         tracing::warn!(request_id, error = error.fault.name(), detail = error.detail, "upstream failed");
         Failure { rejection: Rejection::Upstream(error.fault), delivery: error.delivery, body: error.body }
     }
@@ -471,11 +473,16 @@ fn failure(fault: UpstreamFault) -> UpstreamFailure {
         UpstreamFault::Dns
         | UpstreamFault::ConnectionRefused
         | UpstreamFault::ConnectionTimeout
-        | UpstreamFault::Unavailable => UpstreamFailure::Connect,
-        UpstreamFault::TlsCertificate | UpstreamFault::TlsProtocol => UpstreamFailure::Tls,
+        | UpstreamFault::Unavailable
+        | UpstreamFault::OutOfConnections => UpstreamFailure::Connect,
+        UpstreamFault::TlsCertificate(_) | UpstreamFault::TlsAlert(..) | UpstreamFault::TlsProtocol(_) => {
+            UpstreamFailure::Tls
+        }
         UpstreamFault::ConnectionTerminated => UpstreamFailure::ConnectionLost,
         UpstreamFault::ResponseTimeout => UpstreamFailure::Timeout,
-        UpstreamFault::HttpProtocol | UpstreamFault::UnexpectedCoding => UpstreamFailure::Protocol,
+        UpstreamFault::HttpProtocol | UpstreamFault::HeadTooLarge | UpstreamFault::UnexpectedCoding => {
+            UpstreamFailure::Protocol
+        }
     }
 }
 

@@ -172,7 +172,10 @@ fn reason(rejection: &Rejection, delivery: Delivery, method: &Method) -> Option<
         (
             _,
             Rejection::Upstream(
-                UpstreamFault::TlsCertificate | UpstreamFault::UnexpectedCoding | UpstreamFault::HttpProtocol,
+                UpstreamFault::TlsCertificate(_)
+                | UpstreamFault::UnexpectedCoding
+                | UpstreamFault::HttpProtocol
+                | UpstreamFault::HeadTooLarge,
             ),
         ) => None,
         (Delivery::Never, Rejection::Upstream(_)) => Some(RetryReason::NotConnected),

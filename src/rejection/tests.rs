@@ -22,9 +22,14 @@ fn every_rejection() -> Vec<Rejection> {
     for limit in [Limit::Client, Limit::Environment, Limit::Egress, Limit::Upstream] {
         all.push(Rejection::RateLimited { limit, wait: Duration::from_millis(40_200) });
     }
-    for fault in
-        [UpstreamFault::ConnectionRefused, UpstreamFault::TlsCertificate, UpstreamFault::ResponseTimeout]
-    {
+    for fault in [
+        UpstreamFault::ConnectionRefused,
+        UpstreamFault::ConnectionTimeout,
+        UpstreamFault::OutOfConnections,
+        UpstreamFault::TlsCertificate("certificate has expired"),
+        UpstreamFault::TlsAlert(40, "HandshakeFailure"),
+        UpstreamFault::ResponseTimeout,
+    ] {
         all.push(Rejection::Upstream(fault));
     }
     all

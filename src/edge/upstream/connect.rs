@@ -1,7 +1,5 @@
 //! New connections to the API: name, address, TLS, protocol.
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,27 +8,31 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
 use super::fault;
+use super::names::{self, Lookup, Names};
 use crate::body::RequestBody;
 use crate::config::Http2;
 use crate::rejection::UpstreamFault;
 use crate::time::{Instant, timeout};
 
-/// A connection that is ready for a request.
+/// How long an address is waited for before the next one is tried beside it (RFC 8305 §5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// A connection that is ready for a request, and since when it is there.
 pub(super) enum Connection {
-    Http1(http1::SendRequest<RequestBody>),
-    Http2(http2::SendRequest<RequestBody>),
+    Http1(http1::SendRequest<RequestBody>, Instant),
+    Http2(http2::SendRequest<RequestBody>, Instant),
 }
 
 /// Makes connections to one authority.
 #[derive(Clone)]
 pub struct Connector {
-    host: String,
-    port: u16,
+    names: Names,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     http2: Http2,
     timeout: Duration,
@@ -52,6 +54,17 @@ impl Connector {
         http2: Http2,
         timeout: Duration,
     ) -> Result<Self, String> {
+        Self::resolving(host, port, tls, http2, timeout, names::system())
+    }
+
+    pub(super) fn resolving(
+        host: &str,
+        port: u16,
+        tls: Option<Arc<ClientConfig>>,
+        http2: Http2,
+        timeout: Duration,
+        lookup: Lookup,
+    ) -> Result<Self, String> {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let tls = match tls {
             None => None,
@@ -61,7 +74,7 @@ impl Connector {
                 Some((TlsConnector::from(config), name))
             }
         };
-        Ok(Self { host, port, tls, http2, timeout, tasks: TaskTracker::new() })
+        Ok(Self { names: Names::new(host, port, lookup), tls, http2, timeout, tasks: TaskTracker::new() })
     }
 
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
@@ -87,25 +100,34 @@ impl Connector {
         self.handshake(stream, http2).await
     }
 
-    /// Tries each address of the name, sharing the time that is left among those that are left.
+    /// Tries the addresses of the name, each a little later than the one before it or as soon as that has failed; the first
+    /// that answers is taken.
     async fn dial(&self) -> Result<TcpStream, Fault> {
-        let deadline = Instant::now() + self.timeout;
-        let addresses: Vec<SocketAddr> = lookup_host((self.host.as_str(), self.port))
-            .await
-            .map_err(|error| (UpstreamFault::Dns, error.to_string()))?
-            .collect();
-        let mut last = (UpstreamFault::Dns, format!("{} has no address", self.host));
-        for (at, address) in addresses.iter().enumerate() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = left / u32::try_from(addresses.len() - at).unwrap_or(u32::MAX);
-            let error = match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => error,
-                Err(_) => io::ErrorKind::TimedOut.into(),
+        let addresses = self.names.addresses().await;
+        let mut addresses = addresses.map_err(|error| (UpstreamFault::Dns, error.to_string()))?.into_iter();
+        let head_start =
+            HEAD_START.min(self.timeout / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX));
+        let mut attempts = JoinSet::new();
+        let mut last = (UpstreamFault::Dns, "no address".to_owned());
+        loop {
+            let more = addresses.next();
+            if let Some(address) = more {
+                attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+            }
+            let ended = match more {
+                Some(_) if addresses.len() > 0 => timeout(head_start, attempts.join_next()).await,
+                _ => Ok(attempts.join_next().await),
             };
-            last = (fault::of_io(&error), format!("{address}: {error}"));
+            match ended {
+                Ok(Some(Ok((_, Ok(stream))))) => return Ok(stream),
+                Ok(Some(Ok((address, Err(error))))) => {
+                    last = (fault::of_io(&error), format!("{address}: {error}"));
+                }
+                Ok(None) => return Err(last),
+                // Still under way, or gone with its task: the next one, then.
+                Err(_) | Ok(Some(Err(_))) => {}
+            }
         }
-        Err(last)
     }
 
     async fn handshake<I>(&self, io: I, http2: bool) -> Result<Connection, Fault>
@@ -117,13 +139,14 @@ impl Connector {
         if http2 {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
-                .keep_alive_interval(Duration::from_secs(20))
-                .keep_alive_timeout(Duration::from_secs(10))
+                // While an answer is waited for: a peer that is gone is found out before an attempt ends.
+                .keep_alive_interval(Duration::from_secs(4))
+                .keep_alive_timeout(Duration::from_secs(4))
                 .handshake(io)
                 .await
                 .map_err(fault)?;
             self.tasks.spawn(ended(connection));
-            return Ok(Connection::Http2(sender));
+            return Ok(Connection::Http2(sender, Instant::now()));
         }
         let (mut sender, connection) = http1::Builder::new()
             .max_headers(128)
@@ -133,7 +156,7 @@ impl Connector {
             .map_err(fault)?;
         self.tasks.spawn(ended(connection));
         sender.ready().await.map_err(fault)?;
-        Ok(Connection::Http1(sender))
+        Ok(Connection::Http1(sender, Instant::now()))
     }
 }
 

@@ -15,7 +15,7 @@ use super::Shared;
 use crate::body::{BodyError, Lease, ResponseBody};
 use crate::domain::operation::collection;
 use crate::exchange::{Exchange, Journal, Permitted};
-use crate::rejection::{Rejection, UpstreamFault};
+use crate::rejection::Rejection;
 use crate::store::limits::LimitStore;
 use crate::store::pages::PageStore;
 use crate::time::sleep;
@@ -57,15 +57,7 @@ async fn abandoned<T>(answer: &mut oneshot::Sender<T>, journal: &Journal) {
 fn may_have_happened(outcome: &Result<Response<ResponseBody>, Rejection>) -> bool {
     match outcome {
         Ok(response) => !response.status().is_client_error(),
-        Err(Rejection::Upstream(fault)) => !matches!(
-            fault,
-            UpstreamFault::Dns
-                | UpstreamFault::ConnectionRefused
-                | UpstreamFault::ConnectionTimeout
-                | UpstreamFault::Unavailable
-                | UpstreamFault::TlsCertificate
-                | UpstreamFault::TlsProtocol
-        ),
+        Err(Rejection::Upstream(fault)) => !fault.is_of_connecting(),
         Err(Rejection::RateLimited { .. } | Rejection::UpstreamCredentials) => false,
         Err(_) => true,
     }
@@ -170,6 +162,7 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
+    use crate::rejection::UpstreamFault;
 
     #[test]
     fn only_what_surely_changed_nothing_drops_nothing() {

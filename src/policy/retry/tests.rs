@@ -13,7 +13,7 @@ fn only_what_is_safe_is_tried_again() {
     let reset = Rejection::Upstream(UpstreamFault::ConnectionTerminated);
     let refused = Rejection::Upstream(UpstreamFault::ConnectionRefused);
     let spent = Rejection::RateLimited { limit: Limit::Environment, wait: Duration::ZERO };
-    let certificate = Rejection::Upstream(UpstreamFault::TlsCertificate);
+    let certificate = Rejection::Upstream(UpstreamFault::TlsCertificate("certificate has expired"));
     for (rejection, delivery, method, expected) in [
         (&refused, Delivery::Never, Method::POST, Some(RetryReason::NotConnected)),
         (&reset, Delivery::Possible, Method::GET, Some(RetryReason::ConnectionLost)),
