@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod admin;
 pub mod admission;
+mod certificate;
 pub mod config_watch;
 pub mod connection;
 pub mod deadlines;

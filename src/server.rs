@@ -246,6 +246,11 @@ impl Server {
         self.engine.setup().config.clone()
     }
 
+    /// What does not keep it from starting, but its callers from using it.
+    pub fn doubts(config: &Config) -> Vec<String> {
+        engine::doubts(config)
+    }
+
     fn announce(&self) {
         for address in &self.addresses {
             tracing::info!(listener = "proxy", addr = %address, "listening");

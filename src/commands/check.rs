@@ -25,6 +25,9 @@ pub(super) fn run(file: Option<&Path>) -> ExitCode {
     for warning in &warnings {
         print(&format!("{}\n", told::warning(warning)));
     }
+    for doubt in Server::doubts(&config) {
+        print(&format!("warning: server.tls: {doubt}\n"));
+    }
     print(&summary(&config));
     ExitCode::SUCCESS
 }

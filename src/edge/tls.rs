@@ -2,13 +2,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
+use super::certificate;
 use crate::config::{Http2, TlsFiles};
+use crate::time::unix_now;
 
 const H2: &[u8] = b"h2";
 const HTTP_11: &[u8] = b"http/1.1";
@@ -34,7 +38,19 @@ pub fn server(files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
             format!("{} and {} do not fit: {error}", files.certificate.display(), files.private_key.display())
         })?;
     config.alpn_protocols = vec![H2.to_vec(), HTTP_11.to_vec()];
+    // Whichever worker a caller comes back to resumes its session, and none is kept here.
+    config.ticketer = Ticketer::new().map_err(|error| error.to_string())?;
     Ok(Arc::new(config))
+}
+
+/// What callers will refuse about a certificate that can be served all the same: one sentence for each fault.
+pub fn doubts(files: &TlsFiles, hosts: &[String]) -> Vec<String> {
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(unix_now()));
+    let doubts = certificates(&files.certificate).map(|chain| certificate::doubts(&chain, hosts, now));
+    let path = files.certificate.display();
+    let sentence = |doubt| format!("the certificate in {path} {doubt}: callers will refuse it");
+    // What cannot be read is a fault and told as one.
+    doubts.unwrap_or_default().into_iter().map(sentence).collect()
 }
 
 /// How the API is called.

@@ -139,6 +139,9 @@ fn in_force(
         let layers = assembly::layers(setup, lasting, tasks);
         Lane { pipeline: pipeline::build(layers, upstream.clone()), upstream }
     };
+    for doubt in doubts(&setup.config) {
+        tracing::warn!(key = "server.tls", "{doubt}");
+    }
     let server = &setup.config.server;
     let rules = connection::Rules {
         max_uri: server.max_uri,
@@ -159,6 +162,12 @@ fn in_force(
         max_request_body: server.max_request_body,
         body_idle_timeout: server.body_idle_timeout,
     }
+}
+
+/// What callers will not accept although it can be served.
+pub(super) fn doubts(config: &Config) -> Vec<String> {
+    let tls = config.server.tls.as_ref();
+    tls.map(|files| tls::doubts(files, &config.server.hosts)).unwrap_or_default()
 }
 
 fn bounds(config: &Config) -> Bounds {

@@ -45,6 +45,7 @@ mod rules;
 mod service;
 mod shared_clients;
 mod terminal;
+mod tls;
 mod traces;
 mod upstream;
 mod watching;

@@ -1,31 +1,16 @@
 //! HTTP/1.1 and HTTP/2, in the clear and by TLS, towards callers and towards the API.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use metorial_proxy::time::sleep;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use crate::certificates::Authority;
+use crate::certificates::{Authority, handshake, write};
 use crate::client::{Connection, bearing, connect, raw, request};
-use crate::harness::{KEY, ORIGIN, Proxy, pair, scratch, upstream};
-
-fn write(name: &str, text: &str) -> PathBuf {
-    let file = scratch(&format!("{}-{name}", std::process::id()));
-    fs::write(&file, text).expect("written");
-    file
-}
-
-async fn handshake(proxy: &Proxy, client: &TlsConnector) -> TlsStream<TcpStream> {
-    let name = ServerName::try_from("proxy.test").expect("a name");
-    client.connect(name, connect(proxy.address).await).await.expect("a handshake")
-}
+use crate::harness::{KEY, ORIGIN, Proxy, pair, upstream};
 
 #[tokio::test]
 async fn http_2_is_spoken_with_who_knows_beforehand() {
@@ -204,22 +189,36 @@ async fn a_certificate_that_proves_nothing_is_a_502_and_the_secret_is_not_sent()
     let authority = Authority::new();
     let root = write("wrong-ca.pem", &authority.pem());
     let toml = format!("upstream.ca_certificate = {root:?}");
-    for (signed, toml) in [
-        (authority.sign("other.example"), toml.as_str()),
-        (Authority::new().sign("127.0.0.1"), toml.as_str()),
-        (authority.sign("127.0.0.1"), ""),
+    let (another, untrusted) = ("certificate is for another name", "certificate is from an unknown issuer");
+    for (signed, toml, why) in [
+        (authority.sign("other.example"), toml.as_str(), another),
+        (authority.sign_between("127.0.0.1", (1975, 1976)), toml.as_str(), "certificate has expired"),
+        (authority.sign_between("127.0.0.1", (4095, 4096)), toml.as_str(), "certificate is not valid yet"),
+        (Authority::new().sign("127.0.0.1"), toml.as_str(), untrusted),
+        (Authority::self_signed("127.0.0.1"), toml.as_str(), untrusted),
+        (authority.sign("127.0.0.1"), "", untrusted),
     ] {
         let (url, connections) = upstream(Some(signed.server(&["h2", "http/1.1"]))).await;
         let proxy = Proxy::start(&url, toml);
         let reply = proxy.get("/providers/x").await;
         assert_eq!(reply.refusal(), (502, "upstream_error".to_owned()));
-        assert_eq!(reply.field("proxy-status"), "metorial-proxy; error=tls_certificate_error");
+        let told = format!("metorial-proxy; error=tls_certificate_error; details=\"{why}\"");
+        assert_eq!(reply.field("proxy-status"), told);
         assert_eq!(connections.load(Relaxed), 1, "trying again changes nothing");
     }
     let (url, _) = upstream(None).await;
     let proxy = Proxy::start(url.replace("http:", "https:"), "upstream.retry.max_attempts = 1");
     let reply = proxy.get("/providers/x").await;
-    assert_eq!(reply.field("proxy-status"), "metorial-proxy; error=tls_protocol_error");
+    let told = "metorial-proxy; error=tls_protocol_error; details=\"what it sent is not TLS\"";
+    assert_eq!(reply.field("proxy-status"), told);
+    // By an alert the other side says itself what it lacks.
+    let (url, _) = upstream(Some(authority.sign("127.0.0.1").server(&["spdy/1"]))).await;
+    let proxy = Proxy::start(&url, &format!("{toml}\nupstream.retry.max_attempts = 1"));
+    let reply = proxy.get("/providers/x").await;
+    assert_eq!(reply.refusal(), (502, "upstream_error".to_owned()));
+    let told =
+        "metorial-proxy; error=tls_alert_received; alert-id=120; alert-message=\"NoApplicationProtocol\"";
+    assert_eq!(reply.field("proxy-status"), told);
     fs::remove_file(root).expect("removed");
 }
 
