@@ -291,7 +291,16 @@ impl Shared {
                 "another secret key is in use from now on: make it the environment's secret_key"
             );
         }
-        self.accept(answer, call, due).await
+        let accepted = self.accept(answer, call, due).await;
+        if let Err(Failure { rejection: Rejection::Upstream(fault), .. }) = &accepted {
+            self.health.set_healthy(false);
+            tracing::warn!(
+                request_id = call.request_id(),
+                error = fault.name(),
+                "upstream's answer is of no use"
+            );
+        }
+        accepted
     }
 
     /// Cleans the head, searches head and body, and hands the answer on.

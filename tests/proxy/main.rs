@@ -2,6 +2,10 @@
 
 #![cfg(test)]
 
+#[path = "../support/bad_upstream.rs"]
+mod bad;
+#[path = "../support/black_hole.rs"]
+mod black_hole;
 #[path = "../support/certificates.rs"]
 mod certificates;
 #[path = "../support/client.rs"]
@@ -27,6 +31,7 @@ mod signals;
 
 mod access;
 mod agreement;
+mod bad_upstream;
 mod budget;
 mod cache;
 mod commands;

@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::certificates::{Authority, Files, write};
-use crate::client::{Connection, bearing, connect, request, try_send};
+use crate::client::{Connection, bearing, connect};
 use crate::harness::{KEY, Proxy, load, pair};
 use crate::signals::command;
 
@@ -65,9 +65,7 @@ fn hello(version: u8, suites: &[u16]) -> Vec<u8> {
 }
 
 async fn refused(proxy: &Proxy) -> u64 {
-    let ask = request("GET", "/metrics", &[("host", "localhost")], "");
-    let metrics = try_send(proxy.admin, ask).await.expect("metrics");
-    let metrics = String::from_utf8(metrics.body.to_vec()).expect("text");
+    let metrics = proxy.metrics().await;
     let series = "metorial_proxy_connections_refused_total{reason=\"tls_handshake\"} ";
     metrics.lines().find_map(|line| line.strip_prefix(series)?.parse().ok()).expect("a count")
 }

@@ -142,6 +142,13 @@ impl Proxy {
         self.server.as_ref().expect("it runs").status()
     }
 
+    /// What `/metrics` says.
+    pub(crate) async fn metrics(&self) -> String {
+        let ask = request("GET", "/metrics", &[("host", "localhost")], "");
+        let reply = try_send(self.admin, ask).await.expect("metrics");
+        String::from_utf8(reply.body.to_vec()).expect("text")
+    }
+
     pub(crate) async fn send(&self, request: Asked) -> Reply {
         try_send(self.address, request).await.expect("an answer")
     }
