@@ -7,6 +7,7 @@ mod certificate;
 pub mod config_watch;
 pub mod connection;
 pub mod deadlines;
+pub mod descriptors;
 pub mod in_force;
 pub mod listener;
 pub mod notify;

@@ -406,6 +406,7 @@ fn spent(lasting: &Lasting) -> Vec<SpentBudget> {
 async fn keep(path: PathBuf, engine: Arc<Engine>, stop: CancellationToken) {
     let mut due = tokio::time::interval(state_file::INTERVAL);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -413,7 +414,15 @@ async fn keep(path: PathBuf, engine: Arc<Engine>, stop: CancellationToken) {
         }
         let (at, spent) = (path.clone(), spent(&engine.lasting));
         let written = tokio::task::spawn_blocking(move || state_file::write(&at, &spent, false)).await;
-        told(&path, written.unwrap_or_else(|error| Err(io::Error::other(error))));
+        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
+        // A full disk is told once, not every second.
+        match std::mem::replace(&mut failing, written.is_err()) {
+            true if written.is_ok() => {
+                tracing::info!(path = %path.display(), "the state file is written again")
+            }
+            true => {}
+            false => told(&path, written),
+        }
     }
 }
 

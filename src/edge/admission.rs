@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,8 @@ use crate::telemetry::labels::RefusedConnection;
 pub struct Admission {
     bounds: ArcSwap<Bounds>,
     open: AtomicUsize,
+    /// Somebody was turned away, and there has been no room to speak of since.
+    full: AtomicBool,
     ipv6_prefix: u8,
     per_client: Mutex<HashMap<ClientKey, usize>>,
 }
@@ -37,7 +39,8 @@ impl Admission {
     /// A client is an IPv6 prefix, as it is for the limits.
     pub fn new(bounds: Bounds, ipv6_prefix: u8) -> Self {
         let bounds = ArcSwap::from_pointee(bounds);
-        Self { bounds, open: AtomicUsize::new(0), ipv6_prefix, per_client: Mutex::default() }
+        let (open, full) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { bounds, open, full, ipv6_prefix, per_client: Mutex::default() }
     }
 
     /// Other bounds from now on. Those that are open stay.
@@ -51,8 +54,12 @@ impl Admission {
     /// There are too many.
     pub fn admit(self: &Arc<Self>, ip: IpAddr) -> Result<Admitted, RefusedConnection> {
         let ip = ip.to_canonical();
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.bounds.load().max {
+        let max = self.bounds.load().max;
+        if self.open.fetch_add(1, Ordering::Relaxed) >= max {
             self.open.fetch_sub(1, Ordering::Relaxed);
+            if !self.full.swap(true, Ordering::Relaxed) {
+                tracing::warn!(open = max, "as many connections as may be: new ones are closed");
+            }
             return Err(RefusedConnection::TooMany);
         }
         let client = self.client(ip);
@@ -71,6 +78,17 @@ impl Admission {
             }
         }
         Ok(admitted)
+    }
+
+    fn closed(&self) {
+        let open = self.open.fetch_sub(1, Ordering::Relaxed) - 1;
+        // Not at the first that goes: at the edge each would be news.
+        if self.full.load(Ordering::Relaxed)
+            && open <= self.bounds.load().max / 2
+            && self.full.swap(false, Ordering::Relaxed)
+        {
+            tracing::info!(open, "there is room for connections again");
+        }
     }
 
     fn client(&self, ip: IpAddr) -> Option<ClientKey> {
@@ -103,7 +121,7 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.admission.open.fetch_sub(1, Ordering::Relaxed);
+        self.admission.closed();
         let Some(client) = self.client else { return };
         let mut per_client = self.admission.per_client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = per_client.get_mut(&client) {

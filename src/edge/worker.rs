@@ -119,6 +119,7 @@ struct Shared {
 }
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    let mut paused = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -126,12 +127,19 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             () = shared.drain.cancelled() => return accept_rest(&shared, listener),
         };
         match accepted {
-            Ok((stream, peer)) => admit(&shared, stream, peer),
+            Ok((stream, peer)) => {
+                if std::mem::take(&mut paused) {
+                    tracing::info!("accepting again");
+                }
+                admit(&shared, stream, peer);
+            }
             // Of the connection, not of the listener: the next one may be fine.
             Err(error) if is_of_connection(&error) => {}
             Err(error) => {
-                // Out of file descriptors or memory: trying at once would only burn the core.
-                tracing::warn!(%error, "accepting paused");
+                // Out of file descriptors or memory: trying at once would only burn the core, and saying so each time the log.
+                if !std::mem::replace(&mut paused, true) {
+                    tracing::warn!(%error, "accepting paused: new connections wait");
+                }
                 sleep(Duration::from_millis(100)).await;
             }
         }

@@ -16,6 +16,7 @@ use crate::edge::admin::status::ReloadStatus;
 use crate::edge::admission::{Admission, Bounds};
 use crate::edge::connection::{self, Server as Connections};
 use crate::edge::deadlines::Limits;
+use crate::edge::descriptors;
 use crate::edge::in_force::{Current, InForce, Lane, Place, Terms};
 use crate::edge::tls;
 use crate::edge::upstream::Upstream;
@@ -172,10 +173,28 @@ pub(super) fn doubts(config: &Config) -> Vec<String> {
 
 fn bounds(config: &Config) -> Bounds {
     Bounds {
-        max: config.server.max_connections,
+        max: max_connections(config),
         max_per_ip: config.server.max_connections_per_ip,
         exempt: config.server.trusted_proxies.clone(),
     }
+}
+
+/// As many as are configured, or as there are descriptors for.
+fn max_connections(config: &Config) -> usize {
+    let server = &config.server;
+    let limit = descriptors::raise();
+    let allowed =
+        descriptors::connections(limit, server.max_connections, server.max_in_flight, server.workers.max(1));
+    if allowed < server.max_connections {
+        tracing::warn!(
+            key = "server.max_connections",
+            descriptors = limit,
+            configured = server.max_connections,
+            allowed,
+            "too few file descriptors for that many connections: raise `ulimit -n` (systemd: LimitNOFILE=)"
+        );
+    }
+    allowed
 }
 
 fn access(config: &Config) -> Access {

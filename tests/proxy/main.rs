@@ -47,6 +47,7 @@ mod replicas;
 mod rolling;
 mod rotation;
 mod rules;
+mod scarcity;
 mod service;
 mod shared_clients;
 mod terminal;

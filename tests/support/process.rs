@@ -111,7 +111,7 @@ fn collect(output: impl Read + Send + 'static, log: Arc<Mutex<String>>, announce
 }
 
 /// Name and address in a log line `listening`.
-fn listener(line: &str) -> Option<(String, String)> {
+pub(crate) fn listener(line: &str) -> Option<(String, String)> {
     let event: serde_json::Value = serde_json::from_str(line).ok()?;
     let text = |field: &str| event[field].as_str().map(str::to_owned);
     (event["message"] == "listening").then_some(())?;

@@ -37,6 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
+    let mut failing = false;
     loop {
         let accepted = async {
             let place = Arc::clone(&places).acquire_owned().await;
@@ -48,6 +49,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         };
         match accepted {
             Ok((stream, peer)) => {
+                failing = false;
                 let connection = connection(stream, peer, router.clone(), stop.clone());
                 connections.spawn(async move {
                     connection.await;
@@ -55,7 +57,9 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
                 });
             }
             Err(error) => {
-                tracing::warn!(listener = "admin", %error, "a connection could not be accepted");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(listener = "admin", %error, "accepting paused: new connections wait");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }

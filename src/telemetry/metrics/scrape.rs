@@ -22,7 +22,7 @@ pub struct Scrape {
     pub cache: CacheView,
     /// Client IPs that a token bucket is held for.
     pub tracked_clients: u64,
-    /// Log lines lost because stderr was slower than the proxy.
+    /// Log lines lost because stderr was slower than the proxy or failed.
     pub log_lines_dropped: u64,
     /// Spans that the collector did not take.
     pub spans_dropped: u64,
@@ -106,7 +106,7 @@ impl Scrape {
         let clients = ConstGauge::new(self.tracked_clients);
         r.register("metorial_proxy_tracked_clients", "Client IPs that a token bucket is held for", clients);
         let dropped = ConstCounter::new(self.log_lines_dropped);
-        let help = "Log lines lost because stderr was slower than the proxy";
+        let help = "Log lines lost because stderr was slower than the proxy or failed";
         r.register("metorial_proxy_log_lines_dropped", help, dropped);
         let spans = ConstCounter::new(self.spans_dropped);
         let help = "Spans lost because the collector was slower than the proxy or did not take them";
