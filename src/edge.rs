@@ -13,7 +13,7 @@ pub mod listener;
 pub mod notify;
 pub mod otlp;
 pub mod proof;
-mod proxy_protocol;
+pub mod proxy_protocol;
 pub mod redis;
 pub mod state_file;
 pub mod tls;

@@ -67,14 +67,24 @@ pub(super) async fn read(stream: &mut TcpStream) -> Result<Option<IpAddr>, Fault
     }
 }
 
+/// What the first bytes of a connection are.
 #[derive(Debug, PartialEq, Eq)]
-enum Parsed {
-    Whole { source: Option<IpAddr>, length: usize },
+pub enum Parsed {
+    /// A header.
+    Whole {
+        /// Whom it names.
+        source: Option<IpAddr>,
+        /// Bytes of it.
+        length: usize,
+    },
+    /// The beginning of one.
     Partial,
+    /// None.
     Invalid,
 }
 
-fn parse(header: &[u8]) -> Parsed {
+/// Looks for a header at the beginning of what a connection has brought.
+pub fn parse(header: &[u8]) -> Parsed {
     let v1 = header.first() == Some(&b'P');
     // The library does not look at the character behind the word.
     if v1 && !header.starts_with(&b"PROXY "[..header.len().min(6)]) {

@@ -1,0 +1,3 @@
+//! What the fuzzers of this folder look for.
+
+pub mod properties;

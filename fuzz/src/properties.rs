@@ -1,0 +1,346 @@
+//! What holds for any input: one function for each parser that reads what a stranger wrote. The fuzzers feed them what they come
+//! up with, `tests/corpora.rs` what they have come up with before.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use ipnet::IpNet;
+use metorial_proxy::config::{Sources, load};
+use metorial_proxy::domain::cache_control::Directives;
+use metorial_proxy::domain::client_ip::{X_FORWARDED_FOR, client_ip as find};
+use metorial_proxy::domain::page_key::{PageKey, Parts, canonical};
+use metorial_proxy::domain::quota::Quota;
+use metorial_proxy::domain::ratelimit::{RATELIMIT, Standing, observe, retry_hint, standing};
+use metorial_proxy::domain::secret_guard::SecretGuard;
+use metorial_proxy::domain::target::Target;
+use metorial_proxy::edge::proxy_protocol::{Parsed, parse};
+
+/// Takes the first byte off.
+fn byte(data: &mut &[u8]) -> u8 {
+    let Some((first, rest)) = data.split_first() else { return 0 };
+    *data = rest;
+    *first
+}
+
+/// `%XX` undone once, by a reader that knows no better.
+fn decoded(text: &[u8]) -> Vec<u8> {
+    let hex =
+        |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16)).map(|digit| digit as u8);
+    let (mut out, mut at) = (Vec::new(), 0);
+    while at < text.len() {
+        match (text[at], hex(text.get(at + 1)), hex(text.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(high << 4 | low);
+                at += 3;
+            }
+            (byte, ..) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+/// A target that is accepted has one reading, and no credential in it.
+pub fn target(mut data: &[u8]) {
+    let base = ["", "/api", "/a/b"][usize::from(byte(&mut data)) % 3];
+    let Ok(sent) = PathAndQuery::try_from(data) else { return };
+    let Ok((target, _)) = Target::parse(&sent, base) else { return };
+    let again = target.path_and_query();
+    let (twice, extracted) = Target::parse(again, "").expect("what is forwarded is accepted as it stands");
+    assert!(twice == target, "and is read as it was");
+    assert!(extracted.token.is_none() && extracted.key.is_none(), "a credential is forwarded");
+    let path = target.path().as_bytes();
+    let plain = decoded(path);
+    assert!(path.starts_with(b"/"));
+    assert!(!plain.iter().any(|byte| matches!(byte, 0..0x20 | 0x7f | b'\\')), "{plain:?}");
+    let segments =
+        |path: &[u8]| path.split(|byte| *byte == b'/').skip(1).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let (raw, plain) = (segments(path), segments(&plain));
+    assert_eq!(raw.len(), plain.len(), "a slash was hidden");
+    assert!(!plain.iter().any(|segment| segment == b"." || segment == b".."), "a dot segment was hidden");
+    assert!(plain.len() == 1 || !plain[..plain.len() - 1].iter().any(Vec::is_empty), "an empty segment");
+    for pair in target.query().as_bytes().split(|byte| *byte == b'&') {
+        let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
+        let name = decoded(name);
+        assert!(name != b"key" && name != b"token", "a credential is forwarded");
+        assert!(!pair.contains(&b';'));
+    }
+}
+
+/// Nobody but a trusted proxy says who calls, and what stands left of the first stranger says nothing.
+pub fn client_ip(mut data: &[u8]) {
+    let header = if byte(&mut data).is_multiple_of(2) { X_FORWARDED_FOR } else { FORWARDED };
+    let trusted: Vec<IpNet> =
+        ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().expect("a network")).collect();
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let (proxy, stranger) = (ip("10.0.0.1"), ip("198.51.100.7"));
+    let lines: Vec<HeaderValue> =
+        data.split(|byte| *byte == b'\n').filter_map(|line| HeaderValue::from_bytes(line).ok()).collect();
+    let fields = |before: &[&str], after: &[&str]| {
+        let mut fields = HeaderMap::new();
+        let form = |hop: &&str| match header == FORWARDED {
+            true => HeaderValue::try_from(format!("for=\"{hop}\"")),
+            false => HeaderValue::try_from(*hop),
+        };
+        let hops = |hops: &[&str]| hops.iter().map(|hop| form(hop).expect("a value")).collect::<Vec<_>>();
+        for line in hops(before).into_iter().chain(lines.iter().cloned()).chain(hops(after)) {
+            fields.append(header.clone(), line);
+        }
+        fields
+    };
+    let caller = |peer, fields: &HeaderMap| find(peer, fields, &header, &trusted).ip();
+    assert_eq!(caller(stranger, &fields(&[], &[])), stranger);
+    let told = caller(proxy, &fields(&[], &[]));
+    assert_eq!(told, told.to_canonical());
+    // One more trusted hop changes nothing, unless nothing could be read: then it is the last that is known.
+    let after = caller(proxy, &fields(&[], &["10.9.9.9"]));
+    assert!(after == told || told == proxy && after == ip("10.9.9.9"), "{after} after {told}");
+    assert_eq!(caller(proxy, &fields(&[], &["203.0.113.77"])), ip("203.0.113.77"));
+    if !trusted.iter().any(|network| network.contains(&told)) {
+        assert_eq!(caller(proxy, &fields(&["192.0.2.1"], &[])), told, "the left says nothing");
+    }
+}
+
+/// A header ends where it says, whatever follows, and no beginning of it is one.
+pub fn proxy_header(data: &[u8]) {
+    match parse(data) {
+        Parsed::Whole { source, length } => {
+            assert!(length <= data.len());
+            assert!(source.is_none_or(|source| source == source.to_canonical()));
+            for end in length..=data.len() {
+                assert_eq!(parse(&data[..end]), Parsed::Whole { source, length }, "by {end}");
+            }
+            for end in 0..length {
+                assert_eq!(parse(&data[..end]), Parsed::Partial, "by {end}");
+            }
+        }
+        Parsed::Invalid => {
+            assert_eq!(parse(&[data, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"].concat()), Parsed::Invalid)
+        }
+        Parsed::Partial => {
+            for end in 0..data.len() {
+                assert_eq!(parse(&data[..end]), Parsed::Partial, "by {end}");
+            }
+        }
+    }
+}
+
+/// Whatever upstream tells of its limits is read or not, and what we tell is read as it was meant.
+pub fn ratelimit(mut data: &[u8]) {
+    let now = 1_700_000_000 + u64::from(byte(&mut data));
+    let mut fields = HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n').take(20) {
+        let mut parts = line.splitn(2, |byte| *byte == b':');
+        let (Some(name), Some(value)) = (parts.next(), parts.next()) else { continue };
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            fields.append(name, value);
+        }
+    }
+    let (seen, hint) = (observe(&fields, now), retry_hint(&fields, now));
+    for name in [http::header::CACHE_CONTROL, HeaderName::from_static("cdn-cache-control")] {
+        for directives in [Directives::of(&fields, &name), Directives::targeted(&fields, &name)] {
+            let _ages =
+                ["max-age", "s-maxage", "stale-if-error"].map(|directive| directives.seconds(directive));
+        }
+    }
+    let (remaining, wait) = (seen.map_or(0, |seen| seen.remaining), hint.map_or(0, |hint| hint.as_secs()));
+    let told =
+        standing(None, Some(Standing { quota: Quota::PRODUCTION, remaining, grows_in: wait })).expect("told");
+    let told = HeaderMap::from_iter([(RATELIMIT, HeaderValue::try_from(told).expect("a value"))]);
+    let read = observe(&told, now).expect("it is read");
+    assert_eq!((read.remaining, read.reset.as_secs()), (remaining, wait));
+}
+
+/// Two queries have one page only where they have the same parameters, and those of one name in one order.
+pub fn page_key(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (one, other) = text.split_once('\n').unwrap_or((text, ""));
+    let key = |query| PageKey::of(&Parts { environment: "e", generation: 1, path: "/x", query, fields: &[] });
+    let pairs =
+        |query: &str| query.split('&').filter(|pair| !pair.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let sorted = |query: &str| {
+        let mut pairs = pairs(query);
+        pairs.sort();
+        pairs
+    };
+    for query in [one, other] {
+        let canonical = canonical(query);
+        assert_eq!(sorted(&canonical), sorted(query), "nothing is lost or made up");
+        assert_eq!(self::canonical(&canonical), canonical);
+        let by_root = |query: &str| {
+            let mut groups: BTreeMap<Vec<u8>, Vec<String>> = BTreeMap::new();
+            for pair in pairs(query) {
+                let name = decoded(pair.split('=').next().unwrap_or_default().as_bytes());
+                let root = name.split(|byte| *byte == b'[').next().unwrap_or_default().to_vec();
+                groups.entry(root).or_default().push(pair);
+            }
+            groups
+        };
+        assert_eq!(by_root(&canonical), by_root(query), "one list keeps its order");
+    }
+    if key(one) == key(other) {
+        assert_eq!(sorted(one), sorted(other));
+    }
+}
+
+const SECRET: &str = "metorial_sk_Zq81LmXw3v5TtRk0";
+
+/// A configuration is taken or refused with reasons, and no reason tells a secret.
+pub fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (file, variables) = text.split_once('\0').unwrap_or((text, ""));
+    // What is said may quote what was written.
+    if text.contains(SECRET) {
+        return;
+    }
+    let mut env: BTreeMap<OsString, OsString> = [("METORIAL_SECRET_KEY".into(), SECRET.into())].into();
+    for line in variables.lines() {
+        if let Some((name, value)) = line.split_once('=')
+            && !name.contains("FILE")
+            && !name.contains("CONFIG")
+        {
+            env.insert(format!("METORIAL_{name}").into(), value.into());
+        }
+    }
+    let path = std::env::temp_dir().join(format!(
+        "metorial-proxy-any-{}-{:?}.toml",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    std::fs::write(&path, file).expect("written");
+    for sources in [Sources { file: Some(&path), env: &env }, Sources { file: None, env: &env }] {
+        let said = match load(&sources) {
+            Ok(loaded) => format!(
+                "{:?}{}",
+                loaded.config,
+                loaded.warnings.iter().map(ToString::to_string).collect::<String>()
+            ),
+            Err(faults) => {
+                assert!(!faults.is_empty());
+                faults.iter().map(ToString::to_string).collect()
+            }
+        };
+        assert!(!said.contains(SECRET), "{said}");
+    }
+    std::fs::remove_file(&path).expect("removed");
+}
+
+/// Base64 of `text`, bit by bit.
+fn base64(text: &[u8], last: [char; 2]) -> String {
+    let bits: Vec<u8> = text.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
+    let alphabet: Vec<char> = ('A'..='Z').chain('a'..='z').chain('0'..='9').chain(last).collect();
+    bits.chunks(6)
+        .map(|six| alphabet[six.iter().chain(&[0; 6]).take(6).fold(0, |n, bit| n << 1 | usize::from(*bit))])
+        .collect()
+}
+
+/// The forms of a secret, each as the characters that hold nothing but it.
+fn forms(secret: &str) -> Vec<Vec<u8>> {
+    let mut forms = vec![secret.as_bytes().to_vec()];
+    for last in [['+', '/'], ['-', '_']] {
+        for before in 0..3 {
+            let text = [&vec![0; before][..], secret.as_bytes()].concat();
+            let encoded = base64(&text, last).into_bytes();
+            forms.push(encoded[(before * 8).div_ceil(6)..text.len() * 8 / 6].to_vec());
+        }
+    }
+    forms
+}
+
+/// Where a form that begins at `at` ends, `%XX` standing for what it means.
+fn matched(text: &[u8], at: usize, form: &[u8]) -> Option<usize> {
+    let mut end = at;
+    for byte in form {
+        match text.get(end..) {
+            Some([b'%', high, low, ..]) if decoded(&[b'%', *high, *low]) == [*byte] => end += 3,
+            Some([plain, ..]) if plain == byte => end += 1,
+            _ => return None,
+        }
+    }
+    Some(end)
+}
+
+/// A text made of pieces of a secret in its forms, and of anything else.
+fn echo(mut data: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    while !data.is_empty() && text.len() < 4000 {
+        let op = byte(&mut data);
+        if op >= 8 {
+            text.push(op);
+            continue;
+        }
+        let all: Vec<u8> = match op {
+            0..=1 => SECRET.into(),
+            2..=3 => {
+                let every = 1 + usize::from(byte(&mut data) % 7);
+                let escape = |(at, byte)| {
+                    if at % every == 0 { format!("%{byte:02x}") } else { char::from(byte).to_string() }
+                };
+                SECRET.bytes().enumerate().map(escape).collect::<String>().into()
+            }
+            4 => base64(
+                &[&b"Bearer ab"[usize::from(byte(&mut data) % 3)..], SECRET.as_bytes(), b"zz"].concat(),
+                ['+', '/'],
+            )
+            .into(),
+            5 => base64(
+                &[&b"Bearer ab"[usize::from(byte(&mut data) % 3)..], SECRET.as_bytes()].concat(),
+                ['-', '_'],
+            )
+            .into(),
+            6 => b"%".into(),
+            _ => vec![b'x'; usize::from(byte(&mut data)) * 8],
+        };
+        let (from, to) = match op % 2 {
+            0 => (0, all.len()),
+            _ => (
+                usize::from(byte(&mut data)) % all.len().max(1),
+                usize::from(byte(&mut data)) % (all.len() + 1),
+            ),
+        };
+        text.extend_from_slice(&all[from.min(to)..to]);
+    }
+    text
+}
+
+/// However a text is cut, the secret is found where a plain search finds it, and no byte of it has left by then.
+pub fn secret_guard(mut data: &[u8]) {
+    let mut cuts = u64::from(byte(&mut data)) << 8 | u64::from(byte(&mut data));
+    let text = echo(data);
+    let guard = SecretGuard::new([SECRET]).expect("a guard");
+    let forms = forms(SECRET);
+    let found = (0..text.len()).flat_map(|at| forms.iter().filter_map(move |form| Some((at, form))));
+    let first = found.filter_map(|(at, form)| Some((matched(&text, at, form)?, at))).min();
+    assert_eq!(guard.found_in(&text), first.is_some(), "{:?}", String::from_utf8_lossy(&text));
+    let (mut scan, mut passed, mut rest) = (guard.scan(), Vec::new(), &text[..]);
+    let mut withheld = false;
+    while !rest.is_empty() && !withheld {
+        // Small pieces, mostly.
+        cuts = cuts.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let size = [1, 2, 3, 5, 8, 20, 300, 5000][(cuts >> 33) as usize % 8].min(rest.len());
+        let (piece, left) = rest.split_at(size);
+        rest = left;
+        match scan.push(Bytes::copy_from_slice(piece)) {
+            Ok(bytes) => passed.extend_from_slice(&bytes),
+            Err(_) => withheld = true,
+        }
+    }
+    match first {
+        Some((_, at)) => {
+            assert!(withheld, "it was not found: {:?}", String::from_utf8_lossy(&text));
+            assert!(passed.len() <= at, "{} of {at}: {:?}", passed.len(), String::from_utf8_lossy(&text));
+            assert!(text.starts_with(&passed));
+        }
+        None => {
+            assert!(!withheld, "there is none: {:?}", String::from_utf8_lossy(&text));
+            passed.extend_from_slice(&scan.finish());
+            assert!(passed == text, "what passes is what came");
+        }
+    }
+}
