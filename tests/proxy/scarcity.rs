@@ -8,8 +8,12 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bad::{Act, BadUpstream, write};
 use crate::client::{Connection, Reply, bearing, connect, request, try_send};
-use crate::harness::{KEY, Mock, SECRET, eventually, scratch};
+use crate::harness::{KEY, Mock, Proxy, SECRET, eventually, scratch};
 use crate::process::{Process, binary, listener};
 
 /// A configuration file of the test's own, in front of `upstream`.
@@ -46,6 +50,43 @@ async fn get(connection: &mut Connection, target: &str) -> Reply {
 
 async fn said(process: &Process, what: &str) {
     eventually(what, || process.log().contains(what)).await;
+}
+
+#[tokio::test]
+async fn of_five_times_what_may_be_in_flight_so_many_are_served_and_the_others_are_told_at_once() {
+    const PLACES: u64 = 8;
+    let go = CancellationToken::new();
+    let script = [
+        Act::Read,
+        Act::Until(go.clone()),
+        write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
+        Act::Serve,
+    ];
+    let upstream = BadUpstream::start(move |_| script.to_vec()).await;
+    let proxy = Proxy::start(
+        &upstream.url,
+        &format!(
+            "server.max_in_flight = {PLACES}\nupstream.attempt_timeout = '1m'\nserver.request_timeout = '1m'"
+        ),
+    );
+    let address = proxy.address;
+    let served: Vec<_> = (0..PLACES)
+        .map(|_| TaskTracker::new().spawn(try_send(address, bearing(KEY, "/providers/x"))))
+        .collect();
+    eventually("every place is taken", || upstream.heads() == PLACES).await;
+    for _ in 0..4 * PLACES {
+        let reply = proxy.get("/providers/x").await;
+        assert_eq!((reply.refusal(), reply.field("retry-after")), ((503, "overloaded".to_owned()), "1"));
+    }
+    assert_eq!(upstream.heads(), PLACES);
+    go.cancel();
+    for served in served {
+        assert_eq!(served.await.expect("no panic").expect("an answer").status, 200);
+    }
+    assert_eq!(proxy.get("/providers/x").await.body, "good", "and there is room again");
+    let refused = "metorial_proxy_decisions_total{outcome=\"refused\",policy=\"admit\"} 32\n";
+    let metrics = proxy.metrics().await;
+    assert!(metrics.contains(refused), "{metrics}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use metorial_proxy::time::sleep;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// One step of a connection; after the last one it is closed.
@@ -17,6 +18,8 @@ pub(crate) enum Act {
     Write(Vec<u8>),
     /// Writes so a byte every few milliseconds, until the other side has had enough.
     Trickle(u8),
+    /// Waits until the test says so.
+    Until(CancellationToken),
     /// Closes with a reset.
     Reset,
     /// Waits until the other side leaves.
@@ -93,6 +96,7 @@ async fn play(mut tcp: TcpStream, script: Vec<Act>, heads: &AtomicU64) {
                     sleep(Duration::from_millis(5)).await;
                 }
             }
+            Act::Until(said) => said.cancelled().await,
             Act::Reset => tcp.set_zero_linger().expect("a socket"),
             Act::Wait => drop(tcp.read_to_end(&mut Vec::new()).await),
             Act::Serve => {
