@@ -315,7 +315,7 @@ pub fn secret_guard(mut data: &[u8]) {
     let text = echo(data);
     let guard = SecretGuard::new([SECRET]).expect("a guard");
     let forms = forms(SECRET);
-    let found = (0..text.len()).flat_map(|at| forms.iter().filter_map(move |form| Some((at, form))));
+    let found = (0..text.len()).flat_map(|at| forms.iter().map(move |form| (at, form)));
     let first = found.filter_map(|(at, form)| Some((matched(&text, at, form)?, at))).min();
     assert_eq!(guard.found_in(&text), first.is_some(), "{:?}", String::from_utf8_lossy(&text));
     let (mut scan, mut passed, mut rest) = (guard.scan(), Vec::new(), &text[..]);
