@@ -176,7 +176,9 @@ pub fn page_key(data: &[u8]) {
         let by_root = |query: &str| {
             let mut groups: BTreeMap<Vec<u8>, Vec<String>> = BTreeMap::new();
             for pair in pairs(query) {
-                let name = decoded(pair.split('=').next().unwrap_or_default().as_bytes());
+                // In a query a plus is a space.
+                let name = pair.split('=').next().unwrap_or_default().replace('+', " ");
+                let name = decoded(name.as_bytes());
                 let root = name.split(|byte| *byte == b'[').next().unwrap_or_default().to_vec();
                 groups.entry(root).or_default().push(pair);
             }
