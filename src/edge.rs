@@ -18,5 +18,5 @@ pub mod redis;
 pub mod state_file;
 pub mod tls;
 pub mod upstream;
-mod wire;
+pub mod wire;
 pub mod worker;

@@ -67,6 +67,7 @@ corpora! {
     page_key,
     proxy_header,
     ratelimit,
+    requests,
     secret_guard,
     target,
 }

@@ -18,6 +18,7 @@ use metorial_proxy::domain::ratelimit::{RATELIMIT, Standing, observe, retry_hint
 use metorial_proxy::domain::secret_guard::SecretGuard;
 use metorial_proxy::domain::target::Target;
 use metorial_proxy::edge::proxy_protocol::{Parsed, parse};
+use metorial_proxy::edge::wire::http1::{Reader, Stop};
 
 /// Takes the first byte off.
 fn byte(data: &mut &[u8]) -> u8 {
@@ -129,6 +130,25 @@ pub fn proxy_header(data: &[u8]) {
             }
         }
     }
+}
+
+/// Where the requests of a connection stop being any does not depend on how they are cut.
+pub fn requests(mut data: &[u8]) {
+    const LONGEST: usize = 300;
+    let size = 1 + usize::from(byte(&mut data) % 40);
+    let (mut whole, mut cut) = (Reader::new(LONGEST), Reader::new(LONGEST));
+    let stop = whole.read(data).err();
+    let pieces = data.chunks(size).enumerate();
+    let cut_at = pieces.map(|(at, piece)| (at * size, cut.read(piece))).find_map(|(at, read)| {
+        let (passed, stop) = read.err()?;
+        assert!(passed <= size);
+        Some((at + passed, stop))
+    });
+    assert_eq!(stop.map(|(_, stop)| stop), cut_at.map(|(_, stop)| stop));
+    if let (Some((passed, Stop::After(_))), Some((at, _))) = (stop, cut_at) {
+        assert_eq!(passed, at, "the head ends in one place");
+    }
+    assert_eq!((whole.heads(), whole.is_in_head()), (cut.heads(), cut.is_in_head()));
 }
 
 /// Whatever upstream tells of its limits is read or not, and what we tell is read as it was meant.

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::deadlines::Watch;
 
-mod http1;
+pub mod http1;
 mod http2;
 
 use http1::{Reader, Seen, Stop};

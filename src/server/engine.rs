@@ -185,13 +185,22 @@ fn max_connections(config: &Config) -> usize {
     let limit = descriptors::raise();
     let allowed =
         descriptors::connections(limit, server.max_connections, server.max_in_flight, server.workers.max(1));
-    if allowed < server.max_connections {
+    let (descriptors, configured) = (limit, server.max_connections);
+    // A few less than were asked for is no reason to worry.
+    if allowed < configured / 2 {
         tracing::warn!(
             key = "server.max_connections",
-            descriptors = limit,
-            configured = server.max_connections,
+            descriptors,
+            configured,
             allowed,
             "too few file descriptors for that many connections: raise `ulimit -n` (systemd: LimitNOFILE=)"
+        );
+    } else if allowed < configured {
+        tracing::info!(
+            descriptors,
+            configured,
+            allowed,
+            "fewer connections, so that upstream has descriptors too"
         );
     }
     allowed

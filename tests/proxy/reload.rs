@@ -473,7 +473,7 @@ async fn connections_to_the_api_stay_until_another_certificate_authority_or_sett
     let live = Live::start(&folder.write("proxy.toml", &folder.text(&server(""), "")));
     assert_eq!(
         live.get("/providers/x").await.field("proxy-status"),
-        "metorial-proxy; error=tls_certificate_error"
+        "metorial-proxy; error=tls_certificate_error; details=\"certificate is from an unknown issuer\""
     );
     folder.write("ca.pem", &authority.pem());
     live.reloaded("ok", 1).await;

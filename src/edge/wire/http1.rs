@@ -30,16 +30,16 @@ enum At {
 
 /// What is wrong with a request whose head can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::edge) struct Seen {
+pub struct Seen {
     /// A fragment in its target.
-    pub(in crate::edge) fragment: bool,
+    pub fragment: bool,
     /// More than one field tells the length of its body, or one tells it in another way than by a number or `chunked`.
-    pub(in crate::edge) two_lengths: bool,
+    pub two_lengths: bool,
 }
 
 /// Where the bytes that were read stop being a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
+pub enum Stop {
     /// A head with this wrong has ended here; its request can be refused with a reason.
     After(Seen),
     /// The line that began here is of a head, and no parser should take it.
@@ -50,7 +50,7 @@ pub(super) enum Stop {
 
 /// One connection's requests, as they come.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
+pub struct Reader {
     at: At,
     /// What has come of a line that is not whole.
     line: Vec<u8>,
@@ -65,22 +65,25 @@ pub(super) struct Reader {
 
 impl Reader {
     /// `longest`: bytes of a head.
-    pub(super) fn new(longest: usize) -> Self {
+    pub fn new(longest: usize) -> Self {
         Self { longest, ..Self::default() }
     }
 
     /// How many heads have ended.
-    pub(super) fn heads(&self) -> u64 {
+    pub fn heads(&self) -> u64 {
         self.heads
     }
 
     /// A head has begun and not ended.
-    pub(super) fn is_in_head(&self) -> bool {
+    pub fn is_in_head(&self) -> bool {
         self.at == At::Fields || (self.at == At::RequestLine && !self.line.is_empty())
     }
 
-    /// These bytes came in. How many of them may be passed on, and what stands in the way of the others.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<(), (usize, Stop)> {
+    /// These bytes came in.
+    ///
+    /// # Errors
+    /// How many of them may be passed on, and what stands in the way of the others.
+    pub fn read(&mut self, bytes: &[u8]) -> Result<(), (usize, Stop)> {
         let mut from = 0;
         while from < bytes.len() {
             let rest = &bytes[from..];
