@@ -128,7 +128,7 @@ pub(crate) async fn a_budget_that_is_new_by_its_name_begins_with_what_its_users_
     assert_eq!(bench.remaining(bench.of("secret:1", &["renamed"], 100, 600)), 25, "or the first again");
 }
 
-/// A promise of the memory store alone, as yet.
+/// Not of token buckets, which flow back meanwhile.
 pub(crate) async fn what_is_under_way_while_its_budget_gets_another_name_counts_there(
     bench: Bench<impl LimitStore>,
 ) {

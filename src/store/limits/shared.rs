@@ -160,12 +160,22 @@ impl State {
         self.clock.local(at)
     }
 
+    /// The budget that is drawn from by those who know it by `id`.
+    fn ledger(&mut self, id: BudgetId) -> &mut Ledger {
+        let at = self.place(id);
+        &mut self.ledgers[at]
+    }
+
+    fn place(&self, id: BudgetId) -> usize {
+        self.ledgers[id.0].moved.unwrap_or(id.0)
+    }
+
     /// What is known here already to have no room: the server has no more.
     fn refusal(&mut self, draw: &Draw) -> Option<Refused> {
         let (now, cut_off) = (self.now(), self.cut_off.is_some());
         let mut refused: Option<(BudgetId, Nanos)> = None;
         for (id, held_back) in draw.budgets.into_iter().zip([draw.held_back, 0]) {
-            let ledger = &mut self.ledgers[id.0];
+            let ledger = self.ledger(id);
             let wanted = Wanted { ahead: draw.ahead, held_back };
             let mut until = ledger.check(now, wanted).err();
             if cut_off && ledger.left(now) <= u64::from(draw.ahead) {
@@ -176,7 +186,7 @@ impl State {
             }
         }
         let (budget, until) = refused?;
-        let gate = self.ledgers[budget.0].mirror.gate() > now;
+        let gate = self.ledger(budget).mirror.gate() > now;
         Some(Refused { budget, until: self.local(until), gate })
     }
 
@@ -193,7 +203,7 @@ impl State {
     fn spend_blind(&mut self, draw: &Draw) -> Charge {
         let now = self.now();
         for id in draw.budgets {
-            self.ledgers[id.0].spend_blind(now);
+            self.ledger(id).spend_blind(now);
         }
         Charge { budgets: draw.budgets, at: self.local(now), mark: 0 }
     }
@@ -217,18 +227,32 @@ impl<L: Link> LimitStore for SharedLimits<L> {
         });
         // Where its users have drawn from others until now, it goes on from the one of which most is spent.
         let mut most = state.ledgers[at].mirror.clone();
-        let mut moved = most.plan() != plan;
-        for ledger in state.ledgers.iter_mut().filter(|ledger| ledger.name != name) {
+        let (mut changed, mut in_flight, mut left) = (most.plan() != plan, 0, vec![at]);
+        for (from, ledger) in state.ledgers.iter_mut().enumerate().filter(|(from, _)| *from != at) {
             let before = ledger.users.len();
             ledger.users.retain(|user| !users.contains(&user.as_str()));
-            if ledger.users.len() < before && ledger.mirror.used(now) > most.used(now) {
-                (most, moved) = (ledger.mirror.clone(), true);
+            if ledger.users.len() == before {
+                continue;
+            }
+            if ledger.mirror.used(now) > most.used(now) {
+                (most, changed) = (ledger.mirror.clone(), true);
+            }
+            if ledger.users.is_empty() {
+                in_flight += std::mem::take(&mut ledger.in_flight);
+                left.push(from);
             }
         }
-        if moved {
-            state.ledgers[at].take_over(now, &most, plan);
+        for (from, ledger) in state.ledgers.iter_mut().enumerate() {
+            if left.contains(&from) || ledger.moved.is_some_and(|to| left.contains(&to)) {
+                ledger.moved = Some(at);
+            }
         }
-        state.ledgers[at].users = users.iter().map(|user| (*user).to_owned()).collect();
+        let ledger = &mut state.ledgers[at];
+        if changed {
+            ledger.take_over(now, &most, plan);
+        }
+        (ledger.users, ledger.moved) = (users.iter().map(|user| (*user).to_owned()).collect(), None);
+        ledger.in_flight += in_flight;
         state.due = Timestamp::default();
         self.0.urge(&mut state);
         BudgetId(at)
@@ -283,7 +307,7 @@ impl<L: Link> LimitStore for SharedLimits<L> {
         let mut state = self.lock();
         let (charged, blind) = state.charged(&charge);
         for id in charge.budgets {
-            state.ledgers[id.0].refund(charged, blind);
+            state.ledger(id).refund(charged, blind);
         }
         self.0.urge(&mut state);
     }
@@ -293,11 +317,11 @@ impl<L: Link> LimitStore for SharedLimits<L> {
         let (now, (charged, blind)) = (state.now(), state.charged(&charge));
         let mut more = false;
         for id in charge.budgets {
-            more |= state.ledgers[id.0].settle(now, charged, blind);
+            more |= state.ledger(id).settle(now, charged, blind);
         }
         // Upstream speaks of the key, not of our address.
         if let Some(observation) = observation {
-            let ledger = &mut state.ledgers[charge.budgets[0].0];
+            let ledger = state.ledger(charge.budgets[0]);
             let before = ledger.mirror.foreign();
             more |= ledger.observe(now, charged, observation);
             if before > 0 || ledger.mirror.foreign() > 0 {
@@ -310,14 +334,14 @@ impl<L: Link> LimitStore for SharedLimits<L> {
     async fn penalise(&self, budget: BudgetId, wait: Duration) {
         let mut state = self.lock();
         let now = state.now();
-        state.ledgers[budget.0].penalise(now, wait);
+        state.ledger(budget).penalise(now, wait);
         self.0.urge(&mut state);
     }
 
     fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
         let mut state = self.lock();
         let (now, cut_off) = (state.now(), state.cut_off.is_some());
-        let snapshot = state.ledgers[budget.0].snapshot(now, held_back, cut_off);
+        let snapshot = state.ledger(budget).snapshot(now, held_back, cut_off);
         let grows_at = snapshot.grows_at.map(|at| state.local(at).0);
         Snapshot { grows_at, ..snapshot }
     }
@@ -325,7 +349,7 @@ impl<L: Link> LimitStore for SharedLimits<L> {
     fn fits_at(&self, budget: BudgetId, ahead: u32, held_back: u32) -> Timestamp {
         let mut state = self.lock();
         let (now, cut_off) = (state.now(), state.cut_off.is_some());
-        let ledger = &mut state.ledgers[budget.0];
+        let ledger = state.ledger(budget);
         let mut at = ledger.mirror.fits_at(now, Wanted { ahead, held_back });
         if cut_off {
             at = at.max(ledger.left_at(now, u64::from(ahead) + 1));

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::ledger::{News as Told, Promised};
 use super::message::{self, Done, Drawn, Reply, Words};
 use super::{Inner, Nanos, Pending, SharedLimits, State, hold, nanos};
-use crate::store::limits::{BudgetId, Charge, EGRESS};
+use crate::store::limits::{Charge, EGRESS};
 use crate::store::link::{Link, Lost, News, Script};
 use crate::time::{Timestamp, sleep_until, timeout};
 
@@ -189,9 +189,11 @@ impl<L> Inner<L> {
         let known = state.clock.is_known();
         let now = state.now();
         let draws = std::mem::take(&mut state.pending);
+        let places: Vec<[usize; 2]> =
+            draws.iter().map(|pending| pending.draw.budgets.map(|id| state.place(id))).collect();
         let concerned = |at: &usize| {
             let ledger = &state.ledgers[*at];
-            let drawn = draws.iter().any(|pending| pending.draw.budgets.contains(&BudgetId(*at)));
+            let drawn = places.iter().any(|places| places.contains(at));
             all || drawn || ledger.recalled.is_some() || ledger.recount || !ledger.news.is_empty()
         };
         let ledgers: Vec<usize> = (0..state.ledgers.len()).filter(concerned).collect();
@@ -221,7 +223,7 @@ impl<L> Inner<L> {
         let mut keys = vec![self.names.of("epoch")];
         let (mut sub_windows, mut told, mut promised) = (Vec::new(), Vec::new(), Vec::new());
         for at in &ledgers {
-            let n = draws.iter().filter(|pending| pending.draw.budgets.contains(&BudgetId(*at))).count();
+            let n = places.iter().filter(|places| places.contains(at)).count();
             let ledger = &mut state.ledgers[*at];
             let key = self.key(&ledger.name);
             keys.extend(["", ":spent", ":replicas"].map(|part| format!("{key}{part}")));
@@ -250,9 +252,9 @@ impl<L> Inner<L> {
             told.push(news);
         }
         words.number(draws.len());
-        for pending in &draws {
-            let place = |id: BudgetId| ledgers.iter().position(|at| *at == id.0).unwrap_or_default();
-            words.draw(pending.draw.budgets.map(place), &pending.draw);
+        for (pending, places) in draws.iter().zip(places) {
+            let place = |wanted: usize| ledgers.iter().position(|at| *at == wanted).unwrap_or_default();
+            words.draw(places.map(place), &pending.draw);
         }
         Some(Message { keys, words: words.0, ledgers, sub_windows, told, promised, draws })
     }
@@ -266,7 +268,7 @@ impl<L> Inner<L> {
         let drawn: Vec<Drawn> = done.draws;
         for (pending, drawn) in draws.iter().zip(&drawn) {
             if *drawn == Drawn::Yes {
-                pending.draw.budgets.iter().for_each(|id| state.ledgers[id.0].spend(server));
+                pending.draw.budgets.into_iter().for_each(|id| state.ledger(id).spend(server));
             }
         }
         for (index, account) in ledgers.iter().zip(done.accounts) {
@@ -276,7 +278,7 @@ impl<L> Inner<L> {
             let budgets = pending.draw.budgets;
             let charge = Charge { budgets, at, mark: server };
             if pending.answer.send((drawn, charge)).is_err() && drawn == Drawn::Yes {
-                budgets.iter().for_each(|id| state.ledgers[id.0].refund(server, false));
+                budgets.into_iter().for_each(|id| state.ledger(id).refund(server, false));
                 state.urgent = true;
             }
         }

@@ -19,6 +19,8 @@ const SOON: Nanos = 1_000_000;
 pub(super) struct Ledger {
     pub(super) name: String,
     pub(super) users: Vec<String>,
+    /// Where all who drew from it draw from now, those still under way too.
+    pub(super) moved: Option<usize>,
     /// What all replicas have spent, as far as it is known here.
     pub(super) mirror: Budget,
     /// How many lapsed in the mirrors before this one.
@@ -106,6 +108,7 @@ impl Ledger {
         Self {
             name: name.to_owned(),
             users: Vec::new(),
+            moved: None,
             mirror: Budget::new(plan),
             lapsed_before: 0,
             promise: Promise { amount, share, ..Promise::default() },
@@ -274,6 +277,11 @@ impl Ledger {
         for (observation, _, then) in &mut self.news.observed {
             let since = u32::try_from(lapsed.saturating_sub(*then)).unwrap_or(u32::MAX);
             observation.remaining = observation.remaining.saturating_add(since);
+        }
+        if self.news.recount {
+            // The account that is told with it knows of them already.
+            self.news.refunds.clear();
+            self.news.moves.clear();
         }
         std::mem::take(&mut self.news)
     }

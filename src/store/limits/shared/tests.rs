@@ -286,6 +286,7 @@ fn alone() -> SharedLimits<VirtualLink> {
 mod window {
     use super::*;
     suite!(alone(), Window);
+    suite!(alone(), Window; what_is_under_way_while_its_budget_gets_another_name_counts_there);
 }
 
 mod token_bucket {
