@@ -182,7 +182,10 @@ async fn the_admin_port_tells_what_is_going_on_without_a_key() {
     assert_eq!((&main["remaining"], &main["queued"]), (&json!(96), &json!(0)));
     assert_eq!((&status["cache"]["entries"], &status["cache"]["hit_ratio"]), (&json!(1), &json!(0.5)));
     assert_eq!(status["upstream"]["credentials_ok"], false);
-    assert_eq!(status["store"], json!({"kind": "memory", "partitioned": false, "replicas": 1}));
+    assert_eq!(
+        status["store"],
+        json!({"kind": "memory", "partitioned": false, "replicas": 1, "pages_partitioned": false})
+    );
     assert_eq!(status["build"]["version"], env!("CARGO_PKG_VERSION"));
 
     let metrics = admin(&proxy, "GET", "/metrics", "").await;
