@@ -37,6 +37,9 @@ fn faulty<T>(name: &str, with: impl FnOnce(&str) -> T) -> T {
 /// What `metorial-proxy ARGUMENTS` writes to a terminal.
 fn on_a_terminal(arguments: &str, variables: &[(&str, &str)]) -> String {
     let mut script = Command::new("script");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("METORIAL_")) {
+        script.env_remove(name);
+    }
     script.args(["-qec", &format!("{} {arguments}", binary().display()), "/dev/null"]);
     script.env_remove("NO_COLOR").env("TERM", "xterm-256color").envs(variables.iter().copied());
     let output = script.stdin(std::process::Stdio::null()).output();

@@ -36,9 +36,7 @@ end
 if restoring == 0 and known ~= '' and (id ~= known or older) then return {'lost', whole(now)} end
 if not id or older then
   id, born, expected = me .. '@' .. whole(now), 0, 0
-  -- A newcomer may be the first to come to a server that others had: they are given the time to say so.
-  if restoring == 1 or min_replicas > 1 then born = now end
-  if restoring == 1 then expected = replicas_known end
+  if restoring == 1 then born, expected = now, replicas_known end
   -- Who was promised what has been lost too, or is what it was once.
   for k = 1, budgets do redis.call('DEL', KEYS[3 * k + 1]) end
   redis.call('HSET', KEYS[1], 'id', id, 'born', whole(born), 'expected', expected)
