@@ -26,7 +26,11 @@ fn start(file: Option<&Path>) -> Result<ExitCode, ExitCode> {
     for warning in warnings {
         tracing::warn!(key = warning.path, cure = warning.cure, "{}", warning.message);
     }
-    runtime()?.block_on(serve(&config, passed, origin))
+    let runtime = runtime()?;
+    let ended = runtime.block_on(serve(&config, passed, origin));
+    // A file that does not let itself be read must not keep the process.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(config: &Config, passed: Passed, origin: Origin) -> Result<ExitCode, ExitCode> {

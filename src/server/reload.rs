@@ -22,7 +22,7 @@ use crate::edge::proof::{Prover, Verdict};
 use crate::store::limits::LimitStore;
 use crate::telemetry::labels::Reload;
 use crate::telemetry::logging;
-use crate::time::{Instant, sleep_until, unix_now};
+use crate::time::{Instant, sleep_until, timeout, unix_now};
 
 /// Where the configuration comes from, to be read again.
 pub struct Origin {
@@ -45,6 +45,8 @@ impl Origin {
     }
 }
 
+/// How long the files may take to be read.
+const READ: Duration = Duration::from_secs(10);
 /// How long until a key that could not be proven is tried again, at first and at most.
 const SOON: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// The same for one that was refused: upstream may not have heard of it everywhere yet, and each try costs the budget.
@@ -109,9 +111,18 @@ impl Engine {
     async fn reload(&self, origin: &Origin, watch: &mut ConfigWatch) -> Result<(), Failed> {
         let (file, variables) = (origin.file.clone(), origin.variables.clone());
         let read = move || config::read(&Sources { file: file.as_deref(), env: &variables });
-        let Ok((loaded, named)) = tokio::task::spawn_blocking(read).await else {
-            let fault = fault("", "the configuration could not be read", "report this error of the proxy's");
-            return Err(Failed::of(vec![fault]));
+        let (loaded, named) = match timeout(READ, tokio::task::spawn_blocking(read)).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(_)) => {
+                let fault =
+                    fault("", "the configuration could not be read", "report this error of the proxy's");
+                return Err(Failed::of(vec![fault]));
+            }
+            Err(_) => {
+                let message = format!("one of its files could not be read within {READ:?}");
+                let cure = "see whether it is a pipe that nobody writes to, or on a file system that hangs";
+                return Err(Failed::of(vec![fault("", &message, cure)]));
+            }
         };
         watch.follow(&named).await;
         let Loaded { config, warnings, .. } = loaded.map_err(Failed::of)?;

@@ -122,9 +122,14 @@ pub fn parse(filter: &str) -> Result<EnvFilter, String> {
              a target takes one too, as in hyper=debug"
         ));
     }
-    EnvFilter::builder()
+    let parsed = EnvFilter::builder()
         .parse(filter)
-        .map_err(|error| format!("the log filter {filter:?} can't be read: {error}"))
+        .map_err(|error| format!("the log filter {filter:?} can't be read: {error}"))?;
+    // It speaks of each change in a folder that is watched: a log in there would tell of itself for ever.
+    match "notify=off".parse() {
+        Ok(quiet) if !filter.contains("notify") => Ok(parsed.add_directive(quiet)),
+        _ => Ok(parsed),
+    }
 }
 
 #[cfg(test)]

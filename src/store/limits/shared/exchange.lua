@@ -27,7 +27,7 @@ local budgets = number()
 if sent > 0 and now - sent > late then return {'late', whole(now)} end
 
 local epoch = redis.call('HMGET', KEYS[1], 'id', 'born', 'expected')
-local id, born, expected = epoch[1], tonumber(epoch[2] or 0), tonumber(epoch[3] or 0)
+local id, born, expected = epoch[1], tonumber(epoch[2]) or 0, math.min(tonumber(epoch[3]) or 0, 10000)
 local older = false
 for k = 1, budgets do
   local version = number()
@@ -82,7 +82,11 @@ end
 
 local function lapse(b)
   if b.len == 0 then return end
-  local head = math.max(math.floor(now / b.sub), b.head)
+  local head = math.floor(now / b.sub)
+  -- Another primary's clock may be a little behind. What lies further ahead is nobody's count, and no loop may follow it.
+  if b.head > head + b.len then b.head, b.tail, b.sum = head, head, 0 redis.call('DEL', b.spent) end
+  head = math.max(head, b.head)
+  b.tail = math.max(b.tail, b.head - b.len + 1)
   local first = head - b.len + 1
   if b.sum > 0 and first > b.head then
     redis.call('DEL', b.spent)
@@ -90,7 +94,7 @@ local function lapse(b)
   end
   local lapsed = b.sum
   if lapsed > 0 then
-    for slot = b.tail, first - 1 do
+    for slot = b.tail, math.min(first - 1, b.head) do
       local n = tonumber(redis.call('HGET', b.spent, whole(slot)) or 0)
       if n > 0 then
         redis.call('HDEL', b.spent, whole(slot))
@@ -224,7 +228,7 @@ for k = 1, budgets do
   b.window, b.step, b.hold, b.keep = number(), number(), number(), number()
   local s = redis.call('HMGET', b.state, 'version', 'sum', 'head', 'tail', 'sub', 'charged', 'tat', 'gate', 'passed',
     'foreign', 'lapses', 'probed', 'expires', 'before', 'heard', 'period', 'strangers')
-  for i = 1, 17 do s[i] = tonumber(s[i] or 0) end
+  for i = 1, 17 do s[i] = tonumber(s[i]) or 0 end
   b.version, b.sum, b.head, b.tail, b.charged, b.tat = s[1] + 1, s[2], s[3], s[4], s[6], s[7]
   b.gate, b.passed = s[8], s[9]
   b.foreign, b.lapses, b.probed, b.expires, b.before, b.heard = s[10], s[11], s[12], s[13], s[14], s[15]

@@ -230,6 +230,9 @@ impl<L> Inner<L> {
             words.word(&key);
             let plan = ledger.mirror.plan();
             words.plan(plan, hold(&ledger.name, plan).map(nanos));
+            if state.restoring {
+                ledger.recall_gate(now);
+            }
             let snapshot =
                 if known && (state.restoring || ledger.recount) { ledger.account(now) } else { Vec::new() };
             promised.push(ledger.promised());

@@ -262,6 +262,14 @@ impl Ledger {
         (claim, share)
     }
 
+    /// The server may not know any more that upstream wants nothing.
+    pub(super) fn recall_gate(&mut self, now: Nanos) {
+        let left = self.mirror.gate().saturating_sub(now);
+        if left > 0 {
+            self.news.shut.get_or_insert((now, Duration::from_nanos(left)));
+        }
+    }
+
     /// What it was promised, to go back to where a message was surely not heeded.
     pub(super) fn promised(&self) -> Promised {
         (self.promise, self.resumes)

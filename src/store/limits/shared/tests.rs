@@ -214,6 +214,36 @@ async fn a_server_that_lost_its_data_is_told_what_was_spent() {
     assert!((95..=100).contains(&sum), "{sum}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lost_its_data_is_told_that_upstream_wants_nothing() {
+    let redis = network();
+    let [a, b, ..] = &four(&redis).await;
+    a.limits.penalise(a.budgets[0], Duration::from_secs(30)).await;
+    sleep(Duration::from_secs(1)).await;
+    redis.forget();
+    sleep(Duration::from_secs(6)).await;
+    for replica in [a, b] {
+        assert!(replica.draw().await.expect_err("shut").gate);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nonsense_in_a_budgets_state_keeps_no_script_busy() {
+    let redis = network();
+    let replica = Replica::of(&redis, 1);
+    assert_eq!(replica.draws(10).await, 10);
+    for field in ["head", "tail", "sum", "sub", "expected", "born"] {
+        for value in ["99999999999", "9e15", "-1", "1", "nonsense"] {
+            let key = if ["expected", "born"].contains(&field) { "epoch" } else { "budget:environment:acme" };
+            let set = format!("return redis.call('HSET', '{{test}}:{key}', '{field}', '{value}')");
+            run(&replica, set.leak()).await;
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+    sleep(Duration::from_secs(60)).await;
+    assert!(replica.draw().await.is_ok());
+}
+
 /// What the server does as one that comes back with an old copy of its data.
 async fn run(replica: &Replica, script: &'static str) {
     let done = Link::run(&replica.link, &crate::store::link::Script::new(script), &[], Vec::new()).await;
