@@ -19,7 +19,7 @@ pub(crate) enum Outage {
     Flushed,
     /// It is gone, and comes back with what it knew some time before.
     Rewound,
-    /// It has no memory left.
+    /// It has no memory left, which is none of the budgets' business.
     Full,
     /// It is busy with somebody's script.
     Busy,
@@ -46,7 +46,7 @@ impl Outage {
     /// How many replicas are on their own meanwhile.
     pub(crate) fn concerns(self, replicas: usize) -> usize {
         match self {
-            Self::Flushed => 0,
+            Self::Flushed | Self::Full => 0,
             Self::Cut(n) | Self::Swallowed(n) => n,
             _ => replicas,
         }
