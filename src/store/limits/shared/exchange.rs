@@ -115,6 +115,8 @@ impl<L: Link> SharedLimits<L> {
         let Some(message) = composed else { return false };
         let Message { keys, words, ledgers, sub_windows, told, promised, draws } = message;
         let answer = self.0.link.run(&EXCHANGE, &keys, words).await;
+        // Then it surely was not done. Of an answer that makes no sense nobody can say so.
+        let undone = matches!(answer, Err(Lost::Refused(_)));
         let mut state = self.lock();
         let heard = answer.and_then(|value| understood(value, &sub_windows, draws.len()));
         match heard {
@@ -141,8 +143,7 @@ impl<L: Link> SharedLimits<L> {
             Err(lost) => {
                 drop(draws);
                 state.not_heard(&ledgers, told);
-                // Then it surely was not done.
-                if matches!(lost, Lost::Refused(_)) {
+                if undone {
                     for (at, promised) in ledgers.iter().zip(promised) {
                         state.ledgers[*at].unbind(promised);
                     }
@@ -205,7 +206,7 @@ impl<L> Inner<L> {
         words.word(&state.epoch);
         words.word(&self.replica);
         words.word(&self.names.budgets());
-        if state.clock.is_known() {
+        if known {
             words.time(now)
         } else {
             words.number(0)
