@@ -75,7 +75,7 @@ fn the_builder_is_the_toolchain_that_the_tests_use() {
 fn it_builds_what_ships_from_the_lock_file() {
     let stages = dockerfile();
     let build = stages[0].all("RUN").join(" ");
-    assert!(build.contains("cargo build --profile dist --locked"), "{build}");
+    assert!(build.contains("cargo build --release --locked"), "{build}");
     assert!(build.contains("--mount=type=cache,target=/usr/local/cargo/registry"), "{build}");
 }
 
