@@ -22,7 +22,6 @@ use metorial_proxy::server;
 use metorial_proxy::time::Instant;
 use mimalloc::MiMalloc;
 use tokio::runtime::{Builder, Runtime};
-use tower::ServiceExt;
 
 /// As in the binary.
 #[global_allocator]
@@ -162,7 +161,7 @@ fn measure(criterion: &mut Criterion, runtime: &Runtime, case: &Case, pipeline: 
 }
 
 async fn serve_head(pipeline: &Pipeline, arrival: Arrival) -> Response<ResponseBody> {
-    match pipeline.clone().oneshot(arrival).await {
+    match pipeline.serve(arrival).await {
         Ok(response) => response,
         Err(never) => match never {},
     }

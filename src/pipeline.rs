@@ -4,9 +4,12 @@
 //! compile: the stages of an [`Exchange`](crate::exchange::Exchange) are types.
 
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 
 use http::Response;
-use tower::util::BoxCloneSyncService;
+use tower::util::BoxService;
 use tower::{Service, ServiceBuilder};
 
 use crate::body::ResponseBody;
@@ -30,7 +33,20 @@ use crate::store::limits::LimitStore;
 use crate::store::pages::PageStore;
 
 /// All layers as one service: one box, at this outer edge, gives them a name.
-pub type Pipeline = BoxCloneSyncService<Arrival, Response<ResponseBody>, Infallible>;
+///
+/// A worker has one, and each request passes through it as it is: cloning it for each would cost as much as finding a page.
+/// The lock is for the compiler; nobody else comes here.
+pub struct Pipeline(Mutex<BoxService<Arrival, Response<ResponseBody>, Infallible>>);
+
+/// An answer on its way.
+pub type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+
+impl Pipeline {
+    /// Serves one request. No layer has anyone wait until it is ready: each refuses, or waits as part of the request.
+    pub fn serve(&self, arrival: Arrival) -> Answering {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).call(arrival)
+    }
+}
 
 /// Each layer, made from one configuration and the parts that outlive it.
 pub struct Layers<L, P> {
@@ -105,17 +121,5 @@ where
         // Allowlist, authority, transport, and the guard on what comes back.
         .layer(layers.forward)
         .service(transport);
-    named(stack)
-}
-
-fn named<S>(stack: S) -> Pipeline
-where
-    S: Service<Arrival, Response = Response<ResponseBody>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
-    BoxCloneSyncService::new(stack)
+    Pipeline(Mutex::new(BoxService::new(stack)))
 }

@@ -20,19 +20,16 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
-use tower::util::Oneshot;
 
 use super::deadlines::{Limits, Overdue, Serving, Watch};
 use super::in_force::Place;
 use super::wire::{Heads, Wire};
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
 use crate::exchange::{Arrival, HadFragment, HadTwoLengths};
-use crate::pipeline::Pipeline;
+use crate::pipeline::Answering;
 use crate::rejection::PROXY_STATUS;
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
@@ -183,19 +180,8 @@ impl Service<Request<Incoming>> for Requests {
     type Error = Infallible;
     type Future = Serve;
 
-    fn call(&self, request: Request<Incoming>) -> Serve {
-        let serving = self.watch.serve();
-        let (pipeline, mut request) = self.place.with(|lane, in_force| {
-            let request = request.map(|body| {
-                if body.is_end_stream() {
-                    RequestBody::Empty
-                } else {
-                    let inbound = Inbound::new(body, in_force.max_request_body, in_force.body_idle_timeout);
-                    RequestBody::Streaming(Box::new(inbound))
-                }
-            });
-            (lane.pipeline.clone(), request)
-        });
+    fn call(&self, mut request: Request<Incoming>) -> Serve {
+        let serving = Some(self.watch.serve());
         let mut persistence = match request.version() {
             Version::HTTP_2 => Persistence::Streams,
             // HTTP/1 has no other farewell: closing a connection that is idle may lose the request that is just on its way.
@@ -213,8 +199,18 @@ impl Service<Request<Incoming>> for Requests {
                 request.extensions_mut().insert(HadTwoLengths);
             }
         }
-        let arrival = Arrival { request, peer: self.peer };
-        Serve { future: pipeline.oneshot(arrival), serving: Some(serving), persistence }
+        self.place.with(|lane, in_force| {
+            let request = request.map(|body| {
+                if body.is_end_stream() {
+                    RequestBody::Empty
+                } else {
+                    let inbound = Inbound::new(body, in_force.max_request_body, in_force.body_idle_timeout);
+                    RequestBody::Streaming(Box::new(inbound))
+                }
+            });
+            let future = lane.pipeline.serve(Arrival { request, peer: self.peer });
+            Serve { future, serving, persistence }
+        })
     }
 }
 
@@ -255,22 +251,19 @@ impl Persistence {
     }
 }
 
-pin_project! {
-    /// A request on its way.
-    struct Serve {
-        #[pin]
-        future: Oneshot<Pipeline, Arrival>,
-        serving: Option<Serving>,
-        persistence: Persistence,
-    }
+/// A request on its way.
+struct Serve {
+    future: Answering,
+    serving: Option<Serving>,
+    persistence: Persistence,
 }
 
 impl Future for Serve {
     type Output = Result<Response<Served>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let Poll::Ready(Ok(mut response)) = this.future.poll(cx) else { return Poll::Pending };
+        let this = self.get_mut();
+        let Poll::Ready(Ok(mut response)) = this.future.as_mut().poll(cx) else { return Poll::Pending };
         if this.persistence.ends_after(&response) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

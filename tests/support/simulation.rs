@@ -22,7 +22,6 @@ use metorial_proxy::policy::forward::{Answer, Transport, TransportError};
 use metorial_proxy::server;
 use metorial_proxy::time::{Instant, Timestamp, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
 
 use crate::virtual_clock::on_a_virtual_clock;
 
@@ -171,7 +170,7 @@ impl Proxy {
             .body(RequestBody::Empty)
             .expect("a request");
         let peer = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + client));
-        match self.pipeline.clone().oneshot(Arrival { request, peer }).await {
+        match self.pipeline.serve(Arrival { request, peer }).await {
             Ok(response) => response,
             Err(never) => match never {},
         }
