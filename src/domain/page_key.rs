@@ -5,15 +5,15 @@
 //! parameters and otherwise to the letter: duplicates, brackets and encodings are kept apart.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::HeaderName;
 
 use crate::domain::target::{self, Pair};
 
 /// The identity of a page. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PageKey(Arc<[u8]>);
+pub struct PageKey(Bytes);
 
 /// What a key is made of.
 #[derive(Debug, Clone, Copy)]
@@ -33,9 +33,10 @@ pub struct Parts<'a> {
 impl PageKey {
     /// Puts the parts together. Each is preceded by its length, so that no two different lists of parts agree.
     pub fn of(parts: &Parts<'_>) -> Self {
-        let fields: usize = parts.fields.iter().map(|field| field.map_or(0, <[u8]>::len) + 5).sum();
-        let mut bytes =
-            Vec::with_capacity(parts.environment.len() + parts.path.len() + parts.query.len() + fields + 24);
+        let query = canonical(parts.query);
+        let fields: usize = parts.fields.iter().map(|field| field.map_or(1, <[u8]>::len) + 4).sum();
+        let texts = parts.environment.len() + parts.path.len() + query.len();
+        let mut bytes = Vec::with_capacity(texts + size_of_val(&parts.generation) + 4 * 4 + fields);
         let mut part = |part: &[u8]| {
             bytes.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
             bytes.extend_from_slice(part);
@@ -43,11 +44,7 @@ impl PageKey {
         part(parts.environment.as_bytes());
         part(&parts.generation.to_be_bytes());
         part(parts.path.as_bytes());
-        if has_one_order(parts.query) {
-            part(parts.query.as_bytes())
-        } else {
-            part(canonical(parts.query).as_bytes())
-        }
+        part(query.as_bytes());
         for field in parts.fields {
             // No field value holds a NUL, so an absent field is unlike any that is there.
             part(field.unwrap_or(&[0]));
@@ -86,19 +83,19 @@ impl PageKey {
     }
 }
 
-fn has_one_order(query: &str) -> bool {
-    !query.contains('&')
-}
-
 /// The query with its parameters in one order.
 ///
 /// Sorted by the *root* of the decoded name (`status` for `status[0]`, `status%5B0%5D`, `status`), stably: parameters that
 /// feed one array keep their order among themselves, because there the order may matter to the reader.
-pub fn canonical(query: &str) -> String {
+pub fn canonical(query: &str) -> Cow<'_, str> {
+    let roots = || target::pairs(query).map(|pair| root(pair.name(query)));
+    if roots().is_sorted() {
+        return Cow::Borrowed(query);
+    }
     let mut pairs: Vec<Pair> = target::pairs(query).collect();
     pairs.sort_by_cached_key(|pair| root(pair.name(query)));
     let pairs: Vec<&str> = pairs.into_iter().map(|pair| &query[pair.whole]).collect();
-    pairs.join("&")
+    Cow::Owned(pairs.join("&"))
 }
 
 /// The decoded name up to its first bracket; decoded only where it has to be.

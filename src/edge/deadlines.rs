@@ -59,6 +59,7 @@ impl Deadlines {
             multiplexed: AtomicBool::new(false),
             began: AtomicBool::new(false),
             first: Notify::new(),
+            moved: AtomicU64::new(0),
             answers: Mutex::default(),
             end: Notify::new(),
         });
@@ -100,7 +101,10 @@ pub struct Watch {
     /// A request came.
     began: AtomicBool,
     first: Notify,
-    /// When each answer under way last moved. Not when the socket did: a peer that takes nothing can still send pings.
+    /// When the answer under way last moved; 0: there is none. Not when the socket did: a peer that takes nothing can still
+    /// send pings.
+    moved: AtomicU64,
+    /// HTTP/2: the same of each answer.
     answers: Mutex<Vec<Arc<AtomicU64>>>,
     end: Notify,
 }
@@ -187,7 +191,9 @@ impl Watch {
         let (overdue, phase) = if in_head && (!busy || self.multiplexed.load(Ordering::Relaxed)) {
             (since(&self.waiting_for_head) > limits.head, Overdue::Head)
         } else if busy {
-            (self.answers().iter().any(|moved| since(moved) > limits.silence), Overdue::Silent)
+            let silent = |moved: &AtomicU64| since(moved) > limits.silence;
+            let alone = self.moved.load(Ordering::Relaxed) > 0 && silent(&self.moved);
+            (alone || self.answers().iter().any(|moved| silent(moved)), Overdue::Silent)
         } else {
             (since(&self.idle_since) > limits.idle, Overdue::Idle)
         };
@@ -210,7 +216,7 @@ pub enum Overdue {
 #[derive(Debug)]
 pub struct Serving {
     watch: Arc<Watch>,
-    /// When its answer last moved, once there is one; until then the request's own deadline counts.
+    /// HTTP/2: when its answer last moved, once there is one; until then the request's own deadline counts.
     moved: Option<Arc<AtomicU64>>,
 }
 
@@ -218,6 +224,9 @@ impl Serving {
     /// The head of the answer, or some of its body, was handed over.
     pub fn moved(&mut self) {
         let now = self.watch.clock.load(Ordering::Relaxed);
+        if !self.watch.multiplexed.load(Ordering::Relaxed) {
+            return self.watch.moved.store(now, Ordering::Relaxed);
+        }
         match &self.moved {
             Some(moved) => moved.store(now, Ordering::Relaxed),
             None => {
@@ -234,6 +243,7 @@ impl Drop for Serving {
         if let Some(moved) = self.moved.take() {
             self.watch.answers().retain(|other| !Arc::ptr_eq(other, &moved));
         }
+        self.watch.moved.store(0, Ordering::Relaxed);
         let now = self.watch.clock.load(Ordering::Relaxed);
         if self.watch.waiting_for_head.load(Ordering::Relaxed) > 0
             && !self.watch.multiplexed.load(Ordering::Relaxed)

@@ -5,7 +5,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -27,32 +28,25 @@ const NO_CHUNK: &[u8] = b"\0\n\r\n\r\n";
 
 /// What is wrong with the requests of one connection, for whoever serves them.
 #[derive(Debug, Default)]
-pub(super) struct Heads(Mutex<Told>);
-
-#[derive(Debug, Default)]
-struct Told {
-    served: u64,
-    /// The last one that is read of a connection, as its number.
-    wrong: Option<(u64, Seen)>,
-    flood: bool,
+pub(super) struct Heads {
+    /// So many. Only the connection's own task writes it.
+    served: AtomicU64,
+    /// The last one that is read of a connection, as its number, and what is wrong with it.
+    wrong: OnceLock<(u64, Seen)>,
+    flood: AtomicBool,
 }
 
 impl Heads {
     /// The next request is served: what is wrong with it, where something is.
     pub(super) fn next(&self) -> Option<Seen> {
-        self.told(|told| {
-            told.served += 1;
-            told.wrong.filter(|(number, _)| *number == told.served).map(|(_, seen)| seen)
-        })
+        let served = self.served.load(Ordering::Relaxed) + 1;
+        self.served.store(served, Ordering::Relaxed);
+        self.wrong.get().filter(|(number, _)| *number == served).map(|(_, seen)| *seen)
     }
 
     /// Whether the connection was ended for a flood of frames.
     pub(super) fn was_flood(&self) -> bool {
-        self.told(|told| told.flood)
-    }
-
-    fn told<T>(&self, with: impl FnOnce(&mut Told) -> T) -> T {
-        with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        self.flood.load(Ordering::Relaxed)
     }
 }
 
@@ -134,7 +128,8 @@ impl<I> Wire<I> {
         let ended = match stop {
             Stop::After(seen) => {
                 let number = reader.heads();
-                self.heads.told(|told| told.wrong = Some((number, seen)));
+                // Nothing is read after it, so it is the only one.
+                self.heads.wrong.set((number, seen)).ok();
                 &[]
             }
             Stop::Head => NO_HEAD,
@@ -170,7 +165,7 @@ impl<I> Wire<I> {
 }
 
 fn ended(heads: &Heads, fault: Fault) -> io::Error {
-    heads.told(|told| told.flood = fault == Fault::Flood);
+    heads.flood.store(fault == Fault::Flood, Ordering::Relaxed);
     io::Error::new(io::ErrorKind::ConnectionAborted, fault)
 }
 

@@ -216,17 +216,17 @@ const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 
 /// `req_` and 20 characters: more than 118 random bits.
 fn mint() -> Box<str> {
-    let mut id = String::with_capacity(24);
-    id.push_str("req_");
+    let mut id = *b"req_--------------------";
     // Ten letters a draw: 62¹⁰ is below 2⁶⁴.
-    for _ in 0..2 {
+    for letters in id[4..].chunks_exact_mut(10) {
         let mut random = fastrand::u64(..);
-        for _ in 0..10 {
-            id.push(char::from(ALPHABET[usize::try_from(random % 62).unwrap_or_default()]));
+        for letter in letters {
+            *letter = ALPHABET[usize::try_from(random % 62).unwrap_or_default()];
             random /= 62;
         }
     }
-    id.into_boxed_str()
+    // Letters and digits are UTF-8.
+    std::str::from_utf8(&id).unwrap_or_default().into()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! still be the same, but whoever stood before us may have read something else. So the bytes are followed here, pipelined
 //! requests included. What the parser itself refuses is left to it: it then reads nothing more of the connection.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 /// Bytes of a line with the size of a chunk, and what follows it.
 const CHUNK_LINE: usize = 1024;
@@ -100,6 +100,18 @@ impl Reader {
                     }
                 }
                 At::RequestLine | At::Fields | At::ChunkSize | At::ChunkEnd | At::Trailers => {
+                    // Most lines are there whole, and one search then tells that nothing is wrong with their end.
+                    if self.line.is_empty()
+                        && let Some(end) = memchr2(b'\r', b'\n', rest)
+                        && rest[end..].starts_with(b"\r\n")
+                        && end + 2 <= self.longest()
+                    {
+                        match self.content(&rest[..end]) {
+                            Ok(()) => from += end + 2,
+                            Err(stop) => return Err(self.over(from, end + 2, stop)),
+                        }
+                        continue;
+                    }
                     let end = memchr(b'\n', rest).map(|end| end + 1);
                     let piece = &rest[..end.unwrap_or(rest.len())];
                     let ended = if self.line.len() + piece.len() > self.longest() {
@@ -117,15 +129,20 @@ impl Reader {
                     match ended {
                         Ok(()) => from += piece.len(),
                         Err(stop) => {
-                            self.at = At::Over;
-                            let passed = if let Stop::After(_) = stop { from + piece.len() } else { from };
-                            return Err((passed, stop));
+                            let length = piece.len();
+                            return Err(self.over(from, length, stop));
                         }
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Nothing more is read behind the line of `length` bytes at `from`; how many bytes may be passed on.
+    fn over(&mut self, from: usize, length: usize, stop: Stop) -> (usize, Stop) {
+        self.at = At::Over;
+        (if let Stop::After(_) = stop { from + length } else { from }, stop)
     }
 
     fn longest(&self) -> usize {
@@ -141,6 +158,11 @@ impl Reader {
         let Some(line) = line.strip_suffix(b"\r\n").filter(|line| memchr(b'\r', line).is_none()) else {
             return Err(self.broken());
         };
+        self.content(line)
+    }
+
+    /// A whole line, without its end.
+    fn content(&mut self, line: &[u8]) -> Result<(), Stop> {
         self.at = match (self.at, line) {
             // Empty lines before a request are skipped (§2.2).
             (At::RequestLine, b"") => At::RequestLine,
@@ -167,6 +189,10 @@ impl Reader {
     }
 
     fn field(&mut self, line: &[u8]) {
+        // No other begins like these two, and most lines are others.
+        if !matches!(line[0] | 0x20, b'c' | b't') {
+            return;
+        }
         let colon = memchr(b':', line).unwrap_or(line.len());
         let (name, value) = (&line[..colon], line.get(colon + 1..).unwrap_or_default().trim_ascii());
         let plain = if name.eq_ignore_ascii_case(b"content-length") {
