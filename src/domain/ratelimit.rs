@@ -65,9 +65,10 @@ pub fn standing(client: Option<Standing>, environment: Option<Standing>) -> Opti
         (Some(client), None) => ("client", client),
         (None, None) => return None,
     };
-    let mut out = String::with_capacity(40);
-    write!(out, "\"{name}\";r={};t={}", tightest.remaining, tightest.grows_in).ok();
-    Some(out)
+    // Of every answer, so without the machinery of `write!`, which takes four times as long.
+    let (mut remaining, mut grows_in) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (remaining, grows_in) = (remaining.format(tightest.remaining), grows_in.format(tightest.grows_in));
+    Some(["\"", name, "\";r=", remaining, ";t=", grows_in].concat())
 }
 
 /// What upstream said of its own count.

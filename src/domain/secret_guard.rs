@@ -13,8 +13,8 @@ use aho_corasick::dfa::DFA;
 use aho_corasick::{Anchored, packed};
 use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
-use memchr::memchr_iter;
 use memchr::memmem::Finder;
+use memchr::{memchr, memchr_iter};
 
 /// The secret was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,12 +72,15 @@ impl SecretGuard {
 
     /// Whether `text` holds one of them.
     pub fn found_in(&self, text: &[u8]) -> bool {
-        self.scan().read(text).is_err()
+        // Most fields hold neither the beginning of a form nor an escape, which is seen at once: a tenth of what a search costs.
+        let begins = self.0.candidates.as_ref().is_none_or(|candidates| candidates.find(text).is_some());
+        (begins || memchr(b'%', text).is_some()) && self.scan().read(text).is_err()
     }
 
     /// Whether the name of a field, in lower case as all are kept, holds one of them in lower case.
     pub fn found_in_name(&self, name: &str) -> bool {
-        self.0.names.iter().any(|form| form.find(name.as_bytes()).is_some())
+        let may_hold = |form: &Finder<'_>| form.needle().len() <= name.len();
+        self.0.names.iter().any(|form| may_hold(form) && form.find(name.as_bytes()).is_some())
     }
 
     /// Begins to read a body.

@@ -34,10 +34,11 @@ impl CacheStatus {
     /// The field's value.
     pub fn field(&self) -> String {
         match self {
-            Self::Hit { ttl, detail } => match detail {
-                Some(detail) => format!("metorial-proxy; hit; ttl={ttl}; detail={detail}"),
-                None => format!("metorial-proxy; hit; ttl={ttl}"),
-            },
+            Self::Hit { ttl, detail } => {
+                let mut digits = itoa::Buffer::new();
+                let (label, detail) = detail.map_or(("", ""), |detail| ("; detail=", detail));
+                ["metorial-proxy; hit; ttl=", digits.format(*ttl), label, detail].concat()
+            }
             Self::Miss { stored, collapsed, expired, validated } => {
                 let reason = match (*expired, *validated) {
                     (true, true) => "stale; fwd-status=304",

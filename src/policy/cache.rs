@@ -14,6 +14,7 @@ use std::time::Duration;
 use http::header::{ACCEPT, HeaderMap, HeaderName};
 use http::{Method, Response};
 use pin_project_lite::pin_project;
+use smallvec::{SmallVec, smallvec};
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
@@ -205,10 +206,13 @@ where
 {
     let asked = Asked::of(&exchange, shared.config.honor_client_directives);
     let (primary, known) = shared.key(&exchange).await;
-    let (key, kept) = shared.look_up(&primary, exchange.request.headers()).await;
+    let (varied, kept) = shared.look_up(&primary, exchange.request.headers()).await;
     let now = Timestamp::now();
     let credential = exchange.request.extensions().get::<DroppedCredential>().is_some();
-    let wanted = |kept: Option<Arc<Page>>| Wanted { key, primary, kept, credential };
+    let wanted = |kept: Option<Arc<Page>>| {
+        let key = varied.unwrap_or_else(|| primary.clone());
+        Wanted { key, primary, kept, credential }
+    };
     if let Some(page) = kept.as_ref() {
         // How things stand costs a look at the budgets, which a page that is fresh in any case can do without.
         let permit = &exchange.stage.permit;
@@ -298,10 +302,9 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         let permit = &exchange.stage.permit;
         let (environment, target) = (permit.environment(), permit.target());
         let headers = exchange.request.headers();
-        let mut fields = Vec::with_capacity(2 + self.forward_headers.len());
-        fields.extend([lines(headers, &VERSION), lines(headers, &ACCEPT)]);
-        fields.extend(self.forward_headers.iter().map(|name| lines(headers, name)));
-        let fields: Vec<Option<&[u8]>> = fields.iter().map(Option::as_deref).collect();
+        let mut values: SmallVec<[_; 4]> = smallvec![lines(headers, &VERSION), lines(headers, &ACCEPT)];
+        values.extend(self.forward_headers.iter().map(|name| lines(headers, name)));
+        let fields: SmallVec<[_; 4]> = values.iter().map(Option::as_deref).collect();
         // By budget: environments with one secret see each other's writes. The page itself is of one environment.
         let budget = &environment.environment.budget;
         let generation = self.pages.generation(budget, collection(target.path())).await;
@@ -315,18 +318,18 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         (PageKey::of(&parts), generation.known)
     }
 
-    /// The page that answers a request with these fields, and its key.
-    async fn look_up(&self, primary: &PageKey, headers: &HeaderMap) -> (PageKey, Option<Arc<Page>>) {
+    /// The page that answers a request with these fields, and its key where that is another than the first.
+    async fn look_up(&self, primary: &PageKey, headers: &HeaderMap) -> (Option<PageKey>, Option<Arc<Page>>) {
         match self.pages.get(primary).await {
-            None => (primary.clone(), None),
-            Some(Entry::Page(page)) => (primary.clone(), Some(page)),
+            None => (None, None),
+            Some(Entry::Page(page)) => (None, Some(page)),
             Some(Entry::Varies(names)) => {
                 let key = varied(primary, &names, headers);
                 let page = match self.pages.get(&key).await {
                     Some(Entry::Page(page)) => Some(page),
                     _ => None,
                 };
-                (key, page)
+                (Some(key), page)
             }
         }
     }

@@ -101,10 +101,12 @@ where
 
 /// Where anything is wrong with how it asks, the layers inside say what.
 fn is_preflight<B>(request: &Request<B>) -> bool {
+    if request.method() != Method::OPTIONS {
+        return false;
+    }
     let extensions = request.extensions();
     let hosts = request.headers().get_all(HOST).iter().count();
-    request.method() == Method::OPTIONS
-        && request.uri().path().starts_with('/')
+    request.uri().path().starts_with('/')
         && (hosts == 1 || (hosts == 0 && request.version() != Version::HTTP_11))
         && extensions.get::<HadFragment>().is_none()
         && extensions.get::<HadTwoLengths>().is_none()
@@ -148,11 +150,10 @@ fn refused(rejection: Rejection, journal: &Journal) -> Response<ResponseBody> {
 
 /// The fields of an answer that is no preflight's.
 fn decorate(headers: &mut HeaderMap, origin: Option<HeaderValue>, origins: &Origins) {
-    // Always, or a shared cache would serve one origin's answer to another.
-    let others: Vec<HeaderValue> = headers.get_all(VARY).iter().cloned().collect();
-    // First, for readers that look at the first line only.
-    headers.insert(VARY, HeaderValue::from_static("Origin"));
-    for other in others {
+    // Always, or a shared cache would serve one origin's answer to another; first, for readers that look at the first line only.
+    let rest: Vec<HeaderValue> = headers.get_all(VARY).iter().skip(1).cloned().collect();
+    let first = headers.insert(VARY, HeaderValue::from_static("Origin"));
+    for other in first.into_iter().chain(rest) {
         headers.append(VARY, other);
     }
     if let Some(origin) = origin.filter(|origin| origins.allows(origin.as_bytes())) {

@@ -50,10 +50,8 @@ impl Asked {
             if unchanged || self.head { ResponseBody::empty() } else { ResponseBody::full(bytes.clone()) };
         let mut response = Response::new(body);
         let headers = response.headers_mut();
-        headers.reserve(page.headers.len() + ADDED);
-        for (name, value) in &page.headers {
-            headers.append(name.clone(), value.clone());
-        }
+        headers.clone_from(&page.headers);
+        headers.reserve(ADDED);
         headers.insert(ETAG, etag.clone());
         if !page.coded.is_empty() {
             headers.append(VARY, HeaderValue::from_static("accept-encoding"));
@@ -114,24 +112,32 @@ struct Codings {
 impl Codings {
     fn of(headers: &HeaderMap) -> Self {
         let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
-        let mut named = Vec::new();
+        // The first mention of each counts.
+        let [mut gzip, mut x_gzip, mut br, mut any, mut identity] = [None; 5];
         for item in lines.flat_map(|line| line.split(',')) {
             let (coding, weight) = item.split_once(';').map_or((item, 1000), |(coding, weight)| {
                 let weight = weight.trim().trim_start_matches(['q', 'Q']).strip_prefix('=');
                 let weight = weight.and_then(|weight| weight.trim().parse::<f32>().ok());
                 (coding, (weight.unwrap_or(1.0).clamp(0.0, 1.0) * 1000.0) as u16)
             });
-            named.push((coding.trim().to_ascii_lowercase(), weight));
+            let coding = coding.trim();
+            let known: [(&str, &mut Option<u16>); 5] = [
+                ("gzip", &mut gzip),
+                ("x-gzip", &mut x_gzip),
+                ("br", &mut br),
+                ("*", &mut any),
+                ("identity", &mut identity),
+            ];
+            let named = known.into_iter().find(|(name, _)| coding.eq_ignore_ascii_case(name));
+            if let Some((_, slot)) = named {
+                slot.get_or_insert(weight);
+            }
         }
-        let weight = |names: &[&str]| {
-            let found = names.iter().find_map(|name| named.iter().find(|(coding, _)| coding == name));
-            found.map_or(0, |(_, weight)| *weight)
-        };
         // An answer as it is needs no mention, and is wanted least then.
         Self {
-            gzip: weight(&["gzip", "x-gzip", "*"]),
-            br: weight(&["br", "*"]),
-            identity: weight(&["identity"]),
+            gzip: gzip.or(x_gzip).or(any).unwrap_or(0),
+            br: br.or(any).unwrap_or(0),
+            identity: identity.unwrap_or(0),
         }
     }
 

@@ -41,11 +41,12 @@ pub(super) async fn ahead<P, L, S>(
     let mut next = exchange.bodyless();
     next.stage.permit = permit;
     let (primary, _) = shared.key(&next).await;
-    let (key, kept) = shared.look_up(&primary, next.request.headers()).await;
+    let (varied, kept) = shared.look_up(&primary, next.request.headers()).await;
     // What could not be kept once is not asked for with each hit.
     if kept.is_some() || !page.goes_ahead() {
         return;
     }
+    let key = varied.unwrap_or_else(|| primary.clone());
     if fill::refresh(shared, Wanted { key, primary, kept, credential: false }, inner, next) {
         shared.metrics.cache(CacheResult::Prefetch);
     }
