@@ -10,4 +10,5 @@ pub mod health;
 pub mod labels;
 pub mod logging;
 pub mod metrics;
+pub mod tally;
 pub mod traces;

@@ -167,6 +167,12 @@ impl Queue {
         (self.below.waiting() + self.above.waiting()) as usize
     }
 
+    /// For how long the one has waited who has waited longest, in either lane.
+    pub fn oldest(&self) -> Option<Duration> {
+        let oldest = [self.below.oldest(), self.above.oldest()].into_iter().flatten().min();
+        oldest.map(|since| since.elapsed())
+    }
+
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -11,19 +11,16 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Method;
+use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::telemetry::labels::{Label, Labels, UpstreamFailure, Verb};
+use crate::telemetry::tally::{BOUNDS, Times};
 
 /// The route of a request that matched none.
 pub const UNMATCHED: &str = "unmatched";
-
-/// Upper bounds in seconds: OpenTelemetry's advice for HTTP durations, and three finer ones, because a cached page
-/// leaves in less than 5 ms.
-const BUCKETS: [f64; 17] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// `http_server_request_duration_seconds`: from a request's head to the end of its response's head.
 #[derive(Debug)]
@@ -43,6 +40,11 @@ impl ServerDurations {
     /// what the caller sent.
     pub fn record(&self, method: &Method, status: u16, route: &str, elapsed: Duration) {
         self.0.record(Verb::of(method), End::Status(status), route, elapsed);
+    }
+
+    /// All of them together.
+    pub(super) fn read(&self) -> Times {
+        self.0.read()
     }
 }
 
@@ -71,6 +73,11 @@ impl ClientDurations {
         let end = end.map_or_else(End::Failure, End::Status);
         self.0.record(Verb::of(method), end, environment, elapsed);
     }
+
+    /// All of them together.
+    pub(super) fn read(&self) -> Times {
+        self.0.read()
+    }
 }
 
 /// How a request ended.
@@ -86,15 +93,25 @@ struct Durations {
     subject: &'static str,
     family: Family<Labels, Histogram, fn() -> Histogram>,
     known: ArcSwap<Known>,
+    /// The family alone, to be read without all others.
+    own: Registry,
 }
 
 type Known = HashMap<Box<str>, Vec<(Verb, End, Histogram)>, foldhash::fast::RandomState>;
 
 impl Durations {
     fn register(registry: &mut Registry, name: &str, help: &str, subject: &'static str) -> Self {
-        let family = Family::new_with_constructor((|| Histogram::new(BUCKETS)) as fn() -> Histogram);
+        let family = Family::new_with_constructor((|| Histogram::new(BOUNDS)) as fn() -> Histogram);
         registry.register_with_unit(name, help, Unit::Seconds, family.clone());
-        Self { subject, family, known: ArcSwap::default() }
+        let mut own = Registry::default();
+        own.register(name, help, family.clone());
+        Self { subject, family, known: ArcSwap::default(), own }
+    }
+
+    fn read(&self) -> Times {
+        let mut text = String::new();
+        // A string takes everything.
+        encode_registry(&mut text, &self.own).map_or_else(|_| Times::default(), |()| Times::read(&text))
     }
 
     fn record(&self, verb: Verb, end: End, subject: &str, elapsed: Duration) {

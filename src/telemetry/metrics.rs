@@ -19,6 +19,7 @@ use crate::telemetry::gauge::Level;
 use crate::telemetry::labels::{
     CacheResult, Label, Labels, Outcome, Policy, RefusedConnection, Reload, RetryReason, SharedPage,
 };
+use crate::telemetry::tally::Tally;
 
 mod scrape;
 #[cfg(test)]
@@ -147,13 +148,23 @@ impl Metrics {
 
     /// Share of list requests answered without a request of their own to upstream; `None` before the first.
     pub fn hit_ratio(&self) -> Option<f64> {
-        let count = |results: &[CacheResult]| {
-            results.iter().map(|result| self.cache[result.index()].get()).sum::<u64>()
-        };
-        let spared = count(&[CacheResult::Hit, CacheResult::Stale, CacheResult::Coalesced]);
-        let all = spared + count(&[CacheResult::Miss, CacheResult::Bypass]);
-        // Counts beyond 2⁵³ may lose their last digit.
-        (all > 0).then(|| spared as f64 / all as f64)
+        Tally { cache: self.cached(), ..Tally::default() }.hit_ratio()
+    }
+
+    /// What was counted so far, for whoever looks. Costs as much as a scrape of the histograms.
+    pub fn tally(&self) -> Tally {
+        let refused = |policy: usize| policy * Outcome::ALL.len() + Outcome::Refused.index();
+        Tally {
+            server: self.server.read(),
+            client: self.client.read(),
+            refused: std::array::from_fn(|policy| self.decisions[refused(policy)].get()),
+            cache: self.cached(),
+            in_flight: self.in_flight.get(),
+        }
+    }
+
+    fn cached(&self) -> [u64; CacheResult::ALL.len()] {
+        std::array::from_fn(|result| self.cache[result].get())
     }
 
     /// List requests answered so far in this way.

@@ -45,6 +45,9 @@ pub struct BudgetStatus {
     pub gate: Duration,
     /// Requests that wait for this budget.
     pub queued: usize,
+    /// For how long the first of them has waited, in seconds; null where none does.
+    #[serde(rename = "oldest_wait_seconds", serialize_with = "maybe_seconds")]
+    pub oldest_wait: Option<Duration>,
 }
 
 /// Pages held.
@@ -145,6 +148,13 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
     }
 }
 
+fn maybe_seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => seconds(duration, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 fn date<S: Serializer>(at: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     /// The last second of the year 9999, which no date of RFC 3339 lies beyond.
     const LAST: u64 = 253_402_300_799;
@@ -162,6 +172,7 @@ pub(super) fn example() -> Status {
         next_slot: Duration::from_millis(if remaining == 0 { 1_250 } else { 0 }),
         gate: Duration::ZERO,
         queued: if remaining == 0 { 3 } else { 0 },
+        oldest_wait: (remaining == 0).then_some(Duration::from_millis(750)),
     };
     Status {
         environments: vec![budget("production", 5000, 600, 4211), budget("development", 100, 600, 0)],

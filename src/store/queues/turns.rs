@@ -3,7 +3,7 @@
 //! The turn goes round from client to client (deficit round robin at one request each); within a client it is first come,
 //! first served. Whoever leaves, however that happens, frees the place and passes the turn on.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::lock;
 use crate::domain::client_ip::ClientKey;
+use crate::time::Instant;
 
 /// The turns of one lane.
 #[derive(Debug, Default)]
@@ -30,6 +31,10 @@ struct State {
     lines: HashMap<ClientKey, VecDeque<oneshot::Sender<Turn>>>,
     /// Places by client, with those that have the turn.
     places: HashMap<ClientKey, u32>,
+    /// Since when each place is taken, in the order they were.
+    since: BTreeMap<u64, Instant>,
+    /// How many there have been.
+    entered: u64,
 }
 
 impl Turns {
@@ -56,6 +61,9 @@ impl Turns {
             return None;
         }
         state.places.insert(client, mine + 1);
+        let number = state.entered;
+        state.entered += 1;
+        state.since.insert(number, Instant::now());
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let (turn, waits) = if state.taken {
             let (sender, receiver) = oneshot::channel();
@@ -68,7 +76,15 @@ impl Turns {
             state.taken = true;
             (Some(Turn(Some(self.clone()))), None)
         };
-        Some(Place { turns: self.clone(), client, turn, waits })
+        Some(Place { turns: self.clone(), client, number, turn, waits })
+    }
+
+    /// Since when the one waits who has waited longest.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        if self.waiting() == 0 {
+            return None;
+        }
+        lock(&self.state).since.first_key_value().map(|(_, since)| *since)
     }
 
     /// Gives the turn to the next client's first in line.
@@ -94,7 +110,11 @@ impl Turns {
     #[cfg(test)]
     pub(super) fn is_forgotten(&self) -> bool {
         let state = lock(&self.state);
-        !state.taken && state.round.is_empty() && state.lines.is_empty() && state.places.is_empty()
+        !state.taken
+            && state.round.is_empty()
+            && state.lines.is_empty()
+            && state.places.is_empty()
+            && state.since.is_empty()
     }
 }
 
@@ -115,6 +135,7 @@ impl Drop for Turn {
 pub(super) struct Place {
     turns: Arc<Turns>,
     client: ClientKey,
+    number: u64,
     turn: Option<Turn>,
     /// Where the turn comes from.
     waits: Option<oneshot::Receiver<Turn>>,
@@ -138,6 +159,7 @@ impl Drop for Place {
         drop(self.turn.take());
         let mut state = lock(&self.turns.state);
         self.turns.waiting.fetch_sub(1, Ordering::Relaxed);
+        state.since.remove(&self.number);
         if let Some(mine) = state.places.get_mut(&self.client) {
             *mine -= 1;
             if *mine == 0 {
