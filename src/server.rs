@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::edge::activation::{self, Passed};
+use crate::edge::admin::Dashboard;
 use crate::edge::notify::{self, Beat};
 use crate::edge::redis::RedisLink;
 use crate::edge::state_file::{self, Past};
@@ -199,7 +200,9 @@ impl Server {
         if let Some(pages) = engine.lasting.pages.shared() {
             background.spawn(pages.clone().run(stop.clone()));
         }
-        background.spawn(admin::serve(admin, admin::router(view.clone(), access), stop.clone()));
+        let dashboard = Dashboard::new(view.clone(), stop.clone());
+        background.spawn(dashboard.clone().run());
+        background.spawn(admin::serve(admin, admin::router(view.clone(), dashboard, access), stop.clone()));
         background.spawn(notify::watchdog(beats, engine.ready.clone(), stop.clone()));
         background.spawn(housekeeping(engine.clone(), stop.clone()));
         let state_file = config.store.state_file.clone();

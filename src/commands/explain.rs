@@ -1,11 +1,12 @@
 //! `explain`: the decision on a request that is not sent.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use clap::Args;
 use http::{HeaderName, HeaderValue};
-use metorial_proxy::server::explain::{Explanation, Question, explain};
+use metorial_proxy::server::explain::{Caller, Explanation, Question, explain};
 
 use super::{ConfigFile, load, print, refuse_one, runtime};
 
@@ -22,6 +23,9 @@ pub(super) struct Options {
     /// The browser origin it comes from
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
+    /// The address it comes from [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    client: Option<IpAddr>,
     /// A further field of the request; may be repeated
     #[arg(long, value_name = "NAME: VALUE", value_parser = field)]
     header: Vec<(HeaderName, HeaderValue)>,
@@ -56,7 +60,8 @@ fn answer(options: &Options) -> Result<String, ExitCode> {
     let question = Question {
         method: options.method.clone(),
         target: options.target.clone(),
-        key: options.key.clone(),
+        caller: options.key.clone().map_or(Caller::Keyless, Caller::Key),
+        client: options.client,
         origin: options.origin.clone(),
         fields: options.header.clone(),
     };
@@ -73,11 +78,10 @@ fn text(told: &Explanation) -> String {
         Some(code) => format!("{}: {} {code}\n", told.decision, told.status),
         None => format!("{}: {}\n", told.decision, told.status),
     };
-    let cache = match (&told.cache.ttl, told.cache.list) {
-        (Some(ttl), _) => format!("a list page, fresh for {ttl} s where upstream does not say otherwise"),
-        (None, true) => "a list page".to_owned(),
-        (None, false) => "not kept".to_owned(),
-    };
+    let cache = told.cache_in_words();
+    let layers: Vec<_> =
+        told.layers.iter().map(|layer| format!("{} {}", layer.said.mark(), layer.layer)).collect();
+    let layers = layers.join("  ");
     let shadow =
         told.shadow.as_ref().map(|shadow| format!("{} would refuse: {}", shadow.rule, shadow.reason));
     let limits = told.limits.join(", ");
@@ -90,6 +94,7 @@ fn text(told: &Explanation) -> String {
         ("cache", Some(cache.as_str())),
         ("limits", Some(limits.as_str()).filter(|limits| !limits.is_empty())),
         ("shadow", shadow.as_deref()),
+        ("layers", Some(layers.as_str()).filter(|layers| !layers.is_empty())),
     ] {
         // Writing to a string does not fail.
         value.and_then(|value| writeln!(text, "  {name:<12} {value}").err());

@@ -21,7 +21,11 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::telemetry::exposition::Format;
+use crate::telemetry::tally::Tally;
 
+pub mod client;
+pub mod dashboard;
+pub mod explanation;
 pub mod guard;
 pub mod health;
 pub mod serve;
@@ -30,6 +34,8 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
+pub use dashboard::Dashboard;
+use explanation::{Explanation, Question};
 pub use guard::Access;
 pub use serve::serve;
 pub use status::Status;
@@ -49,12 +55,21 @@ pub trait View: Send + Sync + 'static {
     /// The state.
     fn status(&self) -> Status;
 
+    /// What was counted so far.
+    fn tally(&self) -> Tally;
+
+    /// What would happen to a request with the configuration that is in force.
+    fn explain(&self, question: Question) -> Explaining<'_>;
+
     /// Forgets the pages of `collection` (a path such as `/providers`) in `environment`.
     ///
     /// # Errors
     /// Which of the two is not known.
     fn invalidate<'a>(&'a self, environment: &'a str, collection: &'a str) -> Invalidating<'a>;
 }
+
+/// The explanation, or in words why there is none.
+pub type Explaining<'a> = Pin<Box<dyn Future<Output = Result<Explanation, String>> + Send + 'a>>;
 
 /// The pages are forgotten once it is ready, in a shared store too.
 pub type Invalidating<'a> = Pin<Box<dyn Future<Output = Result<(), Unknown>> + Send + 'a>>;
@@ -84,10 +99,11 @@ struct Invalidation {
 }
 
 /// The routes of the admin port. Served by [`serve`](serve()), which tells the guard who asks.
-pub fn router(view: Arc<dyn View>, access: Arc<ArcSwap<Access>>) -> Router {
+pub fn router(view: Arc<dyn View>, dashboard: Arc<Dashboard>, access: Arc<ArcSwap<Access>>) -> Router {
     let guarded = Router::new()
         .route("/status", get(status))
         .route("/cache/invalidate", post(invalidate))
+        .merge(dashboard::router(dashboard))
         .route_layer(middleware::from_fn_with_state(access, guard::guard));
     Router::new()
         .route("/livez", get("ok\n"))
@@ -141,12 +157,12 @@ fn problem(status: StatusCode, error: impl Into<Cow<'static, str>>) -> Response 
     (status, Json(Problem { error: error.into() })).into_response()
 }
 
-/// Fields on every answer: it is what it says it is, it is true now only, and no page may embed it or run in it.
+/// Fields on every answer: it is what it says it is, it is true now only (but for the files of the dashboard), and no page may embed it or run in it.
 async fn secure(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let fields = response.headers_mut();
     fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     fields
         .entry(CONTENT_SECURITY_POLICY)
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));

@@ -40,6 +40,13 @@ impl Callers {
         Self { by_key: keys.collect(), keyless }
     }
 
+    /// These and further ones.
+    #[must_use]
+    pub fn and(mut self, more: impl IntoIterator<Item = (KeyDigest, Arc<EnvironmentHandle>)>) -> Self {
+        self.by_key.extend(more);
+        self
+    }
+
     /// Decides on what a caller showed: `Authorization`, else `?token=`, else `?key=` (the API's order).
     fn decide(
         &self,

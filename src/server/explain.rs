@@ -7,86 +7,30 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderValue, ORIGIN, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
-use serde::Serialize;
 use serde_json::{Number, Value};
 use tokio_util::task::TaskTracker;
+use tower::layer::layer_fn;
 use tower::{Service, ServiceBuilder, ServiceExt};
 
 use super::StartError;
 use super::assembly::{Lasting, Setup, layers};
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::Config;
+use crate::domain::key::{KeyDigest, PUBLISHABLE_PREFIX};
+pub use crate::edge::admin::explanation::{Cached, Caller, Explanation, Layer, Question, Said, Shadow};
 use crate::edge::state_file::Past;
 use crate::exchange::{Exchange, HadFragment, HadTwoLengths, Journal, Permitted, Received};
+use crate::policy::authenticate::{AuthenticateLayer, Callers};
 use crate::rejection::Rejection;
 use crate::telemetry::metrics::Metrics;
 use crate::time::Instant;
-
-/// A request as it would come, without a body.
-#[derive(Debug, Clone, Default)]
-pub struct Question {
-    /// Its method, as written.
-    pub method: String,
-    /// Its target, as written: path and query, base path included.
-    pub target: String,
-    /// The key of its `Authorization` field.
-    pub key: Option<String>,
-    /// Its `Origin`.
-    pub origin: Option<String>,
-    /// Further fields; a `host` among them stands instead of one that is accepted.
-    pub fields: Vec<(HeaderName, HeaderValue)>,
-}
-
-/// The answer to a [`Question`].
-#[derive(Debug, Clone, Serialize)]
-pub struct Explanation {
-    /// `allow` or `refuse`.
-    pub decision: &'static str,
-    /// What the caller would get; 200 stands for whatever upstream answers.
-    pub status: u16,
-    /// The error's code.
-    pub code: Option<String>,
-    /// On whose behalf.
-    pub environment: Option<String>,
-    /// What opened the route, or whose constraint was broken.
-    pub rule: Option<String>,
-    /// The route's template.
-    pub route: Option<String>,
-    /// Whether its answer is kept.
-    pub cache: Cached,
-    /// The limits it would draw on.
-    pub limits: Vec<&'static str>,
-    /// Why.
-    pub reason: String,
-    /// What would open it.
-    pub hint: Option<String>,
-    /// What a shadow rule would have refused.
-    pub shadow: Option<Shadow>,
-}
-
-/// Whether an answer is kept.
-#[derive(Debug, Clone, Serialize)]
-pub struct Cached {
-    /// It is a page of a list.
-    pub list: bool,
-    /// Seconds it is fresh for, where upstream does not say otherwise.
-    pub ttl: Option<Number>,
-}
-
-/// What a shadow rule would have refused.
-#[derive(Debug, Clone, Serialize)]
-pub struct Shadow {
-    /// Where it stands.
-    pub rule: String,
-    /// Why.
-    pub reason: String,
-}
 
 /// Longest body of a refusal.
 const REFUSAL: usize = 64 * 1024;
@@ -98,32 +42,99 @@ const REFUSAL: usize = 64 * 1024;
 pub async fn explain(config: &Config, question: &Question) -> Result<Explanation, StartError> {
     let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None, None)?;
     let setup = Setup::first(config, &lasting)?;
-    let layers = layers(&setup, &lasting, &TaskTracker::new());
-    let Some(request) = request(config, question) else { return Ok(unreadable()) };
+    let mut layers = layers(&setup, &lasting, &TaskTracker::new());
+    let key = match &question.caller {
+        Caller::Keyless => None,
+        Caller::Key(key) => Some(key.clone()),
+        Caller::Environment(name) => {
+            let (key, callers) = one_more_key(&setup, name);
+            layers.authenticate =
+                AuthenticateLayer::new(callers, setup.clients.clone(), lasting.metrics.clone());
+            Some(key)
+        }
+    };
+    let Some(request) = request(config, question, key.as_deref()) else { return Ok(unreadable()) };
+    let passed = Passed::default();
     let stack = ServiceBuilder::new()
         .layer(layers.cors)
+        .layer(passed.mark(0))
         .layer(layers.respond)
         .layer(layers.catch_panic)
         .layer(layers.admit)
+        .layer(passed.mark(1))
         .layer(layers.deadline)
         .layer(layers.identify)
+        .layer(passed.mark(2))
         .layer(layers.client_limit)
+        .layer(passed.mark(3))
         .layer(layers.authenticate)
+        .layer(passed.mark(4))
         .layer(layers.authorize)
+        .layer(passed.mark(5))
         .service(Reached);
     let journal = Arc::new(Journal::new("req_explain".into()));
-    let stage = Received { peer: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    let stage = Received { peer: question.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
     let exchange = Exchange { request, stage, deadline: Instant::now(), journal: journal.clone() };
     let response: Result<_, Infallible> = stack.oneshot(exchange).await;
     let response = match response {
         Ok(response) => response,
         Err(never) => match never {},
     };
-    Ok(told(config, &journal, response).await)
+    Ok(told(config, &journal, passed.count(), response).await)
+}
+
+/// Those that decide, from the outside in; the cache and what lies below are not asked.
+const DECIDING: [&str; 6] = ["cors", "admit", "identify", "client_limit", "authenticate", "authorize"];
+
+/// How many of [`DECIDING`] let the request pass.
+#[derive(Debug, Clone, Default)]
+struct Passed(Arc<AtomicUsize>);
+
+impl Passed {
+    /// Stands behind the layer at this place, and is reached only if that one lets the request pass.
+    fn mark<S>(&self, at: usize) -> impl tower::Layer<S, Service = Mark<S>> + use<S> {
+        let passed = self.clone();
+        layer_fn(move |inner| Mark { inner, passed: passed.clone(), at })
+    }
+
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Clone)]
+struct Mark<S> {
+    inner: S,
+    passed: Passed,
+    at: usize,
+}
+
+impl<S: Service<R>, R> Service<R> for Mark<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.passed.0.store(self.at + 1, Ordering::Relaxed);
+        self.inner.call(request)
+    }
+}
+
+/// A publishable key for this one question, and callers among whom it is one of the environment's.
+fn one_more_key(setup: &Setup, name: &str) -> (String, Callers) {
+    let random: String = (0..32).map(|_| fastrand::alphanumeric()).collect();
+    let key = format!("{PUBLISHABLE_PREFIX}{random}");
+    let handle = setup.environments.iter().find(|handle| handle.environment.name == name);
+    let more = handle.map(|handle| (KeyDigest::of(key.as_bytes()), handle.clone()));
+    (key, Callers::new(&setup.environments).and(more))
 }
 
 /// The request as a connection would hand it over; `None`: its parser would not.
-fn request(config: &Config, question: &Question) -> Option<Request<RequestBody>> {
+fn request(config: &Config, question: &Question, key: Option<&str>) -> Option<Request<RequestBody>> {
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::from_bytes(question.method.as_bytes()).ok()?;
     *request.uri_mut() = Uri::try_from(question.target.as_str()).ok()?;
@@ -137,7 +148,7 @@ fn request(config: &Config, question: &Question) -> Option<Request<RequestBody>>
         let host = config.server.hosts.first().map_or("localhost", String::as_str);
         headers.insert(HOST, HeaderValue::from_str(host).ok()?);
     }
-    if let Some(key) = &question.key {
+    if let Some(key) = key {
         headers.append(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {key}")).ok()?);
     }
     if let Some(origin) = &question.origin {
@@ -163,20 +174,26 @@ fn unreadable() -> Explanation {
         reason: "This is no HTTP request: method, target or a field holds what none may hold.".to_owned(),
         hint: None,
         shadow: None,
+        layers: Vec::new(),
     }
 }
 
-async fn told(config: &Config, journal: &Journal, response: Response<ResponseBody>) -> Explanation {
+async fn told(
+    config: &Config,
+    journal: &Journal,
+    passed: usize,
+    response: Response<ResponseBody>,
+) -> Explanation {
     let (status, route) = (response.status(), journal.route.get());
     let environment = journal.environment.get().map(|handle| &*handle.environment);
     let refused = status.is_client_error() || status.is_server_error();
     let preflight = status == StatusCode::NO_CONTENT;
     let body = if refused { problem(response).await } else { Value::Null };
-    let said = |key: &str| body[key].as_str().map(str::to_owned);
+    let stated = |key: &str| body[key].as_str().map(str::to_owned);
     let reason = match route.filter(|_| !refused) {
         Some(route) => format!("{} opens {}.", route.rule, route.template),
         None if preflight => "A preflight: it is answered here and costs nothing.".to_owned(),
-        None => said("message").unwrap_or_default(),
+        None => stated("message").unwrap_or_default(),
     };
     let list = config.cache.enabled && route.is_some_and(|route| route.list && !route.returns_secret);
     let ttl = environment.filter(|_| list).and_then(|environment| {
@@ -191,7 +208,7 @@ async fn told(config: &Config, journal: &Journal, response: Response<ResponseBod
     Explanation {
         decision: if refused { "refuse" } else { "allow" },
         status: status.as_u16(),
-        code: said("code"),
+        code: stated("code"),
         environment: environment.map(|environment| environment.name.clone()),
         rule: route.map(|route| route.rule.clone()).or_else(|| journal.refusing_rule.get().cloned()),
         route: route
@@ -200,12 +217,24 @@ async fn told(config: &Config, journal: &Journal, response: Response<ResponseBod
         cache: Cached { list, ttl },
         limits: limits.to_vec(),
         reason,
-        hint: said("hint"),
+        hint: stated("hint"),
         shadow: journal
             .shadow
             .get()
             .map(|shadow| Shadow { rule: shadow.rule.clone(), reason: shadow.message.clone() }),
+        layers: said(passed, refused),
     }
+}
+
+/// What each layer said, of which `passed` let the request pass.
+fn said(passed: usize, refused: bool) -> Vec<Layer> {
+    let said = |at: usize| match at.cmp(&passed) {
+        std::cmp::Ordering::Less => Said::Passed,
+        std::cmp::Ordering::Equal if refused => Said::Refused,
+        std::cmp::Ordering::Equal => Said::Answered,
+        std::cmp::Ordering::Greater => Said::NotReached,
+    };
+    DECIDING.iter().enumerate().map(|(at, layer)| Layer { layer, said: said(at) }).collect()
 }
 
 /// What the caller would read.

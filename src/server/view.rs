@@ -5,19 +5,23 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::engine::Engine;
+use super::explain::explain;
 use crate::domain::operation;
 use crate::domain::quota::Quota;
 use crate::domain::rotation::Which;
+use crate::edge::admin::explanation::Question;
 use crate::edge::admin::status::{
     BudgetStatus, BuildStatus, CacheStatus, SecretStatus, StoreKind, StoreStatus, UpstreamStatus,
 };
-use crate::edge::admin::{Invalidating, Status, Unknown, View};
+use crate::edge::admin::{Explaining, Invalidating, Status, Unknown, View};
 use crate::store::limits::{BudgetId, LimitStore, Limits};
 use crate::store::pages::PageStore;
+use crate::store::queues::Queue;
 use crate::store::secrets::Standing;
 use crate::telemetry::exposition::Format;
 use crate::telemetry::logging;
 use crate::telemetry::metrics::{BudgetView, CacheView, Metrics, Scrape, SecretView};
+use crate::telemetry::tally::Tally;
 use crate::time::Timestamp;
 
 /// A collector that does not answer must not hold up the end for longer.
@@ -71,7 +75,7 @@ impl ServerView {
         let setup = self.0.setup();
         let views = self.0.lasting.limits.views();
         let now = Timestamp::now();
-        let status = |name: &str, budget: BudgetId, quota: Quota, queued: usize| {
+        let status = |name: &str, budget: BudgetId, quota: Quota, queue: Option<&Queue>| {
             let view = &views[budget.0];
             let grows_in = view.snapshot.grows_at.map_or(Duration::ZERO, |at| Timestamp(at).since(now));
             BudgetStatus {
@@ -81,14 +85,15 @@ impl ServerView {
                 remaining: view.snapshot.remaining,
                 next_slot: if view.snapshot.remaining > 0 { Duration::ZERO } else { grows_in },
                 gate: view.gate,
-                queued,
+                queued: queue.map_or(0, Queue::len),
+                oldest_wait: queue.and_then(Queue::oldest),
             }
         };
         let environments = setup.environments.iter().map(|handle| {
-            status(&handle.environment.name, handle.budget, handle.environment.limit, handle.queue.len())
+            status(&handle.environment.name, handle.budget, handle.environment.limit, Some(&handle.queue))
         });
         let mut all: Vec<BudgetStatus> = environments.collect();
-        all.push(status("egress", setup.egress, setup.config.upstream.egress_limit, 0));
+        all.push(status("egress", setup.egress, setup.config.upstream.egress_limit, None));
         all
     }
 }
@@ -158,6 +163,17 @@ impl View for ServerView {
             reload: self.0.reload_status(),
             build: BuildStatus { version: env!("CARGO_PKG_VERSION") },
         }
+    }
+
+    fn tally(&self) -> Tally {
+        self.0.lasting.metrics.tally()
+    }
+
+    fn explain(&self, question: Question) -> Explaining<'_> {
+        Box::pin(async move {
+            let setup = self.0.setup();
+            explain(&setup.config, &question).await.map_err(|error| error.to_string())
+        })
     }
 
     fn invalidate<'a>(&'a self, environment: &'a str, collection: &'a str) -> Invalidating<'a> {

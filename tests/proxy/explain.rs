@@ -3,7 +3,7 @@
 use std::fs;
 
 use http::{HeaderName, HeaderValue};
-use metorial_proxy::server::explain::{Explanation, Question, explain};
+use metorial_proxy::server::explain::{Caller, Explanation, Question, explain};
 use serde_json::{Value, json};
 
 use crate::client::request;
@@ -34,7 +34,7 @@ fn question(method: &str, target: &str, key: Option<&str>, origin: Option<&str>)
     Question {
         method: method.into(),
         target: target.into(),
-        key: owned(key),
+        caller: owned(key).map_or(Caller::Keyless, Caller::Key),
         origin: owned(origin),
         ..Question::default()
     }
@@ -124,6 +124,36 @@ async fn rule_cache_limits_and_shadow_are_told() {
     assert_eq!(ask("GET", "/providers#x").await.reason, "the request target holds a fragment");
 }
 
+/// What the deciding layers said, of which `passed` let the request pass and the next one refused it.
+fn layers(passed: usize) -> Value {
+    let names = ["cors", "admit", "identify", "client_limit", "authenticate", "authorize"];
+    let said = |at: usize| match at.cmp(&passed) {
+        std::cmp::Ordering::Less => "passed",
+        std::cmp::Ordering::Equal => "refused",
+        std::cmp::Ordering::Greater => "not_reached",
+    };
+    names.iter().enumerate().map(|(at, layer)| json!({ "layer": layer, "said": said(at) })).collect()
+}
+
+#[tokio::test]
+async fn each_layer_that_decides_says_what_it_said() {
+    let config = load("http://127.0.0.1:1", RULES).expect("a configuration");
+    let ask = async |question: Question| explain(&config, &question).await.expect("an explanation");
+    let said = |told: &Explanation| serde_json::to_value(&told.layers).expect("JSON");
+    let of_main =
+        Question { caller: Caller::Environment("main".into()), ..question("GET", "/providers", None, None) };
+    let told = ask(of_main.clone()).await;
+    assert_eq!((said(&told), told.environment.as_deref(), told.status), (layers(6), Some("main"), 200));
+    let nobodys = Question { caller: Caller::Environment("other".into()), ..of_main };
+    let told = ask(nobodys).await;
+    assert_eq!((said(&told), told.status), (layers(4), 401));
+    assert_eq!(said(&ask(question("GET", "/a//b", Some(KEY), None)).await), layers(2));
+    assert_eq!(said(&ask(question("GET", "/sessions", Some(KEY), None)).await), layers(5));
+    let mut preflight = layers(0);
+    preflight[0]["said"] = json!("answered");
+    assert_eq!(said(&ask(question("OPTIONS", "/providers", None, Some(ORIGIN))).await), preflight);
+}
+
 #[test]
 fn the_command_prints_it_for_people_and_for_machines_and_never_a_key() {
     let file = scratch(&format!("{}-explain.toml", std::process::id()));
@@ -151,7 +181,7 @@ fn the_command_prints_it_for_people_and_for_machines_and_never_a_key() {
             "decision": "allow", "status": 200, "code": null, "environment": "main", "rule": "catalog",
             "route": "/providers", "cache": { "list": true, "ttl": 5 },
             "limits": ["client", "environment", "egress"], "reason": "catalog opens /providers.",
-            "hint": null, "shadow": null,
+            "hint": null, "shadow": null, "layers": layers(6),
         })
     );
     assert_eq!(
@@ -160,14 +190,17 @@ fn the_command_prints_it_for_people_and_for_machines_and_never_a_key() {
             "decision": "refuse", "status": 403, "code": "forbidden", "environment": "main", "rule": null,
             "route": null, "cache": { "list": false, "ttl": null }, "limits": ["client"],
             "reason": "This origin may not use this proxy from a browser.",
-            "hint": "The operator can list it in this environment's origins.", "shadow": null,
+            "hint": "The operator can list it in this environment's origins.", "shadow": null, "layers": layers(5),
         })
     );
     let (code, output) = run(&["GET", "/agents"]);
     assert_eq!(code, Some(0), "a refusal is no failure");
-    for line in
-        ["refuse: 403 forbidden", "reason       No rule of this proxy allows GET /agents.", "hint         "]
-    {
+    for line in [
+        "refuse: 403 forbidden",
+        "reason       No rule of this proxy allows GET /agents.",
+        "hint         ",
+        "layers       ✓ cors  ✓ admit  ✓ identify  ✓ client_limit  ✓ authenticate  ✗ authorize",
+    ] {
         assert!(output.contains(line), "{line}\n{output}");
     }
     let (code, output) = run(&["--header", "no colon", "GET", "/agents"]);

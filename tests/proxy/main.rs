@@ -40,6 +40,7 @@ mod explain;
 mod guard;
 mod hostile;
 mod lifecycle;
+mod live;
 mod protocol;
 mod proxy_protocol;
 mod reload;

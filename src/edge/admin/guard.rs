@@ -4,6 +4,9 @@
 //! this machine, which can send requests to loopback and, by rebinding a name of its own, even read the answers. So a
 //! guarded request must come from loopback or hold the token, *and* name a host that is ours, *and* not be sent by
 //! another site's page.
+//!
+//! A browser cannot send a token of its own accord, but asks for a password: the token is taken as that too (Basic, with
+//! any user name). As a browser then adds it to whatever it sends here, it is good for reading only.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,8 +16,10 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{
-    AUTHORIZATION, CONTENT_TYPE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VIA,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VIA,
     WWW_AUTHENTICATE,
 };
 use http::uri::Authority;
@@ -56,7 +61,16 @@ pub(super) async fn guard(
     let peer = request.extensions().get::<Peer>().copied();
     match decide(&access.load(), peer, request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+        Err(refusal) => {
+            let asks = refusal == Refusal::Token && is_navigation(request.headers());
+            let mut response = refusal.into_response();
+            if asks {
+                let basic =
+                    HeaderValue::from_static("Basic realm=\"metorial-proxy admin\", charset=\"UTF-8\"");
+                response.headers_mut().append(WWW_AUTHENTICATE, basic);
+            }
+            response
+        }
     }
 }
 
@@ -77,7 +91,7 @@ fn decide(
     if !is_local(peer, headers) {
         let token = access.token.as_ref().filter(|token| !token.expose_secret().is_empty());
         let token = token.ok_or(Refusal::NotLoopback)?;
-        if !holds(token, headers) {
+        if !holds(token, headers, method.is_safe()) {
             return Err(Refusal::Token);
         }
     }
@@ -126,12 +140,23 @@ fn is_local(peer: Option<Peer>, headers: &HeaderMap) -> bool {
     loopback && !BY_A_PROXY.iter().any(|name| headers.contains_key(name))
 }
 
-fn holds(token: &SecretString, headers: &HeaderMap) -> bool {
+fn holds(token: &SecretString, headers: &HeaderMap, reads: bool) -> bool {
     let sent = only(headers, AUTHORIZATION).and_then(|value| value.split_once(' '));
-    sent.is_some_and(|(scheme, sent)| {
-        let same = sent.trim().as_bytes().ct_eq(token.expose_secret().as_bytes());
-        scheme.eq_ignore_ascii_case("bearer") && bool::from(same)
-    })
+    let Some((scheme, sent)) = sent.map(|(scheme, sent)| (scheme, sent.trim())) else { return false };
+    let is_token = |sent: &[u8]| bool::from(sent.ct_eq(token.expose_secret().as_bytes()));
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return is_token(sent.as_bytes());
+    }
+    let password = BASE64.decode(sent).ok().and_then(|pair| {
+        let colon = pair.iter().position(|byte| *byte == b':')?;
+        Some(pair[colon + 1..].to_vec())
+    });
+    reads && scheme.eq_ignore_ascii_case("basic") && password.is_some_and(|password| is_token(&password))
+}
+
+/// Whether it is a browser that opens a page, and could ask who sits before it.
+fn is_navigation(headers: &HeaderMap) -> bool {
+    only(headers, ACCEPT).is_some_and(|accept| accept.contains("text/html"))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

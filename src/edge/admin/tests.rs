@@ -34,6 +34,14 @@ impl View for Stub {
         status::example()
     }
 
+    fn tally(&self) -> Tally {
+        self.metrics.tally()
+    }
+
+    fn explain(&self, question: Question) -> Explaining<'_> {
+        Box::pin(async move { Err(format!("asked about {} by {:?}", question.target, question.caller)) })
+    }
+
     fn invalidate<'a>(&'a self, environment: &'a str, collection: &'a str) -> Invalidating<'a> {
         let outcome = match (environment, collection) {
             ("live", "/providers") => {
@@ -64,7 +72,10 @@ impl Port {
         let view = Arc::new(Stub::default());
         let stop = CancellationToken::new();
         let served = TaskTracker::new();
-        let router = router(Arc::clone(&view) as Arc<dyn View>, Arc::default());
+        let shown: Arc<dyn View> = Arc::clone(&view) as Arc<dyn View>;
+        let dashboard = Dashboard::new(shown.clone(), stop.clone());
+        served.spawn(dashboard.clone().run());
+        let router = router(shown, dashboard, Arc::default());
         served.spawn(serve(listener, router, stop.clone()));
         served.close();
         Self { addr, view, _guard: stop.clone().drop_guard(), stop, served }
@@ -167,7 +178,9 @@ async fn other_peers_need_the_token() {
         }
         let mut request = request.body(axum::body::Body::empty()).expect("a request");
         request.extensions_mut().insert(guard::Peer("192.0.2.7:1".parse().expect("an address")));
-        router(Arc::new(Stub::default()), Arc::new(ArcSwap::from_pointee(access)))
+        let view: Arc<dyn View> = Arc::new(Stub::default());
+        let dashboard = Dashboard::new(view.clone(), CancellationToken::new());
+        router(view, dashboard, Arc::new(ArcSwap::from_pointee(access)))
             .oneshot(request)
             .await
             .expect("infallible")
@@ -271,4 +284,25 @@ async fn stopping_ends_idle_connections_and_the_listener() {
     port.served.wait().await;
     assert!(read(&mut idle).await.ends_with("ok\n"), "the connection is closed after its answer");
     assert!(TcpStream::connect(port.addr).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_minutes_are_there_when_somebody_comes() {
+    let port = Port::open().await;
+    crate::time::sleep(Duration::from_secs(60)).await;
+    let answer = port.ask("GET /live.json", "").await;
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let history = body["environments"][0]["history"].as_array().expect("a history");
+    let known = history.iter().rev().take_while(|left| **left == 4211).count();
+    assert!(history.len() == 120 && (12..=13).contains(&known), "{known}: {history:?}");
+}
+
+#[tokio::test]
+async fn the_form_asks_what_was_filled_in() {
+    let port = Port::open().await;
+    let answer = port.ask("GET /?target=%20/a%20&caller=environment:live", "").await;
+    let told = "data-value=\"asked about /a by Environment(&quot;live&quot;)\"";
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(told), "{answer}");
+    assert!(!port.ask("GET /?target=%20", "").await.contains("asked about"));
 }
