@@ -21,6 +21,7 @@ mod run;
 mod schema;
 mod signals;
 mod told;
+mod top;
 
 /// A reverse proxy for the Metorial API: it holds the secret key, so that frontends hold only publishable ones.
 #[derive(Debug, Parser)]
@@ -53,6 +54,9 @@ enum Command {
         #[arg(long, value_name = "ADDR")]
         admin: Option<SocketAddr>,
     },
+    /// Show budgets, traffic and health of a running proxy, refreshed each second
+    #[command(after_help = examples::TOP)]
+    Top(top::Options),
     /// Run a stand-in Metorial API: the real one's shapes, limits and errors
     #[command(after_help = examples::MOCK)]
     Mock(mock::Options),
@@ -84,6 +88,7 @@ impl Cli {
             Some(Command::Explain(options)) => explain::run(&options),
             Some(Command::Schema) => schema::run(),
             Some(Command::Health { admin }) => health::run(admin),
+            Some(Command::Top(options)) => top::run(&options),
             Some(Command::Mock(options)) => mock::run(options),
             Some(Command::Demo(options)) => demo::run(&options),
             Some(Command::Completions { shell }) => completions::run(shell),

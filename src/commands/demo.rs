@@ -121,7 +121,8 @@ Paste these into another terminal:
   for n in $(seq 120); do curl -s -o /dev/null -w '%{{http_code}} ' -H 'Authorization: Bearer {PUBLISHABLE_KEY}' \\
        \"http://{proxy}/provider-deployments?search=$n\"; done; echo
 
-  # what the proxy knows
+  # what the proxy knows: in a browser http://{admin}/, in a terminal
+  metorial-proxy top --admin {admin}
   curl http://{admin}/status
 
 Ctrl-C stops it.

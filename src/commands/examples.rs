@@ -52,6 +52,15 @@ Examples:
   metorial-proxy health --admin 127.0.0.1:9090
   HEALTHCHECK CMD [\"metorial-proxy\", \"health\"]    in a Dockerfile";
 
+pub(super) const TOP: &str = "\
+Examples:
+  metorial-proxy top                               the proxy whose admin address METORIAL_PROXY_ADMIN names
+  metorial-proxy top --admin 127.0.0.1:9090
+  metorial-proxy top --admin 10.0.0.7:9090 --token-file /run/secrets/metorial/admin-token
+  metorial-proxy top | head -20                    once, where it is no terminal
+
+q, Esc or Ctrl-C leave. In a browser: http://127.0.0.1:9090/, for a program: /live.json.";
+
 pub(super) const MOCK: &str = "\
 Examples:
   metorial-proxy mock                                        any secret key, 100 requests in 10 minutes
@@ -112,7 +121,7 @@ mod tests {
 
     #[test]
     fn every_example_can_be_typed() {
-        let all = [ALL, RUN, CHECK, EXPLAIN, SCHEMA, HEALTH, MOCK, DEMO, COMPLETIONS];
+        let all = [ALL, RUN, CHECK, EXPLAIN, SCHEMA, HEALTH, TOP, MOCK, DEMO, COMPLETIONS];
         let mut seen = 0;
         for line in all.iter().flat_map(|text| command_lines(text)) {
             match Cli::try_parse_from(&line) {

@@ -28,7 +28,7 @@ pub(super) fn run(admin: Option<SocketAddr>) -> ExitCode {
     }
 }
 
-fn from_environment() -> Result<SocketAddr, String> {
+pub(super) fn from_environment() -> Result<SocketAddr, String> {
     match std::env::var("METORIAL_PROXY_ADMIN").ok().filter(|text| !text.is_empty()) {
         Some(text) => text.parse().map_err(|_| {
             format!("METORIAL_PROXY_ADMIN: {text:?} is no address; write host:port, e.g. 127.0.0.1:9090")

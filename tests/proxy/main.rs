@@ -18,6 +18,8 @@ mod h2_client;
 mod harness;
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/pty.rs"]
+mod pty;
 #[path = "../support/raw_client.rs"]
 mod raw_client;
 #[path = "../support/raw_upstream.rs"]
@@ -53,6 +55,7 @@ mod service;
 mod shared_clients;
 mod terminal;
 mod tls;
+mod top;
 mod traces;
 mod upstream;
 mod watching;

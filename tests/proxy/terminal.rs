@@ -104,7 +104,7 @@ fn the_log_is_for_a_person_on_a_terminal_and_json_elsewhere() {
 
 #[test]
 fn each_command_says_by_example_what_it_is_for() {
-    for name in ["run", "check", "explain", "schema", "health", "mock", "demo", "completions"] {
+    for name in ["run", "check", "explain", "schema", "health", "top", "mock", "demo", "completions"] {
         let (code, help) = command(&[name, "--help"], &[]);
         assert_eq!(code, Some(0), "{help}");
         let (_, examples) = help.split_once("Examples:\n").expect("examples");
@@ -113,7 +113,7 @@ fn each_command_says_by_example_what_it_is_for() {
         assert!(help.lines().all(|line| line.chars().count() <= 125), "{help}");
     }
     let (_, help) = command(&["--help"], &[]);
-    for name in ["run", "check", "explain", "schema", "health", "mock", "demo", "completions"] {
+    for name in ["run", "check", "explain", "schema", "health", "top", "mock", "demo", "completions"] {
         assert!(help.contains(&format!("\n  {name} ")), "{help}");
     }
 }
