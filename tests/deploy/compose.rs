@@ -88,9 +88,15 @@ fn names_and_addresses_agree() {
 }
 
 #[test]
-fn secrets_never_come_into_the_repository() {
+fn secrets_never_come_into_the_repository_or_the_package() {
     let ignored = fs::read_to_string(".gitignore").unwrap_or_default();
     assert!(ignored.lines().any(|line| line == "/deploy/secrets/"));
+    let manifest: toml::Table =
+        fs::read_to_string("Cargo.toml").expect("Cargo.toml").parse().expect("a manifest");
+    let packed = manifest["package"]["include"].as_array().expect("patterns");
+    let at = |pattern: &str| packed.iter().position(|listed| listed.as_str() == Some(pattern));
+    // Of several patterns that match, the last one counts; what git ignores does not.
+    assert!(at("!deploy/secrets/**").expect("kept out") > at("deploy/**").expect("taken in"));
 }
 
 struct Balancer(Child);
