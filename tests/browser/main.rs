@@ -1,0 +1,11 @@
+//! What a browser gets: Chromium, by Playwright, against the binary over real sockets.
+
+#![cfg(test)]
+
+#[path = "../support/process.rs"]
+mod process;
+
+mod example;
+mod frontend;
+mod site;
+mod stage;
