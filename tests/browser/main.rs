@@ -7,5 +7,6 @@ mod process;
 
 mod example;
 mod frontend;
+mod guide;
 mod site;
 mod stage;
