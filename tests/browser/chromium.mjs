@@ -12,7 +12,7 @@ export const launch = modules => {
   setTimeout(() => {
     console.error('nothing more happened');
     process.exit(1);
-  }, 100_000).unref();
+  }, 280_000).unref();
   const { chromium } = installed(modules)('playwright-core');
   return chromium.launch({
     executablePath: '/usr/bin/chromium',
@@ -47,6 +47,8 @@ export const watched = async context => {
 
 /** Nothing serious or critical for who sees little, or uses a keyboard or a screen reader. */
 export const accessible = async (page, modules) => {
+  // What is on its way from one colour to the other is no fault.
+  await page.emulateMedia({ reducedMotion: 'reduce' });
   // Not as an element: the page's own policy forbids that, and should.
   await page.evaluate(installed(modules)('axe-core').source);
   const { violations, passes } = await page.evaluate(() => axe.run());

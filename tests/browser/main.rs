@@ -5,6 +5,7 @@
 #[path = "../support/process.rs"]
 mod process;
 
+mod dashboard;
 mod example;
 mod frontend;
 mod guide;
