@@ -143,7 +143,7 @@ impl Terminal {
 
     /// Waits until all of `lines` are there.
     fn shows(&mut self, text: &str, lines: &[String]) {
-        for _ in 0..6000 {
+        for _ in 0..12_000 {
             if shows(&self.shown(), lines) {
                 return;
             }
