@@ -2,10 +2,7 @@
 
 #![expect(clippy::panic, reason = "a benchmark that measures something else must not go on")]
 
-use std::future::Future;
 use std::hint::black_box;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use criterion::Criterion;
@@ -15,15 +12,14 @@ use metorial_proxy::domain::quota::{Plan, Quota};
 use metorial_proxy::store::clients::ClientLimits;
 use metorial_proxy::store::limits::{Draw, EGRESS, LimitStore, MemoryLimits};
 use mimalloc::MiMalloc;
+use setup::{PLENTY, Spending, ready};
+
+#[path = "setup/limits.rs"]
+mod setup;
 
 /// As in the binary.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
-
-/// So many that no benchmark meets the limit.
-const PLENTY: Quota = Quota { requests: u32::MAX, window: Duration::from_secs(1) };
-/// Nanoseconds between two requests that keep a production budget nearly spent, and never overdrawn.
-const PACE: u64 = 125_000_000;
 
 fn main() {
     let mut criterion = Criterion::default()
@@ -56,18 +52,10 @@ fn client_limits(criterion: &mut Criterion) {
 
 fn budget(criterion: &mut Criterion) {
     let plan = Plan::window(Quota::PRODUCTION);
-    let mut budget = Budget::new(plan);
-    let mut now = 0;
-    let mut take = || {
-        now += PACE;
-        let taken = budget.check(now, Wanted::default());
-        budget.charge(now);
-        budget.settle(now, now);
-        taken
-    };
-    assert!((0..10_000).all(|_| take().is_ok()));
-    criterion.bench_function("budget/check, charge and settle", |bencher| bencher.iter(&mut take));
+    let mut spending = Spending::new(plan);
+    criterion.bench_function("budget/check, charge and settle", |bencher| bencher.iter(|| spending.take()));
 
+    let Spending { budget, now } = spending;
     criterion
         .bench_function("budget/snapshot", |bencher| bencher.iter(|| budget.snapshot(black_box(now), 0)));
 
@@ -96,12 +84,4 @@ fn memory_limits(criterion: &mut Criterion) {
         bencher
             .iter(|| ready(limits.acquire(black_box(draw))).is_ok_and(|charge| limits.settle(charge, None)));
     });
-}
-
-/// The outcome of a future that never waits.
-fn ready<F: Future>(future: F) -> F::Output {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => panic!("a store in memory never waits"),
-    }
 }

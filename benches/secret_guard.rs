@@ -20,15 +20,17 @@ use metorial_proxy::config::{self, Config, Sources, Variables};
 use metorial_proxy::domain::secret_guard::SecretGuard;
 use metorial_proxy::server::Server;
 use mimalloc::MiMalloc;
+use setup::{SECRET, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio_util::task::TaskTracker;
 
+#[path = "setup/pages.rs"]
+mod setup;
+
 /// As in the binary.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
-
-const SECRET: &str = "metorial_sk_4mXq9Zt2LhVb8RsK1wNcYp6DgJfE3aTu";
 
 fn main() {
     let mut criterion = Criterion::default()
@@ -141,20 +143,4 @@ fn scan(criterion: &mut Criterion, guard: &SecretGuard, name: &str, body: Bytes)
         });
     });
     group.finish();
-}
-
-/// A list page of about `length` bytes, with `text` in each of its items.
-fn json(length: usize, text: &str) -> String {
-    let mut page = String::from("{\"object\":\"list\",\"items\":[");
-    for at in 0.. {
-        page.push_str(&format!(
-            "{{\"object\":\"provider\",\"id\":\"pro_{at:016}\",\"name\":\"Provider {at}\",\"description\":\"{text}\",\
-             \"metadata\":{{}},\"created_at\":\"2026-01-01T00:00:00.000Z\"}},"
-        ));
-        if page.len() >= length {
-            break;
-        }
-    }
-    page.push_str("],\"pagination\":{\"has_more_before\":false,\"has_more_after\":true}}");
-    page
 }

@@ -1,5 +1,6 @@
 """Who is compared, and how each is told to do the same work."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import answers
 import machine
-from answers import KEYS, ORIGIN, SECRETS, secret_of
+from answers import KEY, KEYS, ORIGIN, SECRETS, secret_of
+from load import Steady
 
 HERE = Path(__file__).resolve().parent
 
@@ -31,8 +33,8 @@ class Work:
 class Site:
     """The files, the certificate and the upstream that all contestants have in common."""
 
-    def __init__(self, directory, processes, cores):
-        self.directory, self.processes, self.cores = directory, processes, cores
+    def __init__(self, directory, processes, cores, steady):
+        self.directory, self.processes, self.cores, self.steady = directory, processes, cores, steady
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         self.memory = Path("/dev/shm") / f"metorial-proxy-compare-{directory.stat().st_ino}"
@@ -130,13 +132,34 @@ class Running:
     def pid(self):
         return self.process.pid
 
+    @property
+    def key(self):
+        """What a request to it has to have."""
+        return KEY if self.contestant.proxies or isinstance(self.contestant, BareHyper) else SECRETS[0]
+
+    def steady(self, mode, request, connections, seconds, last):
+        """Load of our own, on the core of the load."""
+        return Steady(self.site.steady, mode, self.port, self.site.cores.load, request, connections, seconds, last)
+
     def get(self, path, **request):
+        request.setdefault("key", self.key)
         if self.work.h2:
             return answers.get_h2(self.port, path, **request)
         return answers.get(self.port, path, self.site.tls if self.work.tls else None, **request)
 
     def stop(self):
-        self.site.processes.stop(self.process)
+        if self.process:
+            self.site.processes.stop(self.process)
+
+
+class Direct(Contestant):
+    """Nobody in between: the upstream itself."""
+
+    name = "upstream itself"
+    proxies = False
+
+    def start(self, site, work):
+        return Running(self, site, work, None, site.plain)
 
 
 class MetorialProxy(Contestant):
@@ -144,13 +167,15 @@ class MetorialProxy(Contestant):
 
     ours = True
 
-    def __init__(self, name, binary):
-        self.name, self.binary = name, Path(binary).resolve()
+    def __init__(self, name, binary, keys=len(KEYS)):
+        self.name, self.binary, self.keys = name, Path(binary).resolve(), keys
 
     def command(self, site, work, port):
-        keys = [KEYS[:400], KEYS[400:700], KEYS[700:]]
         environments = ""
-        for at, mine in enumerate(keys):
+        for at, secret in enumerate(SECRETS):
+            mine = [key for key in KEYS[: self.keys] if secret_of(key) == secret]
+            if not mine:
+                continue
             environments += (
                 f'[[environments]]\nname = "environment-{at}"\nkind = "production"\n'
                 'limit = { requests = 10000000, window = "10m" }\n'
@@ -240,6 +265,41 @@ class HAProxy(Contestant):
 
     def version(self):
         return _said([program("haproxy"), "-v"]).split(" 20")[0]
+
+
+class Envoy(Contestant):
+    name = "Envoy"
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def can(self, work):
+        return not work.forwarded
+
+    def command(self, site, work, port):
+        plenty = "{ max_tokens: 1000000000, tokens_per_fill: 1000000000, fill_interval: 1s }"
+        ours = f"{{ certificate_chain: {{ filename: {site.certificate} }}, private_key: {{ filename: {site.directory}/localhost.key }} }}"
+        theirs = f"validation_context: {{ trusted_ca: {{ filename: {site.certificate} }} }}"
+        config = site.fill("envoy.yaml", "envoy.yaml", {
+            "PORT": port,
+            "CLIENT_BUCKET": "{ max_tokens: 1, tokens_per_fill: 1, fill_interval: 86400s }" if work.refuse else plenty,
+            "CREDENTIALS": json.dumps([{"key": key, "client": secret_of(key)} for key in KEYS]),
+            "UPSTREAM_PORT": site.encrypted if work.upstream_tls else site.plain,
+            "TLS": _envoy_tls("Downstream", f"tls_certificates: [{ours}]") if work.tls else "",
+            "UPSTREAM_TLS": _envoy_tls("Upstream", theirs, ", sni: localhost") if work.upstream_tls else "",
+        })
+        return [str(self.binary), "-c", str(config), "--concurrency", str(work.workers), "--log-level", "error",
+                "--disable-hot-restart"], None
+
+    def version(self):
+        return re.sub(r".*/(\d+\.\d+\.\d+)/.*", r"envoy \1", _said([str(self.binary), "--version"]))
+
+
+def _envoy_tls(direction, context, more=""):
+    kind = f"type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{direction}TlsContext"
+    common = f"{{ tls_params: {{ tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3 }}, {context} }}"
+    typed = f'{{ "@type": {kind}, common_tls_context: {common}{more} }}'
+    return f"transport_socket: {{ name: envoy.transport_sockets.tls, typed_config: {typed} }}"
 
 
 class BareHyper(Contestant):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -70,3 +71,43 @@ def _of_h2load(output):
     if int(total[2]):
         raise Fault(f"{total[2]} requests failed")
     return requests, sum(int(count) for count in other.groups()), int(data[1]) / max(requests, 1)
+
+
+class Steady:
+    """The load generator beside this file, at the moment when all its connections are there."""
+
+    def __init__(self, binary, mode, port, cores, request, connections, seconds, last):
+        command = [str(binary), mode, f"127.0.0.1:{port}", str(connections), str(seconds), str(last)]
+        with machine.on(cores):
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={"STEADY_REQUEST": request.decode()},
+            )
+
+    def __enter__(self):
+        try:
+            self._line("ready")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.communicate()
+
+    def go(self):
+        """Lets it begin; what it came to."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self.result()
+
+    def result(self):
+        return json.loads(self._line("{"))
+
+    def _line(self, beginning):
+        line = self._process.stdout.readline()
+        if not line.startswith(beginning):
+            self._process.kill()
+            raise Fault(f"the load failed: {line}{self._process.stderr.read().strip()}")
+        return line

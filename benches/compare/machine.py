@@ -69,18 +69,17 @@ class on:
 
 
 def _end(process):
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT if "metorial" in str(process.args[0]) else signal.SIGTERM)
-        try:
-            # A second signal means at once to a proxy that drains.
-            process.wait(0.3)
-        except subprocess.TimeoutExpired:
-            process.terminate()
+    # To a proxy that drains, a second signal means at once.
+    for patience in (0.3, 3):
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
             try:
-                process.wait(3)
+                process.wait(patience)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                continue
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def ask(command, cores, seconds):
@@ -125,11 +124,11 @@ def cpu_seconds(pid):
 
 
 def resident(pid):
-    """Bytes of the whole process tree in memory; what several share counts once."""
+    """Bytes of the whole process tree in memory."""
     total = 0
     for member in family(pid):
-        for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+        for line in Path(f"/proc/{member}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
                 total += int(line.split()[1]) * 1024
     return total
 
