@@ -264,7 +264,7 @@ class HAProxy(Contestant):
         return [program("haproxy"), "-db", "-f", str(config)], None
 
     def version(self):
-        return _said([program("haproxy"), "-v"]).split(" 20")[0]
+        return _said([program("haproxy"), "-v"]).replace(" version", "").split(" 20")[0]
 
 
 class Envoy(Contestant):

@@ -14,7 +14,6 @@ use metorial_proxy::pipeline::Pipeline;
 use metorial_proxy::policy::forward::{Answer, Transport, TransportError};
 use metorial_proxy::server;
 use tokio::runtime::Runtime;
-use tower::ServiceExt;
 
 /// Limits that no benchmark meets, and pages that stay fresh.
 const AMPLE: &str = "\
@@ -124,7 +123,7 @@ impl Case {
 }
 
 async fn serve_head(pipeline: &Pipeline, arrival: Arrival) -> Response<ResponseBody> {
-    match pipeline.clone().oneshot(arrival).await {
+    match pipeline.serve(arrival).await {
         Ok(response) => response,
         Err(never) => match never {},
     }
