@@ -51,8 +51,8 @@ class Site:
             "PART": answers.PART,
         })
         log = directory / "upstream.log"
-        upstream = processes.start(nginx(config, directory), cores.load, log)
-        machine.wait_for(self.plain, upstream, log)
+        self.server = processes.start(nginx(config, directory), cores.load, log)
+        machine.wait_for(self.plain, self.server, log)
         self.tls = answers.trusting(self.certificate)
 
     def close(self):

@@ -81,8 +81,9 @@ class Steady:
         with machine.on(cores):
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={"STEADY_REQUEST": request.decode()},
+                env={"STEADY_REQUEST": request.decode()}, start_new_session=True,
             )
+        machine.go_first(self._process)
 
     def __enter__(self):
         try:

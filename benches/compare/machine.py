@@ -44,9 +44,10 @@ class Processes:
         """A process on `cores`, with what it says in the file `log`."""
         with log.open("ab") as output, on(cores):
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, close_fds=True
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
             )
         self._running.append(process)
+        go_first(process)
         return process
 
     def stop(self, process):
@@ -86,8 +87,10 @@ def ask(command, cores, seconds):
     """What a command that ends by itself prints, standard error included."""
     with on(cores):
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         )
+    go_first(process)
     try:
         output, _ = process.communicate(timeout=seconds)
     except BaseException:
@@ -179,12 +182,33 @@ def many_files(wanted=65536):
     return hard
 
 
-def go_first():
+def go_first(process):
     """What is measured is not to wait for whatever else the machine does, where that may be asked for."""
+    for ask_for in (
+        lambda: os.setpriority(os.PRIO_PROCESS, process.pid, -10),
+        # A session of its own is a group of its own to the scheduler, and it is the groups that share a core.
+        lambda: Path(f"/proc/{process.pid}/autogroup").write_text("-10"),
+    ):
+        try:
+            ask_for()
+        except OSError:
+            pass
+
+
+def at_once(pid):
+    """A process tree that is not to wait for its core behind who has it at the moment; whether that may be asked for."""
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
+        for member in family(pid):
+            os.sched_setscheduler(member, os.SCHED_FIFO, os.sched_param(1))
+        return True
     except OSError:
-        pass
+        return False
+
+
+def as_others(pid):
+    """The other way round."""
+    for member in family(pid):
+        os.sched_setscheduler(member, os.SCHED_OTHER, os.sched_param(0))
 
 
 def about():

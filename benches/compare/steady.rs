@@ -146,13 +146,11 @@ fn open(
             busy.push(Busy { connection, due: due(next) });
             next += 1;
         }
-        let mut moved = false;
         let mut at = 0;
         while at < busy.len() {
             let Busy { connection, due } = busy[at];
             match streams[connection].read(&mut buffer) {
                 Ok(read) => {
-                    moved = true;
                     if answers[connection].push(&buffer[..read])? {
                         latencies.push(start.elapsed() - due);
                         idle.push(connection);
@@ -165,10 +163,7 @@ fn open(
             }
             at += 1;
         }
-        if !moved {
-            // The upstream has the same core.
-            std::thread::yield_now();
-        }
+        std::hint::spin_loop();
     }
     latencies.sort_unstable();
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
