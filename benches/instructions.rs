@@ -4,7 +4,8 @@
 #![expect(
     clippy::expect_used,
     clippy::panic,
-    reason = "a benchmark that measures something else must not go on"
+    missing_docs,
+    reason = "a benchmark that measures something else must not go on; the macros make public items"
 )]
 
 use std::hint::black_box;

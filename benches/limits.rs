@@ -55,7 +55,7 @@ fn budget(criterion: &mut Criterion) {
     let mut spending = Spending::new(plan);
     criterion.bench_function("budget/check, charge and settle", |bencher| bencher.iter(|| spending.take()));
 
-    let Spending { budget, now } = spending;
+    let Spending { mut budget, now } = spending;
     criterion
         .bench_function("budget/snapshot", |bencher| bencher.iter(|| budget.snapshot(black_box(now), 0)));
 

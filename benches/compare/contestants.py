@@ -25,8 +25,8 @@ class Work:
     upstream_tls: bool = False
     # Refuses all but the first request of a client IP.
     refuse: bool = False
-    # Believes X-Forwarded-For, and remembers a client IP for minutes.
-    forwarded: bool = False
+    # Believes X-Forwarded-For, and lets a client IP have so many requests a day: it is remembered for long.
+    forwarded: int = 0
     workers: int = 1
 
 
@@ -187,7 +187,7 @@ class MetorialProxy(Contestant):
         if work.refuse:
             limit = '{ requests = 1, window = "24h" }'
         elif work.forwarded:
-            limit = '{ requests = 100, window = "24h" }'
+            limit = f'{{ requests = {work.forwarded}, window = "24h" }}\nmax_tracked = 2000000'
         tls = f'tls = {{ certificate = "{site.certificate}", private_key = "{site.directory}/localhost.key" }}'
         self.admin = machine.free_ports(1)[0]
         config = site.fill("metorial-proxy.toml", f"{self.name}.toml", {

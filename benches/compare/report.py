@@ -127,7 +127,6 @@ def chart(results):
             groups.append((row.title, bars))
     if not groups:
         return ""
-    # Envoy would make all others alike.
     ours = [name for name, _, mine in (bar for _, bars in groups for bar in bars) if mine]
     colours = dict(COLOURS) | {name: OUR_COLOURS[at % 3] for at, name in enumerate(dict.fromkeys(ours))}
     width, left, bar = 860, 280, 15

@@ -1,10 +1,10 @@
 //! Pages, and the secret that must not be in them.
 
 /// What a page must not tell.
-pub const SECRET: &str = "metorial_sk_4mXq9Zt2LhVb8RsK1wNcYp6DgJfE3aTu";
+pub(crate) const SECRET: &str = "metorial_sk_4mXq9Zt2LhVb8RsK1wNcYp6DgJfE3aTu";
 
 /// A list page of about `length` bytes, with `text` in each of its items.
-pub fn json(length: usize, text: &str) -> String {
+pub(crate) fn json(length: usize, text: &str) -> String {
     let mut page = String::from("{\"object\":\"list\",\"items\":[");
     for at in 0.. {
         page.push_str(&format!(

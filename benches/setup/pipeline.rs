@@ -35,7 +35,7 @@ const AMPLE: &str = "\
 const SECRET: &str = "metorial_sk_4mXq9Zt2LhVb8RsK1wNcYp6DgJfE3aTu";
 
 /// Every kind of request that is measured.
-pub fn cases() -> [Case; 6] {
+pub(crate) fn cases() -> [Case; 6] {
     let list = "/providers?limit=20&order=desc";
     [
         Case { name: "hit, 2 KB", body: 2_000, target: list, status: StatusCode::OK, cached: true, ..CASE },
@@ -48,9 +48,9 @@ pub fn cases() -> [Case; 6] {
 }
 
 /// A request, and what answers it.
-pub struct Case {
+pub(crate) struct Case {
     /// What it is called.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     body: usize,
     key: &'static str,
     target: &'static str,
@@ -70,7 +70,7 @@ const CASE: Case = Case {
 impl Case {
     /// The pipeline for it, which has answered twice: the first request fills the cache, or spends the limit; the second
     /// is answered as all that follow.
-    pub fn pipeline(&self, runtime: &Runtime) -> Pipeline {
+    pub(crate) fn pipeline(&self, runtime: &Runtime) -> Pipeline {
         let mut text = AMPLE.to_owned();
         if self.status == StatusCode::TOO_MANY_REQUESTS {
             text = text.replacen("requests = 10000000, window = \"1s\"", "requests = 1, window = \"24h\"", 1);
@@ -84,7 +84,7 @@ impl Case {
     }
 
     /// What a browser sends with the official SDK.
-    pub fn arrival(&self) -> Arrival {
+    pub(crate) fn arrival(&self) -> Arrival {
         let request = Request::get(self.target)
             .header("host", "proxy.example.com")
             .header("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:142.0) Gecko/20100101 Firefox/142.0")
@@ -130,7 +130,7 @@ async fn serve_head(pipeline: &Pipeline, arrival: Arrival) -> Response<ResponseB
 }
 
 /// As a connection does: the answer is over when its body was read.
-pub async fn serve(pipeline: &Pipeline, arrival: Arrival) {
+pub(crate) async fn serve(pipeline: &Pipeline, arrival: Arrival) {
     let mut body = serve_head(pipeline, arrival).await.into_body();
     while let Some(frame) = body.frame().await {
         std::hint::black_box(frame).expect("a body");
