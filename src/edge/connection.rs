@@ -125,6 +125,10 @@ impl Server {
                 if overdue == Overdue::Head {
                     self.metrics.connection_refused(RefusedConnection::HeaderTimeout);
                 }
+                if overdue == Overdue::Held {
+                    self.metrics.connection_refused(RefusedConnection::Flood);
+                    tracing::debug!(%peer, "a connection was ended: it asked for answers and left no window for them");
+                }
                 if overdue == Overdue::Idle {
                     // HTTP/2 is told by GOAWAY, so that a request just on its way is sent elsewhere.
                     connection.as_mut().graceful_shutdown();

@@ -55,6 +55,7 @@ impl Deadlines {
             idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             full_since: AtomicU64::new(0),
             taken: AtomicU64::new(0),
+            held_until: AtomicU64::new(0),
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
             began: AtomicBool::new(false),
@@ -94,6 +95,8 @@ pub struct Watch {
     full_since: AtomicU64,
     /// Bytes that it took since.
     taken: AtomicU64,
+    /// Until when answers are held that the peer gives no window for; 0: there are not many.
+    held_until: AtomicU64,
     /// Requests being served.
     served: AtomicU32,
     /// HTTP/2: heads are read while others are served.
@@ -144,6 +147,16 @@ impl Watch {
         }
     }
 
+    /// Answers are held for the peer, for no longer than `patience`; from now on, where some of them `moves`.
+    pub fn held(&self, patience: Option<Duration>, moves: bool) {
+        let Some(patience) = patience else { return self.held_until.store(0, Ordering::Relaxed) };
+        let until = (Timestamp(self.clock.load(Ordering::Relaxed)) + patience).0;
+        let before = self.held_until.load(Ordering::Relaxed);
+        if before == 0 || until < before || moves {
+            self.held_until.store(until, Ordering::Relaxed);
+        }
+    }
+
     /// A head is complete; the request is served until the returned value is dropped.
     pub fn serve(self: &Arc<Self>) -> Serving {
         if !self.began.swap(true, Ordering::Relaxed) {
@@ -187,6 +200,10 @@ impl Watch {
         if self.full_since.load(Ordering::Relaxed) > 0 && since(&self.full_since) > SPAN {
             return Some(Overdue::Silent);
         }
+        let held_until = self.held_until.load(Ordering::Relaxed);
+        if held_until > 0 && now.0 > held_until {
+            return Some(Overdue::Held);
+        }
         // What HTTP/1.1 pipelines is not read on before it is its turn.
         let (overdue, phase) = if in_head && (!busy || self.multiplexed.load(Ordering::Relaxed)) {
             (since(&self.waiting_for_head) > limits.head, Overdue::Head)
@@ -210,6 +227,8 @@ pub enum Overdue {
     Idle,
     /// Not taking any of an answer.
     Silent,
+    /// Asking for answers and giving them no window.
+    Held,
 }
 
 /// A request that is being served.
@@ -363,6 +382,26 @@ mod tests {
         watch.stalled();
         watch.wrote(5, 5);
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_are_held_from_when_the_last_of_them_moved_and_for_the_shortest_time_told() {
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
+        watch.multiplexes();
+        watch.head(true, false);
+        let _serving = watch.serve();
+        let patience = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(ends_after(&deadlines, &watch, |watch| watch.held(patience(5), true)).await, u64::MAX);
+        assert!(
+            (4..=6).contains(&ends_after(&deadlines, &watch, |watch| watch.held(patience(5), false)).await)
+        );
+        watch.held(None, false);
+        assert_eq!(ends_after(&deadlines, &watch, |_| ()).await, u64::MAX);
+        watch.held(patience(50), false);
+        assert!(
+            (1..=3).contains(&ends_after(&deadlines, &watch, |watch| watch.held(patience(2), false)).await)
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,14 +13,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::deadlines::Watch;
 
+pub(super) mod frames;
 pub mod http1;
-mod http2;
+pub mod http2;
+mod windows;
 
 use http1::{Reader, Seen, Stop};
 use http2::{Counts, Fault};
 
 /// What HTTP/2 begins with (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// No parser of HTTP/1.1 takes a NUL, wherever in a head it stands; the rest makes it look.
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 /// Nor does one of chunks, or else the LF behind it.
@@ -117,6 +119,7 @@ impl<I> Wire<I> {
                 let read = counts.read(rest);
                 self.watch.head(counts.heads() > heads, counts.is_in_head());
                 read.map_err(|fault| ended(&self.heads, fault))?;
+                hold(&self.watch, counts);
                 Ok(bytes.len())
             }
             Protocol::Unknown(_) | Protocol::Ended(_) => Ok(bytes.len()),
@@ -159,9 +162,15 @@ impl<I> Wire<I> {
                 left -= written.len();
                 counts.written(written).map_err(|fault| ended(&self.heads, fault))?;
             }
+            hold(&self.watch, counts);
         }
         poll
     }
+}
+
+fn hold(watch: &Watch, counts: &mut Counts) {
+    let (patience, moves) = counts.patience();
+    watch.held(patience, moves);
 }
 
 fn ended(heads: &Heads, fault: Fault) -> io::Error {

@@ -7,6 +7,11 @@
 
 use std::time::Duration;
 
+use super::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, Frames, HEADERS, PADDED, PRIORITY, Piece, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE,
+};
+use super::windows::Windows;
 use crate::time::Instant;
 
 /// What a connection may spend at once …
@@ -20,81 +25,12 @@ const ANSWER: u32 = 4;
 /// A frame of a body that is no longer than this brings nothing.
 const TINY: u32 = 16;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const CONTINUATION: u8 = 9;
-
-const END_STREAM: u8 = 0x1;
-const END_HEADERS: u8 = 0x4;
-const PADDED: u8 = 0x8;
-const PRIORITY: u8 = 0x20;
-
 /// Bytes of trailers, which are dropped.
 const TRAILERS: u32 = 16 * 1024;
 
-/// The head of a frame (RFC 9113 §4.1), and the first bytes of what it holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Frame {
-    length: u32,
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    /// What a stream was reset for.
-    reason: u32,
-}
-
-/// Cuts bytes into frames.
-#[derive(Debug, Default)]
-struct Frames {
-    head: [u8; 13],
-    have: usize,
-    /// Bytes of the frame that are still to come.
-    left: usize,
-}
-
-/// What [`Frames`] come in.
-enum Piece<'a> {
-    /// A head is complete; of a reset its reason too.
-    Head(Frame),
-    /// Some of what the frame holds, and whether it is the last of it.
-    Rest(&'a [u8], bool),
-}
-
-impl Frames {
-    fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Piece<'_>)) {
-        while !bytes.is_empty() {
-            if self.left > 0 {
-                let (piece, rest) = bytes.split_at(self.left.min(bytes.len()));
-                self.left -= piece.len();
-                bytes = rest;
-                each(Piece::Rest(piece, self.left == 0));
-                continue;
-            }
-            let (piece, rest) = bytes.split_at((self.wanted() - self.have).min(bytes.len()));
-            self.head[self.have..self.have + piece.len()].copy_from_slice(piece);
-            self.have += piece.len();
-            bytes = rest;
-            if self.have == self.wanted() {
-                let [a, b, c, kind, flags, s, t, u, v, reason @ ..] = self.head;
-                let length = u32::from_be_bytes([0, a, b, c]);
-                let (stream, reason) = (u32::from_be_bytes([s & 0x7f, t, u, v]), u32::from_be_bytes(reason));
-                self.left = length as usize - (self.have - 9);
-                self.have = 0;
-                each(Piece::Head(Frame { length, kind, flags, stream, reason }));
-            }
-        }
-    }
-
-    fn wanted(&self) -> usize {
-        let is_reset = self.have >= 9 && self.head[3] == RST_STREAM && self.head[..3] == [0, 0, 4];
-        if is_reset { 13 } else { 9 }
-    }
-}
-
 /// What one connection has sent, and been sent.
 #[derive(Debug)]
-pub(super) struct Counts {
+pub struct Counts {
     incoming: Frames,
     outgoing: Frames,
     /// What it may still spend.
@@ -106,11 +42,14 @@ pub(super) struct Counts {
     newest: u32,
     /// Of the trailers under way, what has come.
     trailers: Option<Vec<u8>>,
+    /// Settings are under way.
+    in_settings: bool,
+    windows: Windows,
 }
 
 /// Why a connection is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub enum Fault {
     /// More came than any client sends that wants an answer.
     #[error("more frames came than any client sends that wants an answer")]
     Flood,
@@ -119,8 +58,15 @@ pub(super) enum Fault {
     Trailers,
 }
 
+impl Default for Counts {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Counts {
-    pub(super) fn new() -> Self {
+    /// Of a connection that has just begun.
+    pub fn new() -> Self {
         Self {
             incoming: Frames::default(),
             outgoing: Frames::default(),
@@ -130,16 +76,24 @@ impl Counts {
             heads: 0,
             newest: 0,
             trailers: None,
+            in_settings: false,
+            windows: Windows::default(),
         }
     }
 
+    /// How long answers that the peer gives no window for are held, where there are too many of them; and whether some of
+    /// any have gone out since this was last asked.
+    pub fn patience(&mut self) -> (Option<Duration>, bool) {
+        self.windows.patience()
+    }
+
     /// The head of a request, or trailers, have begun and not ended.
-    pub(super) fn is_in_head(&self) -> bool {
+    pub fn is_in_head(&self) -> bool {
         self.in_head
     }
 
     /// How many of them have ended.
-    pub(super) fn heads(&self) -> u64 {
+    pub fn heads(&self) -> u64 {
         self.heads
     }
 
@@ -147,11 +101,11 @@ impl Counts {
     ///
     /// # Errors
     /// What came costs more than the connection may spend, or is malformed in a way that the library does not mind.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        let Self { incoming, in_head, heads, newest, trailers, .. } = self;
+    pub fn read(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let Self { incoming, in_head, heads, newest, trailers, in_settings, windows, .. } = self;
         let (mut cost, mut fault) = (0u32, None);
         incoming.read(bytes, |piece| match piece {
-            Piece::Head(Frame { length, kind, flags, stream, .. }) => {
+            Piece::Head(Frame { length, kind, flags, stream, word }) => {
                 let ends = flags & END_STREAM != 0;
                 let opens = kind == HEADERS && stream > *newest;
                 cost = cost.saturating_add(match kind {
@@ -161,8 +115,16 @@ impl Counts {
                     _ => 1,
                 });
                 *trailers = None;
+                *in_settings = kind == SETTINGS;
+                match kind {
+                    SETTINGS => windows.settings(),
+                    WINDOW_UPDATE => windows.moved(stream, word),
+                    RST_STREAM => windows.ended(stream),
+                    _ => {}
+                }
                 if opens {
                     *newest = stream;
+                    windows.opened(stream);
                 } else if kind == HEADERS {
                     *trailers = Some(Vec::new());
                     if flags & (PADDED | PRIORITY) != 0 || flags & END_HEADERS == 0 || length > TRAILERS {
@@ -174,6 +136,7 @@ impl Counts {
                     *heads += u64::from(!*in_head);
                 }
             }
+            Piece::Rest(piece, _) if *in_settings => windows.setting(piece),
             Piece::Rest(piece, last) => {
                 let Some(block) = trailers else { return };
                 block.extend_from_slice(piece);
@@ -190,13 +153,24 @@ impl Counts {
     ///
     /// # Errors
     /// More streams had to be reset than the connection may spend.
-    pub(super) fn written(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+    pub fn written(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let Self { outgoing, windows, .. } = self;
         let (mut cost, mut gain) = (0u32, 0u32);
-        self.outgoing.read(bytes, |piece| match piece {
-            Piece::Head(Frame { kind: DATA | HEADERS, length, .. }) => gain += ANSWER + length / 1024,
-            // Resets that say that nothing is wrong end the body of a request that was answered before it was whole.
-            Piece::Head(Frame { kind: RST_STREAM, reason, .. }) if reason != 0 => cost += RESET,
-            _ => {}
+        outgoing.read(bytes, |piece| {
+            let Piece::Head(frame) = piece else { return };
+            match frame.kind {
+                DATA => windows.sent(frame.stream, frame.length),
+                HEADERS => windows.answered(frame.stream),
+                // Resets that say that nothing is wrong end the body of a request that was answered before it was whole.
+                RST_STREAM => cost += if frame.word == 0 { 0 } else { RESET },
+                _ => return,
+            }
+            if frame.kind == RST_STREAM || frame.ends_stream() {
+                windows.ended(frame.stream);
+            }
+            if frame.kind != RST_STREAM {
+                gain += ANSWER + frame.length / 1024;
+            }
         });
         self.left = self.left.saturating_add(gain).min(BURST);
         self.spend(cost)

@@ -5,12 +5,12 @@ use std::time::Duration;
 use metorial_proxy::time::timeout;
 
 use crate::h2_client::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, H2Client, HEADERS, PADDED, PING, PRIORITY,
-    PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, integer,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2Client, HEADERS, PADDED, PING,
+    PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, integer,
 };
 use crate::harness::{KEY, Proxy};
 use crate::raw_client::RawClient;
-use crate::raw_upstream::RawUpstream;
+use crate::raw_upstream::{RawUpstream, Script, answer};
 
 /// How often a piece of a flood is sent; none may be taken as often.
 const ROUNDS: u32 = 5000;
@@ -178,16 +178,81 @@ async fn a_client_that_reads_in_small_pieces_is_no_flood() {
     }
 }
 
+/// A window of nothing for every stream.
+const NO_WINDOW: &[u8] = &[0, 4, 0, 0, 0, 0];
+
 #[tokio::test]
-async fn streams_whose_answers_have_no_window_keep_nobody_waiting() {
+async fn who_asks_much_and_takes_nothing_is_cut_off_and_who_asks_little_is_waited_for() {
     let upstream = RawUpstream::start().await;
     let proxy = Proxy::start(&upstream.url, "");
-    let mut client = H2Client::connect(proxy.address, &[0, 4, 0, 0, 0, 0]).await;
-    for _ in 0..100 {
-        let stream = client.open();
-        assert!(client.send(&open("GET", stream, END_STREAM)).await);
+    // Asks for no more than a few at a time, and will have a look at them later.
+    let mut slow = H2Client::connect(proxy.address, NO_WINDOW).await;
+    let streams: Vec<u32> = (0..7).map(|_| slow.open()).collect();
+    for stream in &streams {
+        assert!(slow.send(&open("GET", *stream, END_STREAM)).await);
     }
-    for _ in 0..10 {
-        bystander(&proxy, "closed windows").await;
+    for (settings, most) in [(NO_WINDOW, 8), (NO_WINDOW, 100), (&[0, 4, 0, 0, 0, 1], 100)] {
+        let mut client = H2Client::connect(proxy.address, settings).await;
+        for _ in 0..most {
+            let stream = client.open();
+            client.send(&open("GET", stream, END_STREAM)).await;
+        }
+        for _ in 0..10 {
+            bystander(&proxy, "closed windows").await;
+        }
+        assert!(client.is_ended().await, "{most} answers that nobody takes");
     }
+    let refused = "metorial_proxy_connections_refused_total{reason=\"flood\"} 3\n";
+    assert!(proxy.metrics().await.contains(refused));
+    for stream in streams {
+        slow.send(&window(stream, 1000)).await;
+    }
+    take(&mut slow, 7).await;
+}
+
+/// Takes so many answers to their ends.
+async fn take(client: &mut H2Client, answers: usize) {
+    let mut taken = 0;
+    while taken < answers {
+        let frame = timeout(Duration::from_secs(10), client.frame()).await.expect("in time");
+        taken += usize::from(ends(&frame.expect("a frame")));
+    }
+}
+
+fn ends(frame: &Frame) -> bool {
+    frame.kind == DATA && frame.flags & END_STREAM != 0
+}
+
+#[tokio::test]
+async fn who_reads_none_of_what_its_windows_were_for_is_cut_off_and_who_reads_some_is_not() {
+    let upstream = RawUpstream::start().await;
+    upstream.says(Script::keep(answer(&"x".repeat(60_000))));
+    let proxy = Proxy::start(&upstream.url, "");
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = H2Client::connect(proxy.address, &[]).await;
+        for _ in 0..40 {
+            let stream = client.open();
+            client.send(&open("GET", stream, END_STREAM)).await;
+        }
+        clients.push(client);
+    }
+    let [mut slow, mut deaf] = clients.try_into().ok().expect("two");
+    // One moves the connection's window a little each time that the answers stand still, and takes all that came of it.
+    let mut whole = 0;
+    let moves = async {
+        loop {
+            while let Ok(Some(frame)) = timeout(Duration::from_millis(500), slow.frame()).await {
+                whole += usize::from(ends(&frame));
+            }
+            assert!(slow.send(&window(0, 2000)).await, "it reads");
+        }
+    };
+    tokio::select! {
+        ended = deaf.is_ended() => assert!(ended, "it takes nothing"),
+        () = moves => {}
+    }
+    assert!(whole < 10, "little was asked for");
+    slow.send(&window(0, 4_000_000)).await;
+    take(&mut slow, 40 - whole).await;
 }
