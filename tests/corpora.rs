@@ -64,6 +64,7 @@ macro_rules! corpora {
 corpora! {
     client_ip,
     configuration,
+    frames,
     page_key,
     proxy_header,
     ratelimit,

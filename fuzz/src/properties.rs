@@ -19,12 +19,34 @@ use metorial_proxy::domain::secret_guard::SecretGuard;
 use metorial_proxy::domain::target::Target;
 use metorial_proxy::edge::proxy_protocol::{Parsed, parse};
 use metorial_proxy::edge::wire::http1::{Reader, Stop};
+use metorial_proxy::edge::wire::http2::Counts;
 
 /// Takes the first byte off.
 fn byte(data: &mut &[u8]) -> u8 {
     let Some((first, rest)) = data.split_first() else { return 0 };
     *data = rest;
     *first
+}
+
+/// Cuts into pieces, small ones mostly; where follows from the first two bytes of the input.
+struct Cuts(u64);
+
+impl Cuts {
+    fn of(data: &mut &[u8]) -> Self {
+        Self(u64::from(byte(data)) << 8 | u64::from(byte(data)))
+    }
+
+    /// Takes the next piece off.
+    fn next<'a>(&mut self, rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+        if rest.is_empty() {
+            return None;
+        }
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let size = [1, 2, 3, 5, 8, 20, 300, 5000][(self.0 >> 33) as usize % 8].min(rest.len());
+        let (piece, left) = rest.split_at(size);
+        *rest = left;
+        Some(piece)
+    }
 }
 
 /// `%XX` undone once, by a reader that knows no better.
@@ -135,20 +157,153 @@ pub fn proxy_header(data: &[u8]) {
 /// Where the requests of a connection stop being any does not depend on how they are cut.
 pub fn requests(mut data: &[u8]) {
     const LONGEST: usize = 300;
-    let size = 1 + usize::from(byte(&mut data) % 40);
+    let mut cuts = Cuts::of(&mut data);
     let (mut whole, mut cut) = (Reader::new(LONGEST), Reader::new(LONGEST));
     let stop = whole.read(data).err();
-    let pieces = data.chunks(size).enumerate();
-    let cut_at = pieces.map(|(at, piece)| (at * size, cut.read(piece))).find_map(|(at, read)| {
-        let (passed, stop) = read.err()?;
-        assert!(passed <= size);
-        Some((at + passed, stop))
-    });
+    let (mut rest, mut cut_at) = (data, None);
+    while let Some(piece) = cuts.next(&mut rest)
+        && cut_at.is_none()
+    {
+        let before = data.len() - rest.len() - piece.len();
+        cut_at = cut.read(piece).err().map(|(passed, stop)| (before + passed, stop));
+        assert!(cut_at.is_none_or(|(at, _)| (before..=before + piece.len()).contains(&at)));
+    }
+    // One line is kept, and none is longer than the longest.
+    assert!(format!("{cut:?}").len() < 500 + 5 * 1024);
     assert_eq!(stop.map(|(_, stop)| stop), cut_at.map(|(_, stop)| stop));
-    if let (Some((passed, Stop::After(_))), Some((at, _))) = (stop, cut_at) {
-        assert_eq!(passed, at, "the head ends in one place");
+    match (stop, cut_at) {
+        (Some((passed, Stop::After(_))), Some((at, _))) => {
+            assert_eq!(passed, at, "the head ends in one place")
+        }
+        // Of a line that is none, what came before its end was seen has been passed on.
+        (Some((passed, _)), Some((at, _))) => assert!(passed <= at),
+        _ => {}
     }
     assert_eq!((whole.heads(), whole.is_in_head()), (cut.heads(), cut.is_in_head()));
+}
+
+/// Frames as they come and go, and whether they cost more than may be spent or hold trailers that are none: the rules
+/// once more, as simply as can be.
+#[derive(Default)]
+struct Exchange {
+    frames: Vec<(bool, Vec<u8>)>,
+    heads: u64,
+    in_head: bool,
+    ends: bool,
+    /// Trailers of no known making: they may be any.
+    unknown: bool,
+}
+
+fn exchange(mut data: &[u8]) -> Exchange {
+    let mut exchange = Exchange::default();
+    let (mut left, mut newest) = (256, 0);
+    while !data.is_empty() && !exchange.ends && !exchange.unknown {
+        let (op, flags, stream) = (byte(&mut data), byte(&mut data), byte(&mut data));
+        let kind = [0, 1, 1, 3, 9, 0, 1, op][usize::from(op >> 1) % 8];
+        let (goes_out, length) = (op & 1 == 1, usize::from(byte(&mut data)));
+        let (mut payload, mut pseudo) = (Vec::new(), Some(false));
+        if kind == 1 {
+            while payload.len() < length {
+                let pick = byte(&mut data);
+                let name = ["x-a", ":path", "te", "x-trailer", ":x", "a:"][usize::from(pick) % 6];
+                payload.extend([[0, 0x40, 0x10][usize::from(pick) / 6 % 3], name.len() as u8]);
+                payload.extend(name.bytes().chain([1, pick]));
+                pseudo = pseudo.map(|pseudo| pseudo || name.starts_with(':'));
+            }
+            if flags & 0x80 != 0 {
+                payload.push(byte(&mut data));
+                pseudo = None;
+            }
+        } else {
+            payload.resize(length, op);
+        }
+        let size = payload.len() as u32;
+        exchange
+            .frames
+            .push((goes_out, [&size.to_be_bytes()[1..], &[kind, flags, 0, 0, 0, stream], &payload].concat()));
+        let (end, whole, padded) = (flags & 1 != 0, flags & 4 != 0, flags & 8 != 0);
+        if goes_out {
+            match kind {
+                0 | 1 => left = (left + 4 + size / 1024).min(256),
+                // Only what has the length of a reason tells one.
+                3 if size == 4 && op != 0 => {
+                    exchange.ends = left < 4;
+                    left = left.saturating_sub(4);
+                }
+                _ => {}
+            }
+            continue;
+        }
+        let opens = kind == 1 && stream > newest;
+        let cost = match kind {
+            0 if !padded && (end || size > 16) => 0,
+            1 if opens => 0,
+            3 => 4,
+            _ => 1,
+        };
+        exchange.ends = cost > left;
+        left = left.saturating_sub(cost);
+        if opens {
+            newest = stream;
+        } else if kind == 1 {
+            if padded || flags & 0x20 != 0 || !whole || pseudo == Some(true) {
+                exchange.ends = true;
+            } else {
+                exchange.unknown = pseudo.is_none();
+            }
+        }
+        if matches!(kind, 1 | 9) {
+            exchange.in_head = !whole;
+            exchange.heads += u64::from(whole);
+        }
+    }
+    exchange
+}
+
+/// However frames are cut, each is counted once, and as what it is; and little of them is kept.
+pub fn frames(mut data: &[u8]) {
+    // What may be spent grows with time.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(async {
+        let mut cuts = Cuts::of(&mut data);
+        let (mut whole, mut cut) = (Counts::new(), Counts::new());
+        let (mut ended, mut ended_cut) = (false, false);
+        let made = byte(&mut data).is_multiple_of(2);
+        let exchange = match made {
+            true => exchange(data),
+            false => Exchange { frames: vec![(false, data.to_vec())], unknown: true, ..Exchange::default() },
+        };
+        for (goes_out, frame) in &exchange.frames {
+            let step = |counts: &mut Counts, bytes: &[u8]| match goes_out {
+                true => counts.written(bytes).is_err(),
+                false => counts.read(bytes).is_err(),
+            };
+            ended |= step(&mut whole, frame);
+            let mut rest = &frame[..];
+            while let Some(piece) = cuts.next(&mut rest)
+                && !ended_cut
+            {
+                ended_cut = step(&mut cut, piece);
+            }
+            assert_eq!(ended, ended_cut);
+            assert!(ended || whole.patience() == cut.patience());
+        }
+        if !ended {
+            assert_eq!((whole.heads(), whole.is_in_head()), (cut.heads(), cut.is_in_head()));
+        }
+        if !exchange.unknown {
+            assert_eq!(ended, exchange.ends);
+            assert!(ended || (whole.heads(), whole.is_in_head()) == (exchange.heads, exchange.in_head));
+        }
+        // A frame may say that it is longer than all that comes here.
+        for _ in 0..(100_000 / data.len().max(1)).min(if made { 0 } else { 1000 }) {
+            if ended_cut {
+                break;
+            }
+            ended_cut = cut.read(data).is_err();
+        }
+        assert!(format!("{cut:?}").len() < 64 * 1024 + 5 * (16 * 1024 + data.len()));
+    });
 }
 
 /// Whatever upstream tells of its limits is read or not, and what we tell is read as it was meant.
@@ -333,7 +488,7 @@ fn echo(mut data: &[u8]) -> Vec<u8> {
 
 /// However a text is cut, the secret is found where a plain search finds it, and no byte of it has left by then.
 pub fn secret_guard(mut data: &[u8]) {
-    let mut cuts = u64::from(byte(&mut data)) << 8 | u64::from(byte(&mut data));
+    let mut cuts = Cuts::of(&mut data);
     let text = echo(data);
     let guard = SecretGuard::new([SECRET]).expect("a guard");
     let forms = forms(SECRET);
@@ -342,12 +497,9 @@ pub fn secret_guard(mut data: &[u8]) {
     assert_eq!(guard.found_in(&text), first.is_some(), "{:?}", String::from_utf8_lossy(&text));
     let (mut scan, mut passed, mut rest) = (guard.scan(), Vec::new(), &text[..]);
     let mut withheld = false;
-    while !rest.is_empty() && !withheld {
-        // Small pieces, mostly.
-        cuts = cuts.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let size = [1, 2, 3, 5, 8, 20, 300, 5000][(cuts >> 33) as usize % 8].min(rest.len());
-        let (piece, left) = rest.split_at(size);
-        rest = left;
+    while let Some(piece) = cuts.next(&mut rest)
+        && !withheld
+    {
         match scan.push(Bytes::copy_from_slice(piece)) {
             Ok(bytes) => passed.extend_from_slice(&bytes),
             Err(_) => withheld = true,
