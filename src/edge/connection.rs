@@ -268,7 +268,9 @@ impl Future for Serve {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let Poll::Ready(Ok(mut response)) = this.future.as_mut().poll(cx) else { return Poll::Pending };
-        if this.persistence.ends_after(&response) {
+        let last =
+            this.serving.as_ref().is_some_and(Serving::is_last) && this.persistence != Persistence::Streams;
+        if last || this.persistence.ends_after(&response) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let mut serving = this.serving.take();

@@ -21,6 +21,10 @@ const LEAST: u64 = 8 * 1024;
 /// … in each such span.
 const SPAN: Duration = Duration::from_secs(30);
 
+/// How long whoever has closed its side is answered: it may be gone, and what is done for it is then done for nobody. An
+/// answer on its way is worth so long a wait; who is gone is found out by its next piece.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// How long each phase may last.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -56,6 +60,7 @@ impl Deadlines {
             full_since: AtomicU64::new(0),
             taken: AtomicU64::new(0),
             held_until: AtomicU64::new(0),
+            half_closed_since: AtomicU64::new(0),
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
             began: AtomicBool::new(false),
@@ -97,6 +102,8 @@ pub struct Watch {
     taken: AtomicU64,
     /// Until when answers are held that the peer gives no window for; 0: there are not many.
     held_until: AtomicU64,
+    /// Since when the peer sends no more, although an answer is due; 0: it may send more.
+    half_closed_since: AtomicU64,
     /// Requests being served.
     served: AtomicU32,
     /// HTTP/2: heads are read while others are served.
@@ -145,6 +152,20 @@ impl Watch {
         if taken == offered || taken_since >= LEAST {
             self.full_since.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// A request is being served.
+    pub fn is_serving(&self) -> bool {
+        self.served.load(Ordering::Relaxed) > 0
+    }
+
+    /// HTTP/1: the peer sends no more while the last of its requests is being served.
+    pub fn half_closes(&self) {
+        self.half_closed_since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn is_half_closed(&self) -> bool {
+        self.half_closed_since.load(Ordering::Relaxed) > 0
     }
 
     /// Answers are held for the peer, for no longer than `patience`; from now on, where some of them `moves`.
@@ -197,12 +218,19 @@ impl Watch {
         let since = |at: &AtomicU64| now.since(Timestamp(at.load(Ordering::Relaxed)));
         let (busy, in_head) =
             (self.served.load(Ordering::Relaxed) > 0, self.waiting_for_head.load(Ordering::Relaxed) > 0);
-        if self.full_since.load(Ordering::Relaxed) > 0 && since(&self.full_since) > SPAN {
+        let full = self.full_since.load(Ordering::Relaxed) > 0;
+        if full && since(&self.full_since) > SPAN {
             return Some(Overdue::Silent);
         }
         let held_until = self.held_until.load(Ordering::Relaxed);
         if held_until > 0 && now.0 > held_until {
             return Some(Overdue::Held);
+        }
+        if self.is_half_closed() {
+            let moves = self.answers().iter().any(|moved| since(moved) <= LINGER);
+            // Behind a full socket there may be an answer that is no longer served and not yet sent.
+            let waits = full || busy && (moves || since(&self.half_closed_since) <= LINGER);
+            return (!waits).then_some(Overdue::Gone);
         }
         // What HTTP/1.1 pipelines is not read on before it is its turn.
         let (overdue, phase) = if in_head && (!busy || self.multiplexed.load(Ordering::Relaxed)) {
@@ -227,6 +255,8 @@ pub enum Overdue {
     Idle,
     /// Not taking any of an answer.
     Silent,
+    /// Having closed its side.
+    Gone,
     /// Asking for answers and giving them no window.
     Held,
 }
@@ -240,6 +270,11 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// Whether no other request comes behind it: the peer has closed its side.
+    pub fn is_last(&self) -> bool {
+        self.watch.is_half_closed()
+    }
+
     /// The head of the answer, or some of its body, was handed over.
     pub fn moved(&mut self) {
         let now = self.watch.clock.load(Ordering::Relaxed);
@@ -382,6 +417,23 @@ mod tests {
         watch.stalled();
         watch.wrote(5, 5);
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_closed_its_side_is_answered_for_a_moment_and_as_long_as_the_answer_moves() {
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
+        watch.head(true, false);
+        let serving = std::cell::RefCell::new(watch.serve());
+        watch.half_closes();
+        assert!((1..=2).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+        assert_eq!(ends_after(&deadlines, &watch, |_| serving.borrow_mut().moved()).await, u64::MAX);
+        assert!((0..=1).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+        drop(serving);
+        watch.stalled();
+        assert!((29..=31).contains(&ends_after(&deadlines, &watch, |_| ()).await), "it has not gone out");
+        watch.wrote(1, 1);
+        assert_eq!(ends_after(&deadlines, &watch, |_| ()).await, 0, "nothing more will come");
     }
 
     #[tokio::test(start_paused = true)]

@@ -60,6 +60,8 @@ enum Protocol {
     Http2(Box<Counts>),
     /// No more is read but this.
     Ended(&'static [u8]),
+    /// The peer sends no more, and may wait for the answer to what it has sent.
+    HalfClosed,
 }
 
 /// A socket whose bytes are read as they pass.
@@ -122,8 +124,20 @@ impl<I> Wire<I> {
                 hold(&self.watch, counts);
                 Ok(bytes.len())
             }
-            Protocol::Unknown(_) | Protocol::Ended(_) => Ok(bytes.len()),
+            Protocol::Unknown(_) | Protocol::Ended(_) | Protocol::HalfClosed => Ok(bytes.len()),
         }
+    }
+
+    /// The peer sends no more: whether it has sent whole requests of which one is being served. The library, which takes
+    /// that for its leaving, does not hear of it then.
+    fn half_closes(&mut self) -> bool {
+        let waits = matches!(&self.protocol, Protocol::Http1(reader) if reader.is_between())
+            && self.watch.is_serving();
+        if waits {
+            self.watch.half_closes();
+            self.protocol = Protocol::HalfClosed;
+        }
+        waits
     }
 
     fn stop(&mut self, passed: usize, stop: Stop) -> usize {
@@ -186,10 +200,17 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
+        if let Protocol::HalfClosed = this.protocol {
+            // Nobody has to be woken: the answer ends the connection, or the sweep does.
+            return if this.watch.is_serving() { Poll::Pending } else { Poll::Ready(Ok(())) };
+        }
         if !matches!(this.protocol, Protocol::Ended(_)) {
             match Pin::new(&mut this.io).poll_read(cx, buf) {
                 Poll::Ready(Ok(())) => {}
                 unready => return unready,
+            }
+            if buf.filled().len() == before && buf.remaining() > 0 && this.half_closes() {
+                return Poll::Pending;
             }
             let passed = this.read(&buf.filled()[before..])?;
             buf.set_filled(before + passed);

@@ -74,6 +74,11 @@ impl Reader {
         self.heads
     }
 
+    /// All that has begun has ended.
+    pub fn is_between(&self) -> bool {
+        self.at == At::RequestLine && self.line.is_empty()
+    }
+
     /// A head has begun and not ended.
     pub fn is_in_head(&self) -> bool {
         self.at == At::Fields || (self.at == At::RequestLine && !self.line.is_empty())

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use metorial_proxy::time::sleep;
+use tokio_util::sync::CancellationToken;
 
+use crate::bad::{Act, BadUpstream, write};
 use crate::h2_client::{DATA, END_HEADERS, END_STREAM, H2Client, HEADERS, block, frame};
-use crate::harness::{KEY, Proxy};
+use crate::harness::{KEY, Proxy, eventually};
 use crate::raw_client::RawClient;
 use crate::raw_upstream::{RawUpstream, Script, Then};
 
+const OK: &str = "HTTP/1.1 200 OK\r\n";
 /// Between two pieces of what is trickled.
 const PAUSE: Duration = Duration::from_millis(20);
 /// So many pieces are never taken within a deadline.
@@ -175,4 +178,37 @@ async fn who_takes_nothing_of_an_answer_without_end_loses_its_place() {
     }
     assert!(statuses.contains(&503), "it had the only place: {statuses:?}");
     assert_eq!(statuses.last(), Some(&200), "and lost it: {statuses:?}");
+}
+
+#[tokio::test]
+async fn who_closes_its_side_behind_a_request_is_answered() {
+    let said = CancellationToken::new();
+    let until = said.clone();
+    let upstream = BadUpstream::start(move |_| {
+        let answer = format!("{OK}content-length: 4\r\n\r\nfine");
+        vec![Act::Read, Act::Until(until.clone()), write(answer)]
+    })
+    .await;
+    let proxy = Proxy::start(&upstream.url, "");
+    let mut client = RawClient::connect(proxy.address).await;
+    client.send(get("/providers/x").as_bytes()).await;
+    client.finish().await;
+    eventually("it is upstream", || upstream.heads() == 1).await;
+    said.cancel();
+    let answer = client.answer(false).await.expect("an answer");
+    assert_eq!((answer.status, answer.body.as_str(), answer.closes()), (200, "fine", true));
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn whoever_closes_its_side_is_not_answered_for_long() {
+    let upstream = BadUpstream::start(|_| vec![Act::Read, Act::Wait]).await;
+    let long = "upstream.attempt_timeout = '1m'\nserver.request_timeout = '1m'";
+    let proxy = Proxy::start(&upstream.url, long);
+    let mut client = RawClient::connect(proxy.address).await;
+    client.send(get("/providers/x").as_bytes()).await;
+    client.finish().await;
+    eventually("it is upstream", || upstream.heads() == 1).await;
+    assert!(client.is_closed().await, "it may be gone");
+    eventually("what was done for it is over", || upstream.open() == 0).await;
 }
