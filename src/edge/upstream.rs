@@ -5,7 +5,6 @@
 //! longer than a minute, so that the pool follows a name to its new address. The address is chosen by configuration alone:
 //! nothing a caller sends decides where a connection goes.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +13,6 @@ use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper::ext::on_informational;
-use tokio::sync::Notify;
 
 use crate::body::{Arriving, BodyError, Lease, RequestBody};
 use crate::exchange::{Delivery, Journal};
@@ -25,12 +22,14 @@ use crate::time::Instant;
 
 mod connect;
 mod fault;
+mod interim;
 mod names;
 #[cfg(test)]
 mod tests;
 
 use connect::Connection;
 pub use connect::Connector;
+use interim::Interim;
 
 /// An older connection gets no new request: the name it was made for may stand for another address by now.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -183,8 +182,11 @@ impl Pool {
                 let interim = Interim::of(&mut request);
                 let response = tokio::select! {
                     response = sender.try_send_request(request) => response.map_err(unsent)?,
-                    () = interim.too_many.notified() => return Err((interim.error(), None)),
+                    () = interim.too_many() => return Err((interim.error(), None)),
                 };
+                if interim.are_too_many() {
+                    return Err((interim.error(), None));
+                }
                 let lease = Returning { pool: self.clone(), sender, born };
                 Ok(answer(response, Some(Box::new(lease))))
             }
@@ -240,39 +242,6 @@ fn unsent(mut error: TrySendError<Request<RequestBody>>) -> Unsent {
     let caller = fault::of_caller(&error);
     let (fault, detail) = (fault::of_hyper(&error), fault::chain(&error));
     (Box::new(TransportError { fault, delivery, detail, caller, body: None }), request)
-}
-
-/// How many answers before the answer (1xx) came for one request: a server that sends nothing else would be listened to
-/// for as long as the request may take.
-#[derive(Default)]
-struct Interim {
-    count: AtomicU32,
-    too_many: Notify,
-}
-
-impl Interim {
-    const MOST: u32 = 32;
-
-    fn of(request: &mut Request<RequestBody>) -> Arc<Self> {
-        let interim = Arc::new(Self::default());
-        let counted = interim.clone();
-        on_informational(request, move |_| {
-            if counted.count.fetch_add(1, Ordering::Relaxed) >= Self::MOST {
-                counted.too_many.notify_one();
-            }
-        });
-        interim
-    }
-
-    fn error(&self) -> Box<TransportError> {
-        Box::new(TransportError {
-            fault: UpstreamFault::HttpProtocol,
-            delivery: Delivery::Possible,
-            detail: format!("more than {} answers before the answer", Self::MOST),
-            caller: None,
-            body: None,
-        })
-    }
 }
 
 /// Puts a connection back once its response was read to the end; dropped before, the connection closes.

@@ -47,6 +47,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// fault in it can still become a 502.
 const GATHERED: u64 = 64 * 1024;
 
+/// How long the first of a body of unknown length is waited for before the head is sent: what breaks at once can still
+/// become a 502, and whoever has a head and nothing else to say is not kept from saying it.
+const BEGINS: Duration = Duration::from_millis(100);
+
 /// An answer as the transport received it.
 pub struct Answer {
     /// Status and fields.
@@ -365,6 +369,11 @@ impl Shared {
                 Ok(Err(_)) => return Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
                 Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
             },
+            None if !fields::is_event_stream(response.headers()) => match begun(body, due).await {
+                Ok(body) => body,
+                Err(BodyError::Secret) => return Err(possible(Rejection::SecretGuard)),
+                Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
+            },
             _ => ResponseBody::streaming(body),
         };
         Ok(response)
@@ -455,6 +464,16 @@ fn uri(base_path: &str, target: &PathAndQuery) -> Option<Uri> {
         return Some(Uri::from(target.clone()));
     }
     PathAndQuery::try_from(format!("{base_path}{target}")).ok().map(Uri::from)
+}
+
+/// A body of which some has come, or has not come yet.
+async fn begun(body: Outbound, due: Instant) -> Result<ResponseBody, BodyError> {
+    let mut body = ResponseBody::streaming(body);
+    let first = match timeout_at(due.min(Instant::now() + BEGINS), body.frame()).await {
+        Ok(Some(frame)) => frame?.into_data().unwrap_or_default(),
+        Ok(None) | Err(_) => return Ok(body),
+    };
+    Ok(body.preceded_by(first))
 }
 
 async fn gather(body: Outbound, length: u64) -> Result<Bytes, BodyError> {

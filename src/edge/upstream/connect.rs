@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
 use super::fault;
+use super::interim::Counted;
 use super::names::{self, Lookup, Names};
 use crate::body::RequestBody;
 use crate::config::Http2;
@@ -134,7 +135,6 @@ impl Connector {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let io = TokioIo::new(io);
         let fault = |error: hyper::Error| (fault::of_hyper(&error), fault::chain(&error));
         if http2 {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -142,7 +142,7 @@ impl Connector {
                 // While an answer is waited for: a peer that is gone is found out before an attempt ends.
                 .keep_alive_interval(Duration::from_secs(4))
                 .keep_alive_timeout(Duration::from_secs(4))
-                .handshake(io)
+                .handshake(TokioIo::new(Counted::new(io)))
                 .await
                 .map_err(fault)?;
             self.tasks.spawn(ended(connection));
@@ -151,7 +151,7 @@ impl Connector {
         let (mut sender, connection) = http1::Builder::new()
             .max_headers(128)
             .max_buf_size(512 * 1024)
-            .handshake(io)
+            .handshake(TokioIo::new(io))
             .await
             .map_err(fault)?;
         self.tasks.spawn(ended(connection));

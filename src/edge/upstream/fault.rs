@@ -6,7 +6,7 @@ use std::io;
 use rustix::io::Errno;
 use rustls::CertificateError;
 
-use super::BROKE;
+use super::{BROKE, interim};
 use crate::body::{BodyError, UploadFault};
 use crate::rejection::{Rejection, UpstreamFault};
 
@@ -73,7 +73,9 @@ pub(super) fn of_hyper(error: &hyper::Error) -> UpstreamFault {
     if error.is_parse_too_large() {
         return UpstreamFault::HeadTooLarge;
     }
-    if error.is_parse() || error.is_parse_status() || cause::<h2::Error>(error).is_some_and(is_no_http2) {
+    let too_many = cause::<io::Error>(error).is_some_and(|error| error.kind() == interim::TOO_MANY);
+    let no_http2 = cause::<h2::Error>(error).is_some_and(is_no_http2);
+    if error.is_parse() || error.is_parse_status() || no_http2 || too_many {
         return UpstreamFault::HttpProtocol;
     }
     if error.is_timeout() {

@@ -9,7 +9,7 @@ use http::{Version, response};
 use crate::rejection::PROXY_STATUS;
 
 /// Response fields that never pass, beside `Access-Control-*` and what `Connection` names.
-const DROPPED: [HeaderName; 15] = [
+const DROPPED: [HeaderName; 16] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -21,6 +21,7 @@ const DROPPED: [HeaderName; 15] = [
     TRANSFER_ENCODING,
     UPGRADE,
     SET_COOKIE,
+    HeaderName::from_static("set-cookie2"),
     // These speak for the upstream's host, and would bind ours.
     ALT_SVC,
     STRICT_TRANSPORT_SECURITY,
@@ -55,6 +56,13 @@ pub(super) fn is_framed_plainly(head: &response::Parts) -> bool {
 pub(super) fn is_end_untold(head: &response::Parts) -> bool {
     let told = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
     !told && head.version < Version::HTTP_2
+}
+
+/// Whether the body is a stream of events (server-sent events), which may begin with a silence.
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+    const EVENTS: &[u8] = b"text/event-stream";
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().get(..EVENTS.len()));
+    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS))
 }
 
 /// Takes out what belongs to the connection, to the upstream's host, or to our key.

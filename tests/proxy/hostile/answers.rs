@@ -1,5 +1,9 @@
 //! Answers of an API that breaks the rules of HTTP/1.1: a part of one never passes as the whole, and is never kept.
 
+use http::Response;
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+
 use crate::harness::{KEY, Proxy};
 use crate::raw_client::{Answer, RawClient};
 use crate::raw_upstream::{RawUpstream, Script, Then, answer};
@@ -85,20 +89,25 @@ fn cases() -> Vec<Case> {
         shut("no last chunk", "transfer-encoding: chunked\r\n\r\n4\r\nfine\r\n", CUT),
         shut("half a chunk", "transfer-encoding: chunked\r\n\r\n9\r\nfine", CUT),
         shut("no end of the last chunk", "transfer-encoding: chunked\r\n\r\n4\r\nfine\r\n0\r\n", CUT),
-        shut("no chunk", "transfer-encoding: chunked\r\n\r\n", CUT),
+        shut("no chunk", "transfer-encoding: chunked\r\n\r\n", FAILED),
         shut("half a head", "content-le", FAILED),
         get("no answer", String::new(), Then::Close, FAILED),
         // Chunks.
-        kept("a size that is none", "transfer-encoding: chunked\r\n\r\nx\r\nfine\r\n0\r\n\r\n", CUT),
-        kept("a negative size", "transfer-encoding: chunked\r\n\r\n-4\r\nfine\r\n0\r\n\r\n", CUT),
+        kept("a size that is none", "transfer-encoding: chunked\r\n\r\nx\r\nfine\r\n0\r\n\r\n", FAILED),
+        kept("a negative size", "transfer-encoding: chunked\r\n\r\n-4\r\nfine\r\n0\r\n\r\n", FAILED),
         kept(
             "a size beyond 64 bits",
             "transfer-encoding: chunked\r\n\r\n10000000000000004\r\nfine\r\n0\r\n\r\n",
-            CUT,
+            FAILED,
         ),
         kept("data without an end", "transfer-encoding: chunked\r\n\r\n4\r\nfine0\r\n\r\n", CUT),
-        kept("lines in LF", "transfer-encoding: chunked\r\n\r\n4\nfine\n0\n\n", CUT),
+        kept("lines in LF", "transfer-encoding: chunked\r\n\r\n4\nfine\n0\n\n", FAILED),
         kept("trailers", "transfer-encoding: chunked\r\n\r\n4\r\nfine\r\n0\r\nset-cookie: a=b\r\n\r\n", FINE),
+        kept(
+            "events that begin with a silence",
+            "content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n4\r\nfine\r\n0\r\n\r\n",
+            FINE,
+        ),
         // Bodies where none may be, and more than there should be.
         ("HEAD with a body", "HEAD", answer("fine"), Then::Keep, &[Whole(200, "")]),
         get(
@@ -134,6 +143,12 @@ fn cases() -> Vec<Case> {
             Then::Keep,
             FINE,
         ),
+        get(
+            "100 very often, and then an answer",
+            "HTTP/1.1 100 Continue\r\n\r\n".repeat(33) + &answer("fine"),
+            Then::Keep,
+            FAILED,
+        ),
         get("100 without end", "HTTP/1.1 100 Continue\r\n\r\n".repeat(50), Then::Repeat, FAILED),
         get(
             "103 without end",
@@ -168,6 +183,7 @@ fn cases() -> Vec<Case> {
         kept("NUL in a value", "x-a: b\0c\r\ncontent-length: 4\r\n\r\nfine", FAILED),
         kept("CR in a value", "x-a: b\rset-cookie: c=d\r\ncontent-length: 4\r\n\r\nfine", FAILED),
         kept("LF in a value", "x-a: b\nset-cookie: c=d\r\ncontent-length: 4\r\n\r\nfine", EITHER),
+        kept("cookies", "set-cookie: a=b\r\nset-cookie2: a=b\r\ncontent-length: 4\r\n\r\nfine", FINE),
         kept("a fold", "x-a: b\r\n c\r\ncontent-length: 4\r\n\r\nfine", EITHER),
         kept("a space before the colon", "x-a : b\r\ncontent-length: 4\r\n\r\nfine", FAILED),
         kept("no name", ": b\r\ncontent-length: 4\r\n\r\nfine", FAILED),
@@ -247,4 +263,44 @@ async fn what_is_wrong_with_an_answer_is_never_passed_on_as_right() {
 
 fn answer_again() -> String {
     answer("again")
+}
+
+/// An API that speaks HTTP/2 and says before each answer so often that it is still at it.
+async fn hinting(times: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let tasks = TaskTracker::new();
+    tasks.clone().spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            tasks.spawn(async move {
+                let mut connection = h2::server::handshake(tcp).await.expect("HTTP/2");
+                while let Some(Ok((request, mut answer))) = connection.accept().await {
+                    let times = if request.uri().path().ends_with("probe") { 1 } else { times };
+                    for _ in 0..times {
+                        let hint = Response::builder().status(103).body(()).expect("a head");
+                        answer.send_informational(hint).expect("sent");
+                    }
+                    let mut body = answer.send_response(Response::new(()), false).expect("sent");
+                    body.send_data("fine".into(), true).expect("sent");
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn answers_before_the_answer_are_few_over_http_2_too() {
+    let always = "upstream.http2 = 'always'\nupstream.retry.max_attempts = 1";
+    for (times, status) in [(32, 200), (33, 502), (5000, 502)] {
+        let proxy = Proxy::start(hinting(times).await, always);
+        for _ in 0..3 {
+            let reply = proxy.get("/providers/x").await;
+            assert_eq!(reply.status, status, "{times}");
+            if status == 502 {
+                assert_eq!(reply.field("proxy-status"), "metorial-proxy; error=http_protocol_error");
+            }
+            assert_eq!(proxy.get("/providers/probe").await.body, "fine", "{times}");
+        }
+    }
 }
