@@ -228,8 +228,10 @@ fn check_host(rules: &Rules, request: &Request<RequestBody>) -> Result<(), Rejec
         false => authority.find(':').unwrap_or(authority.len()),
     };
     let (name, port) = authority.split_at(end);
-    let digits = port.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-    if name.is_empty() || !(port.is_empty() || digits) {
+    let is_port = |port: &str| {
+        port.is_empty() || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    };
+    if name.is_empty() || !(port.is_empty() || port.strip_prefix(':').is_some_and(is_port)) {
         return bad("the host is none, or its port is no number");
     }
     if rules.hosts.is_empty() || rules.hosts.iter().any(|listed| listed.eq_ignore_ascii_case(name)) {
@@ -312,6 +314,8 @@ mod tests {
             ("GET", "/a", &[("host", "a b")], Err(400)),
             ("GET", "/a", &[("host", "a:b")], Err(400)),
             ("GET", "/a", &[("host", ":80")], Err(400)),
+            ("GET", "/a", &[("host", "a:65536")], Err(400)),
+            ("GET", "/a", &[("host", "a:")], Ok("/a")),
             ("GET", "/a", &[("host", "[::1]:80")], Ok("/a")),
             ("GET", "/a", &[("host", "[::1]")], Ok("/a")),
             ("GET", "/a", &[("host", "[::1]x:80")], Err(400)),

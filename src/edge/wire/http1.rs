@@ -11,6 +11,8 @@ use memchr::{memchr, memchr2};
 const CHUNK_LINE: usize = 1024;
 /// Digits of the size of a chunk: more than 16 would be more than can be counted, or zeros for nothing.
 const CHUNK_DIGITS: usize = 16;
+/// Bytes of a chunk: whoever tells of more wants to see who counts wrong, and would be waited for.
+const CHUNK: u64 = 1 << 30;
 
 /// Where in a connection the bytes stand. Everything but a body is read by lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -242,7 +244,8 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     if !told || !clean || digits > CHUNK_DIGITS {
         return None;
     }
-    u64::from_str_radix(std::str::from_utf8(&line[..digits]).ok()?, 16).ok()
+    let size = u64::from_str_radix(std::str::from_utf8(&line[..digits]).ok()?, 16).ok()?;
+    (size <= CHUNK).then_some(size)
 }
 
 #[cfg(test)]

@@ -140,6 +140,8 @@ fn chunks() -> Vec<Case> {
         ("a size with 0x", "0x5\r\nhello\r\n0\r\n\r\n", BAD),
         ("no size", "\r\nhello\r\n0\r\n\r\n", BAD),
         ("a size beyond 64 bits", "10000000000000005\r\nhello\r\n0\r\n\r\n", BAD),
+        ("a size beyond any body", "7fffffffffffffff\r\nhello", BAD),
+        ("the largest size of 64 bits", "ffffffffffffffff\r\nhello", BAD),
         ("a size that wraps to 5", "fffffffffffffffffffffffffffff5\r\nhello\r\n0\r\n\r\n", BAD),
         ("zeros without end", "0000000000000000000000000000000000000000005\r\nhello\r\n0\r\n\r\n", BAD),
         ("a size with underscores", "0_5\r\nhello\r\n0\r\n\r\n", BAD),
