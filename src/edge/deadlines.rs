@@ -212,6 +212,12 @@ impl Watch {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether that is so of when any answer last moved.
+    fn any_answer(&self, is: impl Fn(&AtomicU64) -> bool) -> bool {
+        let alone = self.moved.load(Ordering::Relaxed) > 0 && is(&self.moved);
+        alone || self.answers().iter().any(|moved| is(moved))
+    }
+
     /// Which deadline has passed.
     fn passed(&self, now: Timestamp) -> Option<Overdue> {
         let limits = &self.limits;
@@ -227,7 +233,7 @@ impl Watch {
             return Some(Overdue::Held);
         }
         if self.is_half_closed() {
-            let moves = self.answers().iter().any(|moved| since(moved) <= LINGER);
+            let moves = self.any_answer(|moved| since(moved) <= LINGER);
             // Behind a full socket there may be an answer that is no longer served and not yet sent.
             let waits = full || busy && (moves || since(&self.half_closed_since) <= LINGER);
             return (!waits).then_some(Overdue::Gone);
@@ -236,9 +242,7 @@ impl Watch {
         let (overdue, phase) = if in_head && (!busy || self.multiplexed.load(Ordering::Relaxed)) {
             (since(&self.waiting_for_head) > limits.head, Overdue::Head)
         } else if busy {
-            let silent = |moved: &AtomicU64| since(moved) > limits.silence;
-            let alone = self.moved.load(Ordering::Relaxed) > 0 && silent(&self.moved);
-            (alone || self.answers().iter().any(|moved| silent(moved)), Overdue::Silent)
+            (self.any_answer(|moved| since(moved) > limits.silence), Overdue::Silent)
         } else {
             (since(&self.idle_since) > limits.idle, Overdue::Idle)
         };
