@@ -90,7 +90,7 @@ impl<I> Wire<I> {
             rest = &bytes[same..];
             if *matched == PREFACE.len() {
                 self.watch.multiplexes();
-                self.protocol = Protocol::Http2(Box::new(Counts::new()));
+                self.protocol = Protocol::Http2(Box::default());
             } else if rest.is_empty() {
                 self.watch.head(false, !bytes.is_empty());
                 return Ok(bytes.len());

@@ -204,7 +204,8 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr
     let _open = shared.open.hold();
     stream.set_nodelay(true).ok();
     let terms = shared.place.terms();
-    let (ip, _admitted) = match terms.caller(&mut stream, peer.ip(), admitted).await {
+    // Boxed, like all that is over before the connection idles: what waits for the next request is the smaller for it.
+    let (ip, _admitted) = match Box::pin(terms.caller(&mut stream, peer.ip(), admitted)).await {
         Ok(caller) => caller,
         Err(reason) => return shared.metrics.connection_refused(reason),
     };
@@ -213,10 +214,10 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr
         let watch = shared.deadlines.watch(terms.server.deadlines());
         return terms.server.serve(stream, ip, place, watch, drain).await;
     };
-    match timeout(terms.handshake(), tls.accept(stream)).await {
+    match Box::pin(timeout(terms.handshake(), tls.accept(stream))).await {
         Ok(Ok(stream)) => {
             let watch = shared.deadlines.watch(terms.server.deadlines());
-            terms.server.serve(stream, ip, place, watch, drain).await;
+            Box::pin(terms.server.serve(stream, ip, place, watch, drain)).await;
         }
         Ok(Err(error)) => {
             shared.metrics.connection_refused(RefusedConnection::Tls);

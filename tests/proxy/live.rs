@@ -54,7 +54,7 @@ impl Stream {
 
     /// Whether there was more.
     async fn read(&mut self) -> bool {
-        let mut buffer = [0; 65_536];
+        let mut buffer = [0; 4096];
         let read = self.tcp.read(&mut buffer).await.unwrap_or(0);
         self.text.push_str(&String::from_utf8_lossy(&buffer[..read]));
         read > 0

@@ -145,7 +145,7 @@ pub(crate) fn run(scenario: Scenario) -> Outcome {
 /// The proxy, and what is behind it.
 #[derive(Clone)]
 pub(crate) struct Proxy {
-    pipeline: Pipeline,
+    pipeline: Arc<Pipeline>,
     network: Network,
 }
 
@@ -153,7 +153,8 @@ impl Proxy {
     /// As the scenario has it; its demand is the caller's business.
     pub(crate) fn new(scenario: Scenario, random: &mut fastrand::Rng) -> Self {
         let network = Network::new(scenario, random);
-        let pipeline = server::pipeline_over(&config(scenario), network.clone()).expect("a pipeline");
+        let pipeline =
+            Arc::new(server::pipeline_over(&config(scenario), network.clone()).expect("a pipeline"));
         Self { pipeline, network }
     }
 

@@ -1,6 +1,6 @@
 //! `[[environments]]`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ struct Scope<'a> {
     /// Names, and where each is.
     names: Vec<(String, String)>,
     /// Callers' keys, and where each is.
-    keys: Vec<(KeyDigest, String)>,
+    keys: HashMap<KeyDigest, String>,
     /// The one that is keyless.
     keyless: Option<String>,
 }
@@ -44,7 +44,7 @@ pub(super) fn compile(
         file.refuse("environments", Wrong::new("is empty", CURE));
     }
     let raws = file.required("environments", raw, CURE).unwrap_or_default();
-    let mut scope = Scope { ttl, listen, names: Vec::new(), keys: Vec::new(), keyless: None };
+    let mut scope = Scope { ttl, listen, names: Vec::new(), keys: HashMap::new(), keyless: None };
     let (mut environments, mut shares) = (Vec::new(), Vec::new());
     for (index, raw) in raws.into_iter().enumerate() {
         let raw = file.table(&format!("environments[{index}]"), raw);
@@ -204,12 +204,12 @@ fn publishable_keys(
             };
             Wrong::new(wrong.to_string(), cure)
         })?;
-        if let Some((_, other)) = scope.keys.iter().find(|(taken, _)| *taken == key) {
+        if let Some(other) = scope.keys.get(&key) {
             let message =
                 if *other == here { "is listed twice".into() } else { format!("is listed in {other} too") };
             return Err(Wrong::new(message, "keep one of them: a key belongs to one environment"));
         }
-        scope.keys.push((key, here.clone()));
+        scope.keys.insert(key, here.clone());
         Ok(key)
     });
     keys.unwrap_or_default()
