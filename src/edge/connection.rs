@@ -29,7 +29,7 @@ use super::in_force::Place;
 use super::wire::{Heads, Wire};
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
 use crate::exchange::{Arrival, HadFragment, HadTwoLengths};
-use crate::pipeline::Answering;
+use crate::pipeline::{Answering, Pipeline};
 use crate::rejection::PROXY_STATUS;
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
@@ -212,8 +212,8 @@ impl Service<Request<Incoming>> for Requests {
                     RequestBody::Streaming(Box::new(inbound))
                 }
             });
-            let future = lane.pipeline.serve(Arrival { request, peer: self.peer });
-            Serve { future, serving, persistence }
+            let arrived = Some((lane.pipeline.clone(), Arrival { request, peer: self.peer }));
+            Serve { arrived, answering: None, serving, persistence }
         })
     }
 }
@@ -255,9 +255,11 @@ impl Persistence {
     }
 }
 
-/// A request on its way.
+/// A request on its way. No layer sees it before this is polled: one that refuses a request drops its body, and until then
+/// hyper does not look after it.
 struct Serve {
-    future: Answering,
+    arrived: Option<(Arc<Pipeline>, Arrival)>,
+    answering: Option<Answering>,
     serving: Option<Serving>,
     persistence: Persistence,
 }
@@ -267,7 +269,11 @@ impl Future for Serve {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let Poll::Ready(Ok(mut response)) = this.future.as_mut().poll(cx) else { return Poll::Pending };
+        if let Some((pipeline, arrival)) = this.arrived.take() {
+            this.answering = Some(pipeline.serve(arrival));
+        }
+        let Some(answering) = &mut this.answering else { return Poll::Pending };
+        let Poll::Ready(Ok(mut response)) = answering.as_mut().poll(cx) else { return Poll::Pending };
         let last =
             this.serving.as_ref().is_some_and(Serving::is_last) && this.persistence != Persistence::Streams;
         if last || this.persistence.ends_after(&response) {

@@ -28,7 +28,7 @@ pub struct InForce {
 /// The way of one worker's requests.
 pub struct Lane {
     /// What they pass.
-    pub pipeline: Pipeline,
+    pub pipeline: Arc<Pipeline>,
     /// The pool below it, which is swept.
     pub upstream: Upstream,
 }

@@ -138,7 +138,7 @@ fn in_force(
     let lane = |(worker, tasks): (usize, &TaskTracker)| {
         let upstream = pool(worker);
         let layers = assembly::layers(setup, lasting, tasks);
-        Lane { pipeline: pipeline::build(layers, upstream.clone()), upstream }
+        Lane { pipeline: Arc::new(pipeline::build(layers, upstream.clone())), upstream }
     };
     for doubt in doubts(&setup.config) {
         tracing::warn!(key = "server.tls", "{doubt}");
