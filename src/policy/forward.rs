@@ -30,6 +30,9 @@ use crate::telemetry::traces::{AttemptSpan, Sent};
 use crate::time::{Instant, Timestamp, timeout_at};
 
 mod fields;
+mod receipt;
+
+use receipt::Receipt;
 
 /// Request fields that are passed on, beside the operator's own.
 const ALLOWED: [HeaderName; 7] = [
@@ -416,41 +419,6 @@ impl Call<'_> {
             caller: callers_turn.then_some(Rejection::RequestTimeout),
             body: None,
         })
-    }
-}
-
-/// Goes with a body on its way: gives the connection back at its end, and tells of one that ended early.
-struct Receipt {
-    lease: Option<Box<dyn Lease>>,
-    shared: Arc<Shared>,
-    journal: Arc<Journal>,
-}
-
-impl Receipt {
-    fn guarded(&self) {
-        self.shared.metrics.secret_guard();
-        self.journal.broke("secret_guard");
-        tracing::error!(
-            request_id = &*self.journal.request_id,
-            "an answer held our secret key and was withheld"
-        );
-    }
-}
-
-impl Lease for Receipt {
-    fn finish(self: Box<Self>) {
-        if let Some(lease) = self.lease {
-            lease.finish();
-        }
-    }
-
-    fn broken(self: Box<Self>, error: &BodyError) {
-        if matches!(error, BodyError::Secret) {
-            return self.guarded();
-        }
-        self.shared.health.set_healthy(false);
-        self.journal.broke(UpstreamFault::ConnectionTerminated.name());
-        tracing::warn!(request_id = &*self.journal.request_id, %error, "upstream's answer ended early");
     }
 }
 

@@ -1,0 +1,44 @@
+//! What goes with an answer's body until it has passed.
+
+use std::sync::Arc;
+
+use super::Shared;
+use crate::body::{BodyError, Lease};
+use crate::exchange::Journal;
+use crate::rejection::UpstreamFault;
+
+/// Goes with a body on its way: gives the connection back at its end, and tells of one that ended early.
+pub(super) struct Receipt {
+    pub(super) lease: Option<Box<dyn Lease>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) journal: Arc<Journal>,
+}
+
+impl Receipt {
+    /// The answer held our secret.
+    pub(super) fn guarded(&self) {
+        self.shared.metrics.secret_guard();
+        self.journal.broke("secret_guard");
+        tracing::error!(
+            request_id = &*self.journal.request_id,
+            "an answer held our secret key and was withheld"
+        );
+    }
+}
+
+impl Lease for Receipt {
+    fn finish(self: Box<Self>) {
+        if let Some(lease) = self.lease {
+            lease.finish();
+        }
+    }
+
+    fn broken(self: Box<Self>, error: &BodyError) {
+        if matches!(error, BodyError::Secret) {
+            return self.guarded();
+        }
+        self.shared.health.set_healthy(false);
+        self.journal.broke(UpstreamFault::ConnectionTerminated.name());
+        tracing::warn!(request_id = &*self.journal.request_id, %error, "upstream's answer ended early");
+    }
+}
