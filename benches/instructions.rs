@@ -110,7 +110,10 @@ fn two_budgets(limits: MemoryLimits) -> MemoryLimits {
     let budgets = [budget("production"), budget(EGRESS)];
     let draw = Draw { budgets, ahead: 0, held_back: 0 };
     for _ in 0..TIMES {
-        assert!(ready(limits.acquire(black_box(draw))).is_ok_and(|charge| limits.settle(charge, None)));
+        let charge = ready(limits.acquire(black_box(draw)));
+        assert!(charge.is_ok());
+        // Nothing was heard of upstream's own count.
+        charge.ok().map(|charge| black_box(limits.settle(charge, None)));
     }
     limits
 }
