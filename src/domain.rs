@@ -7,6 +7,7 @@ pub mod budget;
 pub mod cache_control;
 pub mod client_ip;
 pub mod environment;
+pub mod field;
 pub mod freshness;
 pub mod key;
 pub mod operation;

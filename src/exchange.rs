@@ -4,18 +4,20 @@
 //! takes the stage it needs, so a dangerous order (a cache above authorization) does not compile. What is learned on the
 //! way and told on the way out (access log, metrics, limit fields) is written into the [`Journal`].
 
+use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request};
 use opentelemetry::trace::SpanContext;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 
 use crate::body::RequestBody;
 use crate::domain::access::{Denied, Route, ShadowRefusal};
-use crate::domain::client_ip::{ClientIp, ClientKey};
+use crate::domain::client_ip::ClientKey;
 use crate::domain::environment::Environment;
 use crate::domain::ratelimit::Standing;
 use crate::domain::rotation::Which;
@@ -23,6 +25,7 @@ use crate::domain::secret_guard::SecretGuard;
 use crate::domain::target::{Extracted, Target};
 use crate::rejection::Rejection;
 use crate::store::limits::BudgetId;
+use crate::store::places::Place;
 use crate::store::queues::Queue;
 use crate::store::secrets::Picked;
 use crate::time::{Instant, Timestamp};
@@ -35,7 +38,7 @@ pub use cache_status::CacheStatus;
 #[derive(Debug)]
 pub struct Arrival {
     /// The request.
-    pub request: Request<RequestBody>,
+    pub request: Box<Request<RequestBody>>,
     /// Who is at the other end of the connection.
     pub peer: IpAddr,
 }
@@ -51,8 +54,8 @@ pub struct HadTwoLengths;
 /// A request at one stage of its way.
 #[derive(Debug)]
 pub struct Exchange<S> {
-    /// Method, fields and body, as received.
-    pub request: Request<RequestBody>,
+    /// Method, fields and body, as received. Boxed: every layer moves it on.
+    pub request: Box<Request<RequestBody>>,
     /// What is known so far.
     pub stage: S,
     /// When an answer is due.
@@ -65,7 +68,7 @@ impl<S: Clone> Exchange<S> {
     /// The same exchange once more, without its body.
     #[must_use]
     pub fn bodyless(&self) -> Self {
-        let mut request = Request::new(RequestBody::Empty);
+        let mut request = Box::new(Request::new(RequestBody::Empty));
         *request.method_mut() = self.request.method().clone();
         *request.headers_mut() = self.request.headers().clone();
         Self { request, stage: self.stage.clone(), deadline: self.deadline, journal: self.journal.clone() }
@@ -217,17 +220,16 @@ impl Permit {
 #[derive(Debug, Clone, Copy)]
 pub struct DroppedCredential;
 
-/// Upstream set a cookie, which was taken out: the answer is one caller's own and is neither kept nor shared.
+/// What is known of an answer of upstream's beside itself.
 #[derive(Debug, Clone, Copy)]
-pub struct HadCookie;
-
-/// Only the end of upstream's connection tells where the answer ends, as it would if upstream had died: it is not kept.
-#[derive(Debug, Clone, Copy)]
-pub struct EndUntold;
-
-/// When the attempt that brought an answer was sent.
-#[derive(Debug, Clone, Copy)]
-pub struct SentAt(pub Timestamp);
+pub struct Answered {
+    /// When the attempt that brought it was sent.
+    pub sent: Timestamp,
+    /// It set a cookie, which was taken out: it is one caller's own and is neither kept nor shared.
+    pub had_cookie: bool,
+    /// Only the end of upstream's connection tells where it ends, as it would if upstream had died: it is not kept.
+    pub end_untold: bool,
+}
 
 /// Upstream answered 429, and the budget it speaks for is shut for so long.
 #[derive(Debug, Clone, Copy)]
@@ -268,17 +270,11 @@ pub enum Delivery {
 #[derive(Debug)]
 pub struct Journal {
     /// The request id: the caller's where sane, else ours.
-    pub request_id: Box<str>,
-    /// The caller, once known.
-    pub client_ip: OnceLock<ClientIp>,
-    /// The caller as counted, once known.
-    pub client: OnceLock<ClientKey>,
-    /// The caller's own limit, once counted.
-    pub client_standing: OnceLock<Standing>,
-    /// The environment, once authenticated.
-    pub environment: OnceLock<Arc<EnvironmentHandle>>,
-    /// The route, once authorized.
-    pub route: OnceLock<Arc<Route>>,
+    pub request_id: RequestId,
+    /// The caller as counted, and its own limit, once counted.
+    pub client: OnceLock<(ClientKey, Standing)>,
+    /// On whose behalf, and as which route where that was opened; once that is decided.
+    pub decided: OnceLock<(Arc<EnvironmentHandle>, Option<Arc<Route>>)>,
     /// The known route that was refused.
     pub refused_route: OnceLock<&'static str>,
     /// Some of the attempt under way may have been written.
@@ -299,19 +295,56 @@ struct Notes {
     rejection: Option<Rejection>,
     attempts: u32,
     broken: Option<&'static str>,
-    place: [Option<OwnedSemaphorePermit>; 2],
+    place: Option<Place>,
+    left: Option<Box<Request<RequestBody>>>,
+    answered: Option<Answered>,
+}
+
+/// A request id as a field's value. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// `None`: it is none that can be printed as it is.
+    pub fn new(mut value: HeaderValue) -> Option<Self> {
+        // No other message has it: HPACK is not to keep it.
+        value.set_sensitive(true);
+        value.to_str().is_ok().then_some(Self(value))
+    }
+
+    /// One that is told apart by nobody.
+    pub const fn of(id: &'static str) -> Self {
+        Self(HeaderValue::from_static(id))
+    }
+
+    /// As a field's value.
+    pub fn field(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+impl Display for RequestId {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl Deref for RequestId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        // It was printable when it was made.
+        self.0.to_str().unwrap_or_default()
+    }
 }
 
 impl Journal {
     /// An empty one.
-    pub fn new(request_id: Box<str>) -> Self {
+    pub fn new(request_id: RequestId) -> Self {
         Self {
             request_id,
-            client_ip: OnceLock::new(),
             client: OnceLock::new(),
-            client_standing: OnceLock::new(),
-            environment: OnceLock::new(),
-            route: OnceLock::new(),
+            decided: OnceLock::new(),
             refused_route: OnceLock::new(),
             written: AtomicBool::new(false),
             changed: Notify::new(),
@@ -320,6 +353,11 @@ impl Journal {
             trace: OnceLock::new(),
             notes: Mutex::default(),
         }
+    }
+
+    /// An empty one under an id of ours.
+    pub fn of(request_id: &'static str) -> Self {
+        Self::new(RequestId::of(request_id))
     }
 
     /// Another one, under the same id and within the same trace.
@@ -363,12 +401,23 @@ impl Journal {
 
     /// How a list page was come by.
     pub fn cache_status(&self) -> Option<CacheStatus> {
-        self.notes(|notes| notes.cache.clone())
+        self.notes(|notes| notes.cache)
     }
 
-    /// Notes why the request was refused.
+    /// On whose behalf, once that is decided.
+    pub fn environment(&self) -> Option<&Arc<EnvironmentHandle>> {
+        self.decided.get().map(|(environment, _)| environment)
+    }
+
+    /// As which route, once that is opened.
+    pub fn route(&self) -> Option<&Arc<Route>> {
+        self.decided.get()?.1.as_ref()
+    }
+
+    /// Notes why the request was refused, and gives its in-flight place back: what is left to send is some hundred bytes, and
+    /// a caller that does not read them must not keep others out.
     pub fn refused(&self, rejection: Rejection) {
-        self.notes(|notes| notes.rejection = Some(rejection));
+        self.notes(|notes| (notes.rejection, notes.place) = (Some(rejection), None));
     }
 
     /// Why the request was refused.
@@ -377,14 +426,28 @@ impl Journal {
     }
 
     /// Keeps an in-flight place until the response has been sent.
-    pub fn hold(&self, place: [Option<OwnedSemaphorePermit>; 2]) {
-        self.notes(|notes| notes.place = place);
+    pub fn hold(&self, place: Place) {
+        self.notes(|notes| notes.place = Some(place));
     }
 
-    /// Gives the in-flight place back: what is left to send is a refusal of a few hundred bytes, and a caller that does
-    /// not read it must not keep others out.
-    pub fn release(&self) {
-        self.notes(|notes| notes.place = [None, None]);
+    /// Leaves the request that an attempt was made of, without its body, for whoever may have to make another.
+    pub fn leave(&self, request: Box<Request<RequestBody>>) {
+        self.notes(|notes| notes.left = Some(request));
+    }
+
+    /// Takes it.
+    pub fn left(&self) -> Option<Box<Request<RequestBody>>> {
+        self.notes(|notes| notes.left.take())
+    }
+
+    /// Notes what is known of upstream's answer.
+    pub fn answered(&self, answered: Answered) {
+        self.notes(|notes| notes.answered = Some(answered));
+    }
+
+    /// What is known of the last answer of upstream's.
+    pub fn answer(&self) -> Option<Answered> {
+        self.notes(|notes| notes.answered)
     }
 
     /// Notes why the body ended early, after its head had been sent.
@@ -444,10 +507,10 @@ pub(crate) mod testing {
         let target = http::uri::PathAndQuery::from_static(target);
         let (target, _) = Target::parse(&target, "").expect("a target");
         let permit = Permit::decide(Arc::new(handle), &method, target).expect("permitted");
-        let mut request = Request::new(RequestBody::Empty);
+        let mut request = Box::new(Request::new(RequestBody::Empty));
         *request.method_mut() = method;
         let deadline = Instant::now() + Duration::from_secs(20);
         let stage = Permitted { client: ClientKey(client), permit, unless: None, refused: None };
-        Exchange { request, stage, deadline, journal: Arc::new(Journal::new("req_test".into())) }
+        Exchange { request, stage, deadline, journal: Arc::new(Journal::of("req_test")) }
     }
 }

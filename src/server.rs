@@ -35,7 +35,6 @@ use crate::time::{Instant, sleep, timeout_at};
 mod assembly;
 mod engine;
 pub mod explain;
-mod places;
 mod reload;
 mod restart;
 mod view;

@@ -7,6 +7,7 @@ pub mod clients;
 pub mod limits;
 pub mod link;
 pub mod pages;
+pub mod places;
 pub mod queues;
 pub mod refusals;
 pub mod secrets;

@@ -63,7 +63,7 @@ impl std::ops::Add<Duration> for Timestamp {
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 
 /// Wall-clock seconds since 1970, for HTTP dates and epoch resets. Never for measuring.

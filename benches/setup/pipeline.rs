@@ -94,7 +94,7 @@ impl Case {
             .header("origin", "https://app.example.com")
             .body(RequestBody::Empty)
             .expect("a request");
-        Arrival { request, peer: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)) }
+        Arrival { request: Box::new(request), peer: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)) }
     }
 
     async fn check(&self, pipeline: &Pipeline) {

@@ -326,8 +326,8 @@ pub fn ratelimit(mut data: &[u8]) {
     }
     let (remaining, wait) = (seen.map_or(0, |seen| seen.remaining), hint.map_or(0, |hint| hint.as_secs()));
     let told =
-        standing(None, Some(Standing { quota: Quota::PRODUCTION, remaining, grows_in: wait })).expect("told");
-    let told = HeaderMap::from_iter([(RATELIMIT, HeaderValue::try_from(told).expect("a value"))]);
+        standing(Standing { quota: Quota::PRODUCTION, remaining, grows_in: wait }, None).expect("told");
+    let told = HeaderMap::from_iter([(RATELIMIT, told)]);
     let read = observe(&told, now).expect("it is read");
     assert_eq!((read.remaining, read.reset.as_secs()), (remaining, wait));
 }

@@ -285,6 +285,9 @@ impl AccessTable {
 
     /// What the shadow rule for a request that was allowed would have said, where there is one and it would have refused.
     pub fn shadow(&self, method: &Method, path: &str, query: &str) -> Option<ShadowRefusal> {
+        if self.shadow_rules.is_empty() {
+            return None;
+        }
         let (method, path) = canonical(method, path);
         let route = find(&self.shadows, method, path)?.value;
         let (constraint, message) = match secret_route(method, path) {

@@ -1,26 +1,34 @@
 //! Browser origins (RFC 6454 §6.2) and which of them may read answers.
 
+use http::HeaderValue;
+
 /// The origins an operator listed.
 ///
 /// An `Origin` authenticates browsers only: anything else may write what it likes there. The comparison is exact, because
 /// browsers serialise an origin in one way only: lower case, no default port, no path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Origins(Vec<String>);
+pub struct Origins(Vec<HeaderValue>);
 
 impl Origins {
     /// From serialised origins; [`parse`] checks each.
     pub fn new(origins: Vec<String>) -> Self {
-        Self(origins)
+        // What was checked is a value.
+        Self(origins.into_iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect())
     }
 
     /// Whether `origin`, as a browser sent it, is listed.
     pub fn allows(&self, origin: &[u8]) -> bool {
-        self.0.iter().any(|listed| listed.as_bytes() == origin)
+        self.listed(origin).is_some()
+    }
+
+    /// `origin` as it is listed.
+    pub fn listed(&self, origin: &[u8]) -> Option<&HeaderValue> {
+        self.0.iter().find(|listed| listed.as_bytes() == origin)
     }
 
     /// The listed origins.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
+        self.0.iter().filter_map(|origin| origin.to_str().ok())
     }
 }
 

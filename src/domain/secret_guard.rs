@@ -33,6 +33,8 @@ struct Patterns {
     candidates: Option<packed::Searcher>,
     /// What to look for in the name of a field, which is in lower case.
     names: Vec<Finder<'static>>,
+    /// Bytes of the shortest pattern.
+    shortest: usize,
 }
 
 /// How many first bytes of a pattern make a candidate.
@@ -67,11 +69,16 @@ impl SecretGuard {
         let candidates = packed::Searcher::new(beginnings);
         let names =
             patterns.iter().map(|form| Finder::new(&form.to_ascii_lowercase()).into_owned()).collect();
-        Ok(Self(Arc::new(Patterns { automaton, start, depth, candidates, names })))
+        let shortest = patterns.iter().map(Vec::len).min().unwrap_or(0);
+        Ok(Self(Arc::new(Patterns { automaton, start, depth, candidates, names, shortest })))
     }
 
     /// Whether `text` holds one of them.
     pub fn found_in(&self, text: &[u8]) -> bool {
+        // Escapes only make a form longer.
+        if text.len() < self.0.shortest {
+            return false;
+        }
         // Most fields hold neither the beginning of a form nor an escape, which is seen at once: a tenth of what a search costs.
         let begins = self.0.candidates.as_ref().is_none_or(|candidates| candidates.find(text).is_some());
         (begins || memchr(b'%', text).is_some()) && self.scan().read(text).is_err()

@@ -10,6 +10,8 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use crate::domain::client_ip::ClientKey;
 
 type Nanos = u64;
@@ -24,7 +26,7 @@ const KEPT: usize = PARTS as usize + 1;
 pub struct Shares {
     part: Nanos,
     max_clients: usize,
-    clients: HashMap<ClientKey, Spend>,
+    clients: HashMap<ClientKey, Spend, RandomState>,
     /// Clients by the part in which they were last seen.
     seen: [u32; KEPT],
     newest: u64,
@@ -72,7 +74,7 @@ impl Shares {
     /// Counts over `window` nanoseconds, at most `max_clients` clients apart.
     pub fn new(window: Nanos, max_clients: usize) -> Self {
         let part = (window / PARTS).max(1);
-        Self { part, max_clients, clients: HashMap::new(), seen: [0; KEPT], newest: 0 }
+        Self { part, max_clients, clients: HashMap::default(), seen: [0; KEPT], newest: 0 }
     }
 
     /// Counts over another window from now on. What a client spent in the last one it spent just now.

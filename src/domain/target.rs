@@ -193,16 +193,10 @@ fn check_path(path: &str) -> Result<(), Ambiguous> {
 
 /// Checks the query and takes the credential out. `None`: nothing is left.
 fn extract<'q>(query: &'q str, extracted: &mut Extracted) -> Result<Option<Cow<'q, str>>, Ambiguous> {
-    for (at, byte) in query.bytes().enumerate() {
-        match byte {
-            b'%' if escape(query.as_bytes(), at).is_none() => return Err(Ambiguous::BadEscape),
-            b'%' => {}
-            b';' => return Err(Ambiguous::Semicolon),
-            byte if IN_QUERY[usize::from(byte)] => {}
-            _ => return Err(Ambiguous::BadByte),
-        }
-    }
     let plain = query.bytes().all(|byte| PLAIN[usize::from(byte)]);
+    if !plain {
+        check_query(query)?;
+    }
     let mut taken: Vec<Range<usize>> = Vec::new();
     for (count, pair) in pairs(query).enumerate() {
         if count == MAX_PARAMETERS {
@@ -236,6 +230,19 @@ fn extract<'q>(query: &'q str, extracted: &mut Extracted) -> Result<Option<Cow<'
         .map(|pair| &query[pair.whole.clone()])
         .collect();
     Ok(if kept.is_empty() { None } else { Some(Cow::Owned(kept.join("&"))) })
+}
+
+fn check_query(query: &str) -> Result<(), Ambiguous> {
+    for (at, byte) in query.bytes().enumerate() {
+        match byte {
+            b'%' if escape(query.as_bytes(), at).is_none() => return Err(Ambiguous::BadEscape),
+            b'%' => {}
+            b';' => return Err(Ambiguous::Semicolon),
+            byte if IN_QUERY[usize::from(byte)] => {}
+            _ => return Err(Ambiguous::BadByte),
+        }
+    }
+    Ok(())
 }
 
 /// What a decoded name has before its brackets, which match: `limit`, `status[]`, `created_at[gt]`.

@@ -18,13 +18,13 @@ use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
-use tokio_util::sync::CancellationToken;
 
-use super::deadlines::{Limits, Overdue, Serving, Watch};
+use super::deadlines::{Call, Limits, Overdue, Serving, Watch};
+use super::eager::Eager;
 use super::in_force::Place;
 use super::wire::{Heads, Wire};
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
@@ -71,7 +71,7 @@ impl Rules {
 /// Serves connections.
 pub struct Server {
     rules: Rules,
-    builder: auto::Builder<TokioExecutor>,
+    builder: auto::Builder<Eager>,
     ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
@@ -80,7 +80,7 @@ impl Server {
     /// Serves by `rules`. Once it is not `ready` any more, callers are asked to go elsewhere next time.
     pub fn new(rules: Rules, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Self {
         let (longest, fields) = (rules.longest_head(), rules.max_header_bytes + rules.max_uri + 16 * 1024);
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let mut builder = auto::Builder::new(Eager::default());
         // No header_read_timeout: `deadlines` sees to it, at no cost per request.
         builder.http1().header_read_timeout(None).half_close(false).max_buf_size(longest);
         builder
@@ -101,16 +101,10 @@ impl Server {
         self.rules.deadlines
     }
 
-    /// Serves one connection to its end, each request by what is in force at its `place` when it arrives; `drain` asks it to
-    /// finish what is in flight and close.
-    pub async fn serve<I>(
-        &self,
-        io: I,
-        peer: IpAddr,
-        place: Place,
-        watch: Arc<Watch>,
-        drain: CancellationToken,
-    ) where
+    /// Serves one connection to its end, each request by what is in force at its `place` when it arrives; `watch` tells
+    /// when it is to end.
+    pub async fn serve<I>(&self, io: I, peer: IpAddr, place: Place, watch: Arc<Watch>)
+    where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let heads = Arc::new(Heads::default());
@@ -118,25 +112,10 @@ impl Server {
             Requests { place, ready: self.ready.clone(), peer, watch: watch.clone(), heads: heads.clone() };
         let io = TokioIo::new(Wire::new(io, watch.clone(), heads.clone(), self.rules.longest_head()));
         let mut connection = pin!(self.builder.serve_connection(io, service));
-        let mut overdue = pin!(watch.overdue());
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            overdue = overdue.as_mut() => {
-                if overdue == Overdue::Head {
-                    self.metrics.connection_refused(RefusedConnection::HeaderTimeout);
-                }
-                if overdue == Overdue::Held {
-                    self.metrics.connection_refused(RefusedConnection::Flood);
-                    tracing::debug!(%peer, "a connection was ended: it asked for answers and left no window for them");
-                }
-                if overdue == Overdue::Idle {
-                    // HTTP/2 is told by GOAWAY, so that a request just on its way is sent elsewhere.
-                    connection.as_mut().graceful_shutdown();
-                    timeout(GOODBYE, connection).await.ok();
-                }
-                return;
-            }
-            () = drain.cancelled() => {
+        let ended = match watch.attend(connection.as_mut(), false).await {
+            Ok(ended) => ended,
+            Err(Call::Overdue(overdue)) => return self.end(overdue, connection, peer).await,
+            Err(Call::Drain) => {
                 if !watch.has_begun() {
                     // Just made: its first request is on its way, and whoever sent it takes a reset for a failure.
                     tokio::select! {
@@ -152,9 +131,9 @@ impl Server {
                     () = yield_now() => {}
                 }
                 connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    _ = overdue.as_mut() => return,
+                match watch.attend(connection.as_mut(), true).await {
+                    Ok(ended) => ended,
+                    Err(_) => return,
                 }
             }
         };
@@ -169,6 +148,29 @@ impl Server {
         }
     }
 }
+
+impl Server {
+    /// Ends a connection that has been at something for too long.
+    async fn end<I>(&self, overdue: Overdue, mut connection: Pin<&mut Connection<'_, I>>, peer: IpAddr)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if overdue == Overdue::Head {
+            self.metrics.connection_refused(RefusedConnection::HeaderTimeout);
+        }
+        if overdue == Overdue::Held {
+            self.metrics.connection_refused(RefusedConnection::Flood);
+            tracing::debug!(%peer, "a connection was ended: it asked for answers and left no window for them");
+        }
+        if overdue == Overdue::Idle {
+            // HTTP/2 is told by GOAWAY, so that a request just on its way is sent elsewhere.
+            connection.as_mut().graceful_shutdown();
+            timeout(GOODBYE, connection).await.ok();
+        }
+    }
+}
+
+type Connection<'b, I> = auto::Connection<'b, TokioIo<Wire<I>>, Requests, Eager>;
 
 /// The requests of one connection, handed to the pipeline.
 struct Requests {
@@ -212,8 +214,19 @@ impl Service<Request<Incoming>> for Requests {
                     RequestBody::Streaming(Box::new(inbound))
                 }
             });
-            let arrived = Some((lane.pipeline.clone(), Arrival { request, peer: self.peer }));
-            Serve { arrived, answering: None, serving, persistence }
+            let bodyless = matches!(request.body(), RequestBody::Empty);
+            let arrival = Arrival { request: Box::new(request), peer: self.peer };
+            match bodyless {
+                // Most are answered here: their head is gone before more is read, and the connection's buffer serves again.
+                true => {
+                    let answering = Some(lane.pipeline.serve(arrival));
+                    Serve { arrived: None, answering, serving, persistence }
+                }
+                false => {
+                    let arrived = Some((lane.pipeline.clone(), arrival));
+                    Serve { arrived, answering: None, serving, persistence }
+                }
+            }
         })
     }
 }
@@ -255,8 +268,8 @@ impl Persistence {
     }
 }
 
-/// A request on its way. No layer sees it before this is polled: one that refuses a request drops its body, and until then
-/// hyper does not look after it.
+/// A request on its way. One with a body is seen by no layer before this is polled: a layer that refuses a request drops its
+/// body, and until then hyper does not look after it.
 struct Serve {
     arrived: Option<(Arc<Pipeline>, Arrival)>,
     answering: Option<Answering>,

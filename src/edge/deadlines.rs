@@ -5,8 +5,11 @@
 //! has a deadline, not an idle timer: a client that trickles bytes does not push it back. Nor does one that takes an answer
 //! byte by byte: while the socket is full, so much has to be taken in each span of time.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -40,12 +43,17 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Deadlines {
     clock: Arc<AtomicU64>,
+    draining: Arc<AtomicBool>,
     watched: Mutex<Vec<Arc<Watch>>>,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { clock: Arc::new(AtomicU64::new(Timestamp::now().0)), watched: Mutex::default() }
+        Self {
+            clock: Arc::new(AtomicU64::new(Timestamp::now().0)),
+            draining: Arc::default(),
+            watched: Mutex::default(),
+        }
     }
 }
 
@@ -55,6 +63,7 @@ impl Deadlines {
         let watch = Arc::new(Watch {
             limits,
             clock: self.clock.clone(),
+            draining: self.draining.clone(),
             waiting_for_head: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             full_since: AtomicU64::new(0),
@@ -67,10 +76,20 @@ impl Deadlines {
             first: Notify::new(),
             moved: AtomicU64::new(0),
             answers: Mutex::default(),
-            end: Notify::new(),
+            attention: Attention::default(),
         });
+        if self.draining.load(Ordering::Relaxed) {
+            watch.attention.call();
+        }
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watch.clone());
         watch
+    }
+
+    /// All connections are to finish what is in flight, and close; those that are made from now on too.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.iter().for_each(|watch| watch.attention.call());
     }
 
     /// Looks at every connection once; to be called every [`TICK`].
@@ -80,7 +99,7 @@ impl Deadlines {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|watch| Arc::strong_count(watch) > 1);
         for watch in watched.iter().filter(|watch| watch.passed(now).is_some()) {
-            watch.end.notify_one();
+            watch.attention.call();
         }
         if watched.capacity() > 64 && watched.capacity() > watched.len() * 4 {
             watched.shrink_to_fit();
@@ -116,7 +135,49 @@ pub struct Watch {
     moved: AtomicU64,
     /// HTTP/2: the same of each answer.
     answers: Mutex<Vec<Arc<AtomicU64>>>,
-    end: Notify,
+    draining: Arc<AtomicBool>,
+    attention: Attention,
+}
+
+/// Calls a connection's task. It listens each time it is polled, with each request, so listening costs no more than a look;
+/// a `select` over two futures of the runtime takes as long as finding a page.
+#[derive(Debug, Default)]
+struct Attention {
+    called: AtomicBool,
+    listening: Mutex<Option<Waker>>,
+}
+
+impl Attention {
+    fn listening(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call(&self) {
+        self.called.store(true, Ordering::Release);
+        if let Some(waker) = &*self.listening() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// `known`: who listens already.
+    fn poll(&self, known: &mut Option<Waker>, cx: &Context<'_>) -> Poll<()> {
+        if !known.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            let waker = Some(cx.waker().clone());
+            self.listening().clone_from(&waker);
+            *known = waker;
+        }
+        let called = self.called.load(Ordering::Acquire) && self.called.swap(false, Ordering::Acquire);
+        if called { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Why a connection is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// It has been at something for too long.
+    Overdue(Overdue),
+    /// It is to finish what is in flight, and close.
+    Drain,
 }
 
 impl Watch {
@@ -197,15 +258,30 @@ impl Watch {
         self.first.notified().await;
     }
 
-    /// Waits until the connection is overdue; with what.
-    pub async fn overdue(&self) -> Overdue {
-        loop {
-            self.end.notified().await;
-            // Between the sweep and here a request may have come.
-            if let Some(overdue) = self.passed(Timestamp(self.clock.load(Ordering::Relaxed))) {
-                return overdue;
+    /// Polls `connection` to its end, or until this is called for another reason than `draining`, which is known; first the
+    /// connection, always.
+    pub async fn attend<F: Future>(
+        &self,
+        mut connection: Pin<&mut F>,
+        draining: bool,
+    ) -> Result<F::Output, Call> {
+        let mut known = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(Ok(ended));
             }
-        }
+            while self.attention.poll(&mut known, cx).is_ready() {
+                // Between the sweep and here a request may have come.
+                if let Some(overdue) = self.passed(Timestamp(self.clock.load(Ordering::Relaxed))) {
+                    return Poll::Ready(Err(Call::Overdue(overdue)));
+                }
+                if !draining && self.draining.load(Ordering::Relaxed) {
+                    return Poll::Ready(Err(Call::Drain));
+                }
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     fn answers(&self) -> MutexGuard<'_, Vec<Arc<AtomicU64>>> {
@@ -315,6 +391,8 @@ impl Drop for Serving {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
     use crate::time::sleep;
 
@@ -324,12 +402,17 @@ mod tests {
         silence: Duration::from_secs(60),
     };
 
+    /// A connection on which nothing more happens than that it is looked at twice.
+    async fn ready_soon() {
+        tokio::task::yield_now().await;
+    }
+
     async fn ends_after(deadlines: &Deadlines, watch: &Watch, each_second: impl Fn(&Watch)) -> u64 {
         for second in 0..200 {
             sleep(Duration::from_secs(1)).await;
             each_second(watch);
             deadlines.sweep();
-            if crate::time::timeout(Duration::ZERO, watch.overdue()).await.is_ok() {
+            if watch.attend(pin!(ready_soon()), false).await.is_err() {
                 return second;
             }
         }

@@ -76,7 +76,7 @@ impl<L: LimitStore, T: Transport> Prover<'_, L, T> {
                 }
             }
         };
-        let journal = Journal::new("req_reload".into());
+        let journal = Journal::of("req_reload");
         let started = Instant::now();
         let answer = timeout(self.attempt_timeout, self.transport.send(request, &journal)).await;
         match answer {

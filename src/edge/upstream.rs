@@ -29,7 +29,6 @@ mod tests;
 
 use connect::Connection;
 pub use connect::Connector;
-use interim::Interim;
 
 /// An older connection gets no new request: the name it was made for may stand for another address by now.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -75,14 +74,15 @@ impl Upstream {
 
     /// Closes what has been idle, or there, for too long; to be called every second or so.
     pub fn close_idle(&self) {
-        lock(&self.0.idle).retain(|idle| self.0.may_serve(idle) && !idle.sender.is_closed());
+        let now = Instant::now();
+        lock(&self.0.idle).retain(|idle| self.0.may_serve(idle, now) && !idle.sender.is_closed());
         // What is under way over it goes on: it closes after the last answer.
-        lock(&self.0.shared).take_if(|shared| is_old(shared.born));
+        lock(&self.0.shared).take_if(|shared| is_old(shared.born, now));
     }
 }
 
-fn is_old(born: Instant) -> bool {
-    born.elapsed() >= MAX_AGE
+fn is_old(born: Instant, now: Instant) -> bool {
+    now.duration_since(born) >= MAX_AGE
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -138,30 +138,31 @@ impl Pool {
     fn checkout(&self) -> Option<Connection> {
         if let Some(shared) = lock(&self.shared).as_ref()
             && !shared.sender.is_closed()
-            && !is_old(shared.born)
+            && !is_old(shared.born, Instant::now())
         {
             return Some(Connection::Http2(shared.sender.clone(), shared.born));
         }
-        let mut idle = lock(&self.idle);
+        let (mut idle, now) = (lock(&self.idle), Instant::now());
         while let Some(candidate) = idle.pop() {
-            if candidate.sender.is_ready() && self.may_serve(&candidate) {
+            if candidate.sender.is_ready() && self.may_serve(&candidate, now) {
                 return Some(Connection::Http1(candidate.sender, candidate.born));
             }
         }
         None
     }
 
-    fn may_serve(&self, idle: &Idle) -> bool {
-        idle.since.elapsed() < self.idle_timeout && !is_old(idle.born)
+    fn may_serve(&self, idle: &Idle, now: Instant) -> bool {
+        now.duration_since(idle.since) < self.idle_timeout && !is_old(idle.born, now)
     }
 
     fn give_back(&self, sender: http1::SendRequest<RequestBody>, born: Instant) {
-        if sender.is_closed() || is_old(born) {
+        let now = Instant::now();
+        if sender.is_closed() || is_old(born, now) {
             return;
         }
         let mut idle = lock(&self.idle);
         if idle.len() < self.max_idle {
-            idle.push(Idle { sender, born, since: Instant::now() });
+            idle.push(Idle { sender, born, since: now });
         }
     }
 
@@ -178,15 +179,7 @@ impl Pool {
     ) -> Result<Answer, Unsent> {
         match connection {
             Connection::Http1(mut sender, born) => {
-                let mut request = self.relative(request);
-                let interim = Interim::of(&mut request);
-                let response = tokio::select! {
-                    response = sender.try_send_request(request) => response.map_err(unsent)?,
-                    () = interim.too_many() => return Err((interim.error(), None)),
-                };
-                if interim.are_too_many() {
-                    return Err((interim.error(), None));
-                }
+                let response = sender.try_send_request(self.relative(request)).await.map_err(unsent)?;
                 let lease = Returning { pool: self.clone(), sender, born };
                 Ok(answer(response, Some(Box::new(lease))))
             }

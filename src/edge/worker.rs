@@ -83,6 +83,7 @@ impl Worker {
             }
         }
         drop(shared);
+        let mut draining = false;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         accepting.close();
@@ -98,6 +99,10 @@ impl Worker {
             tokio::select! {
                 () = &mut finished => return 0,
                 () = self.cut.cancelled() => return connections.len(),
+                () = self.drain.cancelled(), if !draining => {
+                    draining = true;
+                    deadlines.drain();
+                }
                 _ = tick.tick() => {
                     self.beat.fetch_add(1, Ordering::Relaxed);
                     deadlines.sweep();
@@ -209,15 +214,15 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr
         Ok(caller) => caller,
         Err(reason) => return shared.metrics.connection_refused(reason),
     };
-    let (place, drain) = (shared.place.clone(), shared.drain.clone());
+    let place = shared.place.clone();
     let Some(tls) = &terms.tls else {
         let watch = shared.deadlines.watch(terms.server.deadlines());
-        return terms.server.serve(stream, ip, place, watch, drain).await;
+        return terms.server.serve(stream, ip, place, watch).await;
     };
     match Box::pin(timeout(terms.handshake(), tls.accept(stream))).await {
         Ok(Ok(stream)) => {
             let watch = shared.deadlines.watch(terms.server.deadlines());
-            Box::pin(terms.server.serve(stream, ip, place, watch, drain)).await;
+            Box::pin(terms.server.serve(stream, ip, place, watch)).await;
         }
         Ok(Err(error)) => {
             shared.metrics.connection_refused(RefusedConnection::Tls);

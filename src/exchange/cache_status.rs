@@ -1,7 +1,11 @@
 //! What `Cache-Status` says (RFC 9211).
 
+use http::header::HeaderValue;
+
+use crate::domain::field;
+
 /// How a list page was come by: `Cache-Status` (RFC 9211).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheStatus {
     /// From the cache, with so many seconds of freshness left (negative: stale), and why it was served stale.
     Hit {
@@ -32,12 +36,21 @@ pub enum CacheStatus {
 
 impl CacheStatus {
     /// The field's value.
-    pub fn field(&self) -> String {
+    pub fn field(&self) -> Option<HeaderValue> {
+        self.with_parts(field::of)
+    }
+
+    /// The field's value as a text.
+    pub fn text(&self) -> String {
+        self.with_parts(|parts| parts.concat())
+    }
+
+    fn with_parts<T>(&self, with: impl FnOnce(&[&str]) -> T) -> T {
+        let mut digits = itoa::Buffer::new();
         match self {
             Self::Hit { ttl, detail } => {
-                let mut digits = itoa::Buffer::new();
                 let (label, detail) = detail.map_or(("", ""), |detail| ("; detail=", detail));
-                ["metorial-proxy; hit; ttl=", digits.format(*ttl), label, detail].concat()
+                with(&["metorial-proxy; hit; ttl=", digits.format(*ttl), label, detail])
             }
             Self::Miss { stored, collapsed, expired, validated } => {
                 let reason = match (*expired, *validated) {
@@ -47,13 +60,17 @@ impl CacheStatus {
                 };
                 let stored = if *stored { "; stored" } else { "" };
                 let collapsed = if *collapsed { "; collapsed" } else { "" };
-                format!("metorial-proxy; fwd={reason}{stored}{collapsed}")
+                with(&["metorial-proxy; fwd=", reason, stored, collapsed])
             }
             Self::StaleOnError { status } => match status {
-                Some(status) => format!("metorial-proxy; fwd=stale; fwd-status={status}; detail=error"),
-                None => "metorial-proxy; fwd=stale; detail=error".to_owned(),
+                Some(status) => with(&[
+                    "metorial-proxy; fwd=stale; fwd-status=",
+                    digits.format(*status),
+                    "; detail=error",
+                ]),
+                None => with(&["metorial-proxy; fwd=stale; detail=error"]),
             },
-            Self::Bypass => "metorial-proxy; fwd=bypass".to_owned(),
+            Self::Bypass => with(&["metorial-proxy; fwd=bypass"]),
         }
     }
 }

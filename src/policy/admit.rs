@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
 use crate::rejection::{Gate, Rejection};
+use crate::store::places::Places;
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 
@@ -22,37 +22,6 @@ pub struct AdmitLayer(Arc<Shared>);
 struct Shared {
     places: Places,
     metrics: Arc<Metrics>,
-}
-
-/// The places there are. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Places {
-    all: Arc<Semaphore>,
-    with_body: Arc<Semaphore>,
-}
-
-impl Places {
-    /// Places in all, and of these those for requests with a body.
-    pub fn of(all: Arc<Semaphore>, with_body: Arc<Semaphore>) -> Self {
-        Self { all, with_body }
-    }
-
-    /// So many of `most` places are for requests with a body.
-    pub fn with_body(most: usize) -> usize {
-        (most - most / 4).max(1)
-    }
-
-    #[cfg(test)]
-    fn new(most: usize) -> Self {
-        Self::of(Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(Self::with_body(most))))
-    }
-
-    /// What a request holds while it is in flight.
-    fn take(&self, has_body: bool) -> Option<[Option<OwnedSemaphorePermit>; 2]> {
-        let free = |places: &Arc<Semaphore>| places.clone().try_acquire_owned().ok();
-        let with_body = if has_body { Some(free(&self.with_body)?) } else { None };
-        Some([Some(free(&self.all)?), with_body])
-    }
 }
 
 impl AdmitLayer {
@@ -122,18 +91,5 @@ mod tests {
         assert_eq!(ask().await.map(|_| ()), Err(Rejection::Overloaded));
         drop(journal);
         assert!(ask().await.is_ok());
-    }
-
-    #[test]
-    fn requests_with_a_body_leave_a_quarter_to_those_without() {
-        for (most, with_body) in [(1, 1), (2, 2), (4, 3), (4096, 3072)] {
-            let places = Places::new(most);
-            let held: Vec<_> = (0..most).map_while(|_| places.take(true)).collect();
-            assert_eq!(held.len(), with_body);
-            let rest: Vec<_> = (0..most).map_while(|_| places.take(false)).collect();
-            assert_eq!(rest.len(), most - with_body);
-            drop((held, rest));
-            assert!(places.take(true).is_some());
-        }
     }
 }

@@ -152,7 +152,6 @@ where
         match callers.decide(exchange.request.headers(), &exchange.stage.extracted) {
             Ok(environment) => {
                 metrics.decision(Policy::Authenticate, Outcome::Allowed);
-                exchange.journal.environment.set(environment.clone()).ok();
                 let removed = exchange.request.headers_mut().remove(AUTHORIZATION);
                 if environment.environment.keyless && removed.is_some() {
                     exchange.request.extensions_mut().insert(DroppedCredential);

@@ -247,9 +247,7 @@ impl<L: LimitStore> Shared<L> {
             for queue in [&asks.handle.queue, &self.egress.queue] {
                 queue.refusals.answered(charge.at);
             }
-            for name in ratelimit::UPSTREAM_FIELDS {
-                response.headers_mut().remove(name);
-            }
+            ratelimit::take_out(response.headers_mut());
             return;
         }
         let headers = response.headers();

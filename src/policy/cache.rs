@@ -5,6 +5,7 @@
 //! collection before its answer is passed on, so no caller misses its own write in a list it asks for afterwards. Where
 //! replicas share pages all of that holds for all of them together.
 
+use std::borrow::Borrow as _;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -122,18 +123,25 @@ where
     }
 
     fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
-        let shared = self.shared.clone();
+        let shared = &self.shared;
         match concern(&exchange.stage.permit, shared.config.enabled) {
-            Concern::Page => Caching::Boxed { future: Box::pin(page(shared, inner, exchange)) },
-            Concern::Write => Caching::Boxed { future: Box::pin(write::write(shared, inner, exchange)) },
+            Concern::Page => match shared.fresh(&exchange) {
+                Some(answer) => Caching::AtHand { answer: Some(answer) },
+                None => {
+                    let (shared, inner) = (shared.clone(), self.inner.clone());
+                    Caching::Boxed { future: Box::pin(page(shared, inner, exchange)) }
+                }
+            },
+            Concern::Write => {
+                let (shared, inner) = (shared.clone(), self.inner.clone());
+                Caching::Boxed { future: Box::pin(write::write(shared, inner, exchange)) }
+            }
             Concern::None { list } => {
                 if list {
                     exchange.journal.cache(CacheStatus::Bypass);
                     shared.metrics.cache(CacheResult::Bypass);
                 }
-                Caching::Direct { future: inner.call(exchange) }
+                Caching::Direct { future: self.inner.call(exchange) }
             }
         }
     }
@@ -142,7 +150,7 @@ where
 type Boxed = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Rejection>> + Send>>;
 
 pin_project! {
-    /// A request that is none of the cache's business passes without a box.
+    /// What is answered at once, and what is none of the cache's business, passes without a box.
     #[project = CachingProjection]
     #[expect(missing_docs, reason = "the macro takes no comment on a field of a variant")]
     pub enum Caching<F> {
@@ -150,6 +158,10 @@ pin_project! {
         Direct {
             #[pin]
             future: F
+        },
+        /// A fresh page of this process.
+        AtHand {
+            answer: Option<Response<ResponseBody>>
         },
         /// A page or a write.
         Boxed {
@@ -167,6 +179,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             CachingProjection::Direct { future } => future.poll(cx),
+            // Polled again after it was ready, which no caller does, it would say that we failed.
+            CachingProjection::AtHand { answer } => Poll::Ready(answer.take().ok_or(Rejection::Internal)),
             CachingProjection::Boxed { future } => future.as_mut().poll(cx),
         }
     }
@@ -230,7 +244,7 @@ where
             let is_fresh = matches!(judged, Usable::Fresh(_));
             shared.metrics.cache(if is_fresh { CacheResult::Hit } else { CacheResult::Stale });
             asked.journal.cache(CacheStatus::Hit { ttl, detail });
-            let answer = asked.answer(page, true);
+            let answer = asked.answer(page, true, now);
             let keeps = !shared.forbids(exchange.request.headers());
             if matches!(judged, Usable::Stale { refresh: true, .. }) && keeps {
                 fill::refresh(&shared, wanted(kept), inner, exchange);
@@ -256,7 +270,7 @@ where
     {
         shared.metrics.cache(CacheResult::Stale);
         asked.journal.cache(status);
-        return Ok(asked.answer(page, true));
+        return Ok(asked.answer(page, true, Timestamp::now()));
     }
     let (stored, validated, collapsed) = match &outcome {
         Outcome::Page(filled) => {
@@ -281,7 +295,8 @@ where
             if let Some((inner, exchange)) = paging {
                 prefetch::ahead(&shared, inner, &exchange, &filled.page).await;
             }
-            Ok(asked.answer(&filled.page, filled.validated || filled.source != Source::Upstream))
+            let kept = filled.validated || filled.source != Source::Upstream;
+            Ok(asked.answer(&filled.page, kept, Timestamp::now()))
         }
         Outcome::Other(answer) => {
             let body =
@@ -297,25 +312,60 @@ where
 }
 
 impl<P: PageStore, L: LimitStore> Shared<P, L> {
+    /// A page of this process that is fresh whatever is left of the budgets, where nobody has to be waited for to know: most
+    /// requests end here, without the future that all others need.
+    fn fresh(&self, exchange: &Exchange<Permitted>) -> Option<Response<ResponseBody>> {
+        let (permit, headers) = (&exchange.stage.permit, exchange.request.headers());
+        let generation = self.pages.generation_at_hand(budget(permit), collection(permit.target().path()))?;
+        let key = self.with_parts(permit, headers, generation.number, |parts| parts.bytes());
+        let page = match self.pages.at_hand(&key)? {
+            Entry::Page(page) => page,
+            Entry::Varies(names) => {
+                let key = varied(&PageKey::from(key), &names, headers);
+                match self.pages.at_hand(key.borrow())? {
+                    Entry::Page(page) => page,
+                    Entry::Varies(_) => return None,
+                }
+            }
+        };
+        // Whoever is paging may have the next one fetched.
+        if self.config.prefetch.enabled && page.next_after.is_some() {
+            return None;
+        }
+        let (asked, now) = (Asked::of(exchange, self.config.honor_client_directives), Timestamp::now());
+        let standing = self.plainly(permit, generation.known);
+        let Usable::Fresh(ttl) = usable(&page, &asked.wishes, &standing, now) else { return None };
+        self.metrics.cache(CacheResult::Hit);
+        asked.journal.cache(CacheStatus::Hit { ttl, detail: None });
+        Some(asked.answer(&page, true, now))
+    }
+
     /// The page's key, and whether every write that was answered is in it, whichever replica it came through.
     async fn key(&self, exchange: &Exchange<Permitted>) -> (PageKey, bool) {
         let permit = &exchange.stage.permit;
-        let (environment, target) = (permit.environment(), permit.target());
+        let generation = self.pages.generation(budget(permit), collection(permit.target().path())).await;
         let headers = exchange.request.headers();
+        (self.with_parts(permit, headers, generation.number, PageKey::of), generation.known)
+    }
+
+    fn with_parts<T>(
+        &self,
+        permit: &Permit,
+        headers: &HeaderMap,
+        generation: u64,
+        with: impl FnOnce(&Parts<'_>) -> T,
+    ) -> T {
         let mut values: SmallVec<[_; 4]> = smallvec![lines(headers, &VERSION), lines(headers, &ACCEPT)];
         values.extend(self.forward_headers.iter().map(|name| lines(headers, name)));
         let fields: SmallVec<[_; 4]> = values.iter().map(Option::as_deref).collect();
-        // By budget: environments with one secret see each other's writes. The page itself is of one environment.
-        let budget = &environment.environment.budget;
-        let generation = self.pages.generation(budget, collection(target.path())).await;
-        let parts = Parts {
-            environment: &environment.pages,
-            generation: generation.number,
+        let target = permit.target();
+        with(&Parts {
+            environment: &permit.environment().pages,
+            generation,
             path: target.path(),
             query: target.query(),
             fields: &fields,
-        };
-        (PageKey::of(&parts), generation.known)
+        })
     }
 
     /// The page that answers a request with these fields, and its key where that is another than the first.
@@ -394,6 +444,12 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
     fn forbids(&self, request: &HeaderMap) -> bool {
         self.config.honor_client_directives && Wishes::of(request).no_store
     }
+}
+
+/// Whose writes are seen: by budget, because environments with one secret see each other's. The page itself is of one
+/// environment.
+fn budget(permit: &Permit) -> &str {
+    &permit.environment().environment.budget
 }
 
 /// The key of a page that varies by these fields, for a request with these.

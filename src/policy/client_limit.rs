@@ -59,12 +59,12 @@ where
         match clients.check(exchange.stage.client) {
             Ok(standing) => {
                 metrics.decision(Policy::Client, Outcome::Allowed);
-                exchange.journal.client_standing.set(standing).ok();
+                exchange.journal.client.set((exchange.stage.client, standing)).ok();
                 Gate::passed(self.inner.call(exchange))
             }
             Err(too_fast) => {
                 metrics.decision(Policy::Client, Outcome::Refused);
-                exchange.journal.client_standing.set(clients.spent(too_fast)).ok();
+                exchange.journal.client.set((exchange.stage.client, clients.spent(too_fast))).ok();
                 Gate::refused(Rejection::RateLimited { limit: Limit::Client, wait: too_fast.wait })
             }
         }

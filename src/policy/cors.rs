@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, HOST, HeaderMap,
-    HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, Entry, HOST,
+    HeaderMap, HeaderValue, ORIGIN, VARY,
 };
 use http::{Method, Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
+use smallvec::SmallVec;
 use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
@@ -39,6 +40,7 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 /// Browsers cap it at two hours anyway (Chromium).
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
+const BY_ORIGIN: HeaderValue = HeaderValue::from_static("Origin");
 
 /// Adds CORS fields to every answer.
 #[derive(Clone)]
@@ -81,7 +83,7 @@ where
     }
 
     fn call(&mut self, exchange: Exchange<Received>) -> Self::Future {
-        let mut origins = exchange.request.headers().get_all(ORIGIN).iter().cloned();
+        let mut origins = exchange.request.headers().get_all(ORIGIN).iter();
         let (origin, second) = (origins.next(), origins.next());
         if is_preflight(&exchange.request) {
             let response = match second {
@@ -90,10 +92,12 @@ where
                     Rejection::BadRequest("there is more than one Origin field".into()),
                     &exchange.journal,
                 ),
-                None => preflight(origin, &self.union, &exchange.journal),
+                None => preflight(origin.cloned(), &self.union, &exchange.journal),
             };
             return Decorating::Preflight { response: Some(response) };
         }
+        // The operator's own: the caller's would keep the bytes of its request, and the connection's buffer with them.
+        let origin = origin.and_then(|origin| self.union.listed(origin.as_bytes())).cloned();
         let (journal, union) = (exchange.journal.clone(), self.union.clone());
         Decorating::Answer { future: self.inner.call(exchange), origin, journal, union }
     }
@@ -129,7 +133,7 @@ fn preflight(origin: Option<HeaderValue>, union: &Origins, journal: &Journal) ->
     let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
-    headers.insert(VARY, HeaderValue::from_static("Origin"));
+    headers.insert(VARY, BY_ORIGIN);
     if let Some(origin) = allowed {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
@@ -143,7 +147,7 @@ fn preflight(origin: Option<HeaderValue>, union: &Origins, journal: &Journal) ->
 /// A preflight that is refused tells the browser nothing but that.
 fn refused(rejection: Rejection, journal: &Journal) -> Response<ResponseBody> {
     let mut response = rejection.to_response(&journal.request_id, Duration::ZERO);
-    response.headers_mut().insert(VARY, HeaderValue::from_static("Origin"));
+    response.headers_mut().insert(VARY, BY_ORIGIN);
     journal.refused(rejection);
     response
 }
@@ -151,10 +155,13 @@ fn refused(rejection: Rejection, journal: &Journal) -> Response<ResponseBody> {
 /// The fields of an answer that is no preflight's.
 fn decorate(headers: &mut HeaderMap, origin: Option<HeaderValue>, origins: &Origins) {
     // Always, or a shared cache would serve one origin's answer to another; first, for readers that look at the first line only.
-    let rest: Vec<HeaderValue> = headers.get_all(VARY).iter().skip(1).cloned().collect();
-    let first = headers.insert(VARY, HeaderValue::from_static("Origin"));
-    for other in first.into_iter().chain(rest) {
-        headers.append(VARY, other);
+    match headers.entry(VARY) {
+        Entry::Vacant(vary) => drop(vary.insert(BY_ORIGIN)),
+        Entry::Occupied(mut vary) => {
+            let rest: SmallVec<[HeaderValue; 2]> = vary.iter().skip(1).cloned().collect();
+            let first = vary.insert(BY_ORIGIN);
+            std::iter::once(first).chain(rest).for_each(|other| vary.append(other));
+        }
     }
     if let Some(origin) = origin.filter(|origin| origins.allows(origin.as_bytes())) {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -197,8 +204,7 @@ where
             },
             DecoratingProjection::Answer { future, origin, journal, union } => {
                 let Poll::Ready(Ok(mut response)) = future.poll(cx) else { return Poll::Pending };
-                let origins =
-                    journal.environment.get().map_or(&**union, |handle| &handle.environment.origins);
+                let origins = journal.environment().map_or(&**union, |handle| &handle.environment.origins);
                 decorate(response.headers_mut(), origin.take(), origins);
                 Poll::Ready(Ok(response))
             }
@@ -233,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_preflight_of_a_listed_origin_is_answered_and_any_other_refused() {
-        let journal = Journal::new("req_1".into());
+        let journal = Journal::of("req_1");
         let answer = |origin: Option<&'static str>| {
             preflight(origin.map(HeaderValue::from_static), &origins(), &journal)
         };

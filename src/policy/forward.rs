@@ -21,7 +21,7 @@ use http_body_util::BodyExt;
 use tower::{Layer, Service};
 
 use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBody, Upload};
-use crate::exchange::{Armed, Delivery, EndUntold, Exchange, Failure, HadCookie, Journal, SentAt};
+use crate::exchange::{Answered, Armed, Delivery, Exchange, Failure, Journal, RequestId};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::{Label, UpstreamFailure};
@@ -157,14 +157,17 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
     fn call(&mut self, exchange: Exchange<Armed>) -> Self::Future {
         let (shared, transport) = (self.shared.clone(), self.transport.clone());
         Box::pin(async move {
-            let Exchange { request, stage, deadline, journal } = exchange;
+            let Exchange { request: mut received, stage, deadline, journal } = exchange;
             let Some(uri) = uri(&shared.rules.base_path, stage.permit.target().path_and_query()) else {
                 return Err(Failure::refused(
                     Rejection::BadRequest("the target is too long".into()),
-                    request.into_body(),
+                    received.into_body(),
                 ));
             };
-            let mut request = shared.request(request, uri, &stage, &journal.request_id);
+            let body = std::mem::take(received.body_mut());
+            let mut request = shared.request(received.headers(), body, uri, &stage, &journal.request_id);
+            // Where it has to be sent again, it is made of the same once more.
+            journal.leave(received);
             let span = shared.begin(&stage, &journal, request.headers_mut());
             let upload = match request.body() {
                 RequestBody::Streaming(inbound) => Some(inbound.upload()),
@@ -181,21 +184,19 @@ impl Shared {
     /// The request as upstream sees it.
     fn request(
         &self,
-        request: Request<RequestBody>,
+        received: &HeaderMap,
+        body: RequestBody,
         uri: Uri,
         stage: &Armed,
-        id: &str,
+        id: &RequestId,
     ) -> Request<RequestBody> {
-        let (head, body) = request.into_parts();
         let mut headers = HeaderMap::with_capacity(12);
         let bodyless = matches!(body, RequestBody::Empty);
         headers.insert(HOST, self.host.clone());
-        for name in ALLOWED.iter().chain(&self.rules.forward_headers) {
+        for (name, value) in received {
             // The API takes a Content-Type for the promise of a body and answers 400 where none comes.
-            if bodyless && *name == CONTENT_TYPE {
-                continue;
-            }
-            for value in head.headers.get_all(name) {
+            let misleads = bodyless && *name == CONTENT_TYPE;
+            if (ALLOWED.contains(name) || self.rules.forward_headers.contains(name)) && !misleads {
                 headers.append(name.clone(), value.clone());
             }
         }
@@ -205,7 +206,7 @@ impl Shared {
             let fields = [IF_NONE_MATCH, IF_MODIFIED_SINCE].into_iter().zip(unless.iter());
             headers.extend(fields.filter_map(|(name, value)| Some((name, value.clone()?))));
         }
-        headers.extend(HeaderValue::from_str(id).ok().map(|id| (REQUEST_ID, id)));
+        headers.insert(REQUEST_ID, id.field());
         // A method that means a body says how long it is, also where it is empty (RFC 9110 §8.6).
         if bodyless && matches!(*stage.permit.method(), Method::POST | Method::PUT | Method::PATCH) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
@@ -341,13 +342,8 @@ impl Shared {
         let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
-        response.extensions_mut().insert(SentAt(call.sent));
-        if end_untold {
-            response.extensions_mut().insert(EndUntold);
-        }
-        if response.headers().contains_key(SET_COOKIE) {
-            response.extensions_mut().insert(HadCookie);
-        }
+        let had_cookie = response.headers().contains_key(SET_COOKIE);
+        call.journal.answered(Answered { sent: call.sent, had_cookie, end_untold });
         fields::clean(response.headers_mut());
         if response.status() == StatusCode::NO_CONTENT {
             response.headers_mut().remove(CONTENT_LENGTH);

@@ -12,14 +12,14 @@ use std::task::{Context, Poll};
 
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response};
+use memchr::memmem;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::body::{ResponseBody, Tail};
 use crate::domain::access::METHODS;
-use crate::exchange::{Arrival, Exchange, Journal, Received};
+use crate::exchange::{Arrival, Exchange, Journal, Received, RequestId};
 use crate::telemetry::durations::UNMATCHED;
-use crate::telemetry::gauge::Held;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{End, RequestSpan, Served};
 use crate::time::Instant;
@@ -83,9 +83,9 @@ where
             // This is the first to write it.
             journal.trace.set(Box::new(span.context().clone())).ok();
         }
+        self.metrics.in_flight.enter();
         let record = Record {
             metrics: self.metrics.clone(),
-            _in_flight: self.metrics.in_flight.hold(),
             journal: journal.clone(),
             method: arrival.request.method().clone(),
             started,
@@ -94,9 +94,10 @@ where
             access_log: self.access_log,
             span,
         };
+        let record = Some(Box::new(record));
         let stage = Received { peer: arrival.peer };
         let exchange = Exchange { request: arrival.request, stage, deadline: started, journal };
-        Observing { future: self.inner.call(exchange), record: Some(record) }
+        Observing { future: self.inner.call(exchange), record }
     }
 }
 
@@ -105,7 +106,7 @@ pin_project! {
     pub struct Observing<F> {
         #[pin]
         future: F,
-        record: Option<Record>,
+        record: Option<Box<Record>>,
     }
 }
 
@@ -120,11 +121,8 @@ where
         let Poll::Ready(Ok(mut response)) = this.future.poll(cx) else { return Poll::Pending };
         if let Some(mut record) = this.record.take() {
             record.status = response.status().as_u16();
-            // An id is ASCII by construction.
-            if let Ok(id) = HeaderValue::from_str(&record.journal.request_id) {
-                response.headers_mut().insert(REQUEST_ID, id);
-            }
-            response.body_mut().set_tail(Box::new(record));
+            response.headers_mut().insert(REQUEST_ID, record.journal.request_id.field());
+            response.body_mut().set_tail(record);
         }
         Poll::Ready(Ok(response))
     }
@@ -133,7 +131,6 @@ where
 /// What is said about a request when it is over.
 struct Record {
     metrics: Arc<Metrics>,
-    _in_flight: Held,
     journal: Arc<Journal>,
     method: Method,
     started: Instant,
@@ -151,9 +148,10 @@ impl Tail for Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        self.metrics.in_flight.leave();
         let elapsed = self.started.elapsed();
         let refused = self.journal.refused_route.get().copied().unwrap_or(UNMATCHED);
-        let route = self.journal.route.get().map_or(refused, |route| route.template.as_str());
+        let route = self.journal.route().map_or(refused, |route| route.template.as_str());
         self.metrics.server.record(&self.method, self.status, route, elapsed);
         if let Some(span) = self.span.take() {
             self.end(*span, route);
@@ -171,8 +169,8 @@ impl Drop for Record {
             status = self.status,
             duration_ms = elapsed.as_secs_f64() * 1e3,
             bytes = self.bytes,
-            environment = self.journal.environment.get().map(|handle| handle.environment.name.as_str()),
-            cache = self.journal.cache_status().map(|status| status.field()),
+            environment = self.journal.environment().map(|handle| handle.environment.name.as_str()),
+            cache = self.journal.cache_status().map(|status| status.text()),
             attempts = self.journal.attempts(),
             broken = self.journal.broken(),
             code = rejection.as_ref().map(|rejection| rejection.code()),
@@ -192,41 +190,42 @@ impl Record {
             status: Some(self.status).filter(|_| !left),
             error: self.journal.broken().or(failed).or(left.then_some("cancelled")),
             request_id: &self.journal.request_id,
-            environment: self.journal.environment.get().map(|handle| handle.environment.name.as_str()),
-            cache: self.journal.cache_status().map(|status| status.field()),
+            environment: self.journal.environment().map(|handle| handle.environment.name.as_str()),
+            cache: self.journal.cache_status().map(|status| status.text()),
         });
     }
 }
 
 /// The caller's id where it is sane, else one of ours.
-fn request_id(headers: &HeaderMap) -> Box<str> {
-    let sane = |id: &&str| {
-        // It is logged and passed on, so a key in its place is none.
-        (1..=128).contains(&id.len())
-            && !id.contains("metorial_")
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    };
-    match headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(sane) {
-        Some(id) => id.into(),
-        None => mint(),
-    }
+fn request_id(headers: &HeaderMap) -> RequestId {
+    let theirs = headers.get(REQUEST_ID).filter(|id| is_sane(id.as_bytes()));
+    theirs.cloned().and_then(RequestId::new).unwrap_or_else(mint)
+}
+
+/// It is logged and passed on, so a key in its place is none.
+fn is_sane(id: &[u8]) -> bool {
+    (1..=128).contains(&id.len())
+        && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+        && memmem::find(id, b"metorial_").is_none()
 }
 
 const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// `req_` and 20 characters: more than 118 random bits.
-fn mint() -> Box<str> {
+/// `req_` and 20 characters: 118 random bits.
+fn mint() -> RequestId {
     let mut id = *b"req_--------------------";
-    // Ten letters a draw: 62¹⁰ is below 2⁶⁴.
+    // Ten letters a draw, because 62¹⁰ is below 2⁶⁴; each is the whole part of what the one before has left, times 62.
     for letters in id[4..].chunks_exact_mut(10) {
-        let mut random = fastrand::u64(..);
+        let mut left = fastrand::u64(..);
         for letter in letters {
-            *letter = ALPHABET[usize::try_from(random % 62).unwrap_or_default()];
-            random /= 62;
+            let product = u128::from(left) * 62;
+            *letter = ALPHABET[usize::try_from(product >> 64).unwrap_or_default()];
+            left = product as u64;
         }
     }
-    // Letters and digits are UTF-8.
-    std::str::from_utf8(&id).unwrap_or_default().into()
+    // Letters and digits are a value.
+    let value = HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("req"));
+    RequestId::new(value).unwrap_or_else(|| RequestId::of("req"))
 }
 
 #[cfg(test)]
@@ -238,12 +237,12 @@ mod tests {
         let id = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(REQUEST_ID, value.parse().expect("a value"));
-            request_id(&headers).into_string()
+            request_id(&headers).to_string()
         };
         assert_eq!(id("trace-1.2_3"), "trace-1.2_3");
         for insane in ["", "metorial_sk_abc", "a b", "x\ty", "a/b", "\u{e9}", &"x".repeat(129)] {
             assert!(id(insane).starts_with("req_") && id(insane).len() == 24, "{insane:?}");
         }
-        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
+        assert_ne!(*request_id(&HeaderMap::new()), *request_id(&HeaderMap::new()));
     }
 }

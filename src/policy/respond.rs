@@ -17,6 +17,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
+use crate::domain::client_ip::ClientKey;
 use crate::domain::quota::Quota;
 use crate::domain::ratelimit::{self, RATELIMIT, RATELIMIT_POLICY, Standing};
 use crate::exchange::{EnvironmentHandle, Exchange, Journal, Received};
@@ -115,54 +116,56 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Poll::Ready(outcome) = this.future.poll(cx) else { return Poll::Pending };
-        let mut response = match outcome {
-            Ok(response) => response,
+        let response = match outcome {
+            Ok(mut response) => {
+                this.shared.tell(response.headers_mut(), this.journal, None);
+                response
+            }
             Err(rejection) => {
                 let response = rejection.to_response(&this.journal.request_id, this.shared.max_retry_after);
+                let mut response = if *this.head { headless(response) } else { response };
+                this.shared.tell(response.headers_mut(), this.journal, Some(&rejection));
                 this.journal.refused(rejection);
-                this.journal.release();
-                if *this.head { headless(response) } else { response }
+                response
             }
         };
-        this.shared.tell(response.headers_mut(), this.journal);
         Poll::Ready(Ok(response))
     }
 }
 
 impl<L: LimitStore> Shared<L> {
-    fn tell(&self, headers: &mut HeaderMap, journal: &Journal) {
-        let client = journal.client_standing.get().copied();
-        let environment = journal.environment.get();
-        if client.is_some() {
+    fn tell(&self, headers: &mut HeaderMap, journal: &Journal, refused: Option<&Rejection>) {
+        if let Some((client, standing)) = journal.client.get() {
+            let environment = journal.environment();
             let policy = environment.map_or(&self.client, |handle| &self.environments[handle.index]);
             insert(headers, RATELIMIT_POLICY, policy.clone());
-            let environment = environment.map(|handle| self.standing(handle, journal));
-            insert(headers, RATELIMIT, ratelimit::standing(client, environment).and_then(value));
+            let environment = environment.map(|handle| self.standing(handle, *client, refused));
+            insert(headers, RATELIMIT, passing(ratelimit::standing(*standing, environment)));
         }
-        insert(headers, CACHE_STATUS, journal.cache_status().and_then(|status| value(status.field())));
+        insert(headers, CACHE_STATUS, passing(journal.cache_status().and_then(|status| status.field())));
     }
 
     /// As this caller sees it: what is held back from it is not there for it, and those who wait before it are served first.
-    fn standing(&self, handle: &EnvironmentHandle, journal: &Journal) -> Standing {
+    fn standing(
+        &self,
+        handle: &EnvironmentHandle,
+        client: ClientKey,
+        refused: Option<&Rejection>,
+    ) -> Standing {
         let quota = handle.environment.limit;
         let told = |remaining, wait| Standing { quota, remaining, grows_in: whole_seconds(wait) };
-        if let Some(Rejection::RateLimited { limit: Limit::Environment | Limit::Upstream, wait }) =
-            journal.rejection()
-        {
+        if let Some(Rejection::RateLimited { limit: Limit::Environment | Limit::Upstream, wait }) = refused {
             // As in the body: nothing is left, so it is not now.
-            return told(0, wait.max(Duration::from_secs(1)));
+            return told(0, (*wait).max(Duration::from_secs(1)));
         }
-        let (client, rule) = (journal.client.get().copied(), handle.environment.rule());
-        let held_back = client.map_or(0, |client| handle.queue.held_back(client, rule));
+        let rule = handle.environment.rule();
+        let held_back = handle.queue.held_back(client, rule);
         let snapshot = self.limits.snapshot(handle.budget, held_back);
-        let grows_at = match client {
-            Some(client) if held_back > 0 && snapshot.remaining == 0 => {
-                Some(handle.queue.next_slot(&*self.limits, &[handle.budget], 0, client, rule))
-            }
-            _ => snapshot.grows_at.map(Timestamp),
+        let grows_at = match held_back > 0 && snapshot.remaining == 0 {
+            true => Some(handle.queue.next_slot(&*self.limits, &[handle.budget], 0, client, rule)),
+            false => snapshot.grows_at.map(Timestamp),
         };
-        let now = Timestamp::now();
-        told(snapshot.remaining, grows_at.map_or(Duration::ZERO, |at| at.since(now)))
+        told(snapshot.remaining, grows_at.map_or(Duration::ZERO, |at| at.since(Timestamp::now())))
     }
 }
 
@@ -178,6 +181,14 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>)
     if let Some(value) = value {
         headers.insert(name, value);
     }
+}
+
+/// A value that the next answer has no use for: HPACK is not to keep it (RFC 7541 §7.1.3), or it would drive those out that
+/// all answers have, a tenth of a hit over HTTP/2.
+fn passing(value: Option<HeaderValue>) -> Option<HeaderValue> {
+    let mut value = value?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 fn value(text: String) -> Option<HeaderValue> {

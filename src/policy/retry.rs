@@ -15,7 +15,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
-use tracing::{Instrument as _, Span};
+use tracing::Instrument as _;
 
 use crate::body::{Inbound, RequestBody, ResponseBody, UploadFault};
 use crate::config::Retry as Config;
@@ -98,18 +98,23 @@ where
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure>,
 {
     shared.budget.deposit();
-    exchange.request = hold(exchange.request, exchange.deadline).await?;
+    if let RequestBody::Streaming(_) = exchange.request.body() {
+        hold(&mut exchange.request, exchange.deadline).await?;
+    }
     let mut attempt = 1;
     let mut again_for: Option<RetryReason> = None;
     loop {
-        let spare = copy(&exchange);
-        let deadline = exchange.deadline;
-        let method = exchange.stage.permit.method().clone();
+        let (mut stage, deadline) = (exchange.stage.clone(), exchange.deadline);
+        let (journal, replay) = (exchange.journal.clone(), exchange.request.body().replay());
         // The first is the request itself; only what comes after it is news.
-        let span = again_for.map_or_else(Span::none, |reason| {
-            tracing::info_span!("retry", request_id = &*exchange.journal.request_id, attempt, ?reason)
-        });
-        let outcome = inner.call(exchange).instrument(span).await;
+        let outcome = match again_for {
+            None => inner.call(exchange).await,
+            Some(reason) => {
+                let span = tracing::info_span!("retry", request_id = &*journal.request_id, attempt, ?reason);
+                inner.call(exchange).instrument(span).await
+            }
+        };
+        let left = journal.left();
         // Counted when it was sent: the budgets may have refused it.
         let sent = !matches!(&outcome, Err(failure) if failure.delivery == Delivery::Refused);
         if let Some(reason) = again_for.filter(|_| sent) {
@@ -129,20 +134,18 @@ where
                     Delivery::KeyRefused(key) => Some(key),
                     Delivery::Refused | Delivery::Never | Delivery::Possible => None,
                 };
-                let reason = reason(&rejection, delivery, &method);
+                let reason = reason(&rejection, delivery, stage.permit.method());
                 (rejection, reason, body, refused_key)
             }
         };
-        let (mut again, body) = spare;
-        let again = body.or(unused_body).map(|body| {
-            *again.request.body_mut() = body;
-            again
-        });
-        let (Some(reason), Some(mut again)) = (reason, again) else { return Err(rejection) };
+        let (Some(reason), Some(mut request), Some(body)) = (reason, left, replay.or(unused_body)) else {
+            return Err(rejection);
+        };
+        *request.body_mut() = body;
         // A rotation fails every request under way at once, for once: no budget of retries is meant for that. So it is
         // once that each is sent again for it, whatever becomes of the keys meanwhile.
         let rotated = refused_key.is_some();
-        if rotated && std::mem::replace(&mut again.stage.refused, refused_key).is_some() {
+        if rotated && std::mem::replace(&mut stage.refused, refused_key).is_some() {
             return Err(rejection);
         }
         if !rotated && (attempt >= shared.config.max_attempts || !shared.budget.withdraw()) {
@@ -158,7 +161,7 @@ where
         }
         attempt += 1;
         again_for = Some(reason);
-        exchange = again;
+        exchange = Exchange { request, stage, deadline, journal };
     }
 }
 
@@ -193,22 +196,16 @@ fn backoff(config: &Config, attempt: u32) -> Duration {
     ceiling.min(config.max_backoff).mul_f64(fastrand::f64())
 }
 
-/// The same exchange once more, and its body where that can be sent again.
-fn copy(exchange: &Exchange<Permitted>) -> (Exchange<Permitted>, Option<RequestBody>) {
-    (exchange.bodyless(), exchange.request.body().replay())
-}
-
 /// Reads a short body whole, so that it can be sent again, and so that one that is not framed as it should be reaches
 /// nobody; any other streams.
-async fn hold(request: Request<RequestBody>, deadline: Instant) -> Result<Request<RequestBody>, Rejection> {
-    let (head, body) = request.into_parts();
-    let body = match body {
+async fn hold(request: &mut Request<RequestBody>, deadline: Instant) -> Result<(), Rejection> {
+    *request.body_mut() = match std::mem::take(request.body_mut()) {
         RequestBody::Streaming(inbound) if inbound.exact_len().is_none_or(|length| length <= HELD as u64) => {
             timeout_at(deadline, read(inbound)).await.unwrap_or(Err(Rejection::RequestTimeout))?
         }
         body => body,
     };
-    Ok(Request::from_parts(head, body))
+    Ok(())
 }
 
 async fn read(inbound: Box<Inbound>) -> Result<RequestBody, Rejection> {

@@ -10,7 +10,6 @@ use tokio_util::task::TaskTracker;
 use tower::retry::budget::TpsBudget;
 
 use super::StartError;
-use super::places::Places;
 use crate::config::{ClientIpHeader, Config, RedisUrl, SharedStore};
 use crate::domain::client_ip::X_FORWARDED_FOR;
 use crate::domain::environment::Environment;
@@ -40,6 +39,7 @@ use crate::store::clients::ClientLimits;
 use crate::store::limits::{BudgetId, EGRESS, LimitStore, Limits, MemoryLimits, Settings, SharedLimits};
 use crate::store::link::Names;
 use crate::store::pages::{MemoryPages, Rules, Seal, SharedPages, TieredPages};
+use crate::store::places::Places;
 use crate::store::queues::{Queue, Queues};
 use crate::store::secrets::Secrets;
 use crate::telemetry::health::UpstreamHealth;
@@ -334,7 +334,7 @@ pub(super) fn layers(
             config.clients.max_retry_after,
         ),
         catch_panic: CatchPanicLayer::new(metrics.clone()),
-        admit: AdmitLayer::new(lasting.places.free(), metrics.clone()),
+        admit: AdmitLayer::new(lasting.places.clone(), metrics.clone()),
         deadline: DeadlineLayer::new(server.request_timeout),
         identify: IdentifyLayer::new(
             identify::Rules {

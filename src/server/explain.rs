@@ -72,8 +72,9 @@ pub async fn explain(config: &Config, question: &Question) -> Result<Explanation
         .layer(layers.authorize)
         .layer(passed.mark(5))
         .service(Reached);
-    let journal = Arc::new(Journal::new("req_explain".into()));
+    let journal = Arc::new(Journal::of("req_explain"));
     let stage = Received { peer: question.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
+    let request = Box::new(request);
     let exchange = Exchange { request, stage, deadline: Instant::now(), journal: journal.clone() };
     let response: Result<_, Infallible> = stack.oneshot(exchange).await;
     let response = match response {
@@ -184,8 +185,8 @@ async fn told(
     passed: usize,
     response: Response<ResponseBody>,
 ) -> Explanation {
-    let (status, route) = (response.status(), journal.route.get());
-    let environment = journal.environment.get().map(|handle| &*handle.environment);
+    let (status, route) = (response.status(), journal.route());
+    let environment = journal.environment().map(|handle| &*handle.environment);
     let refused = status.is_client_error() || status.is_server_error();
     let preflight = status == StatusCode::NO_CONTENT;
     let body = if refused { problem(response).await } else { Value::Null };

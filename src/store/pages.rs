@@ -32,8 +32,13 @@ pub use seal::Seal;
 pub use shared::{Rules, SharedPages};
 pub use tiered::TieredPages;
 
-/// What the table of fields takes for each place it has: the bucket, the index, and the value's own allocation.
-const FIELD: usize = 144;
+/// What the table of fields takes for each of them: the bucket and the value's own allocation.
+const FIELD: usize = 136;
+/// What it takes for each that it has room for, in its index.
+const ROOM: usize = 8;
+
+/// Fields that are added to a page's own before it is answered with.
+const ADDED: usize = 12;
 
 /// A complete answer to a GET of a list route.
 #[derive(Debug)]
@@ -120,9 +125,17 @@ impl Page {
             self.coded.iter().map(|coded| coded.body.len() + coded.etag.len() + size_of::<Coded>()).sum();
         let varies: usize =
             self.varies.iter().map(|(_, value)| value.as_ref().map_or(0, |value| value.len()) + FIELD).sum();
-        let fields = self.headers.capacity() * FIELD + values + self.etag.len() + validators;
+        let table = self.headers.len() * FIELD + self.headers.capacity() * ROOM;
+        let fields = table + values + self.etag.len() + validators;
         self.body.len() + coded + fields + varies + size_of::<Self>()
     }
+}
+
+/// The fields of a page whose copies have room for what is added to them: an index that has to grow is made anew with each
+/// answer, a seventh of what a hit takes. The fields themselves get no more memory than they need.
+pub fn with_room(mut headers: HeaderMap) -> HeaderMap {
+    headers.reserve(ADDED);
+    headers.clone()
 }
 
 /// All lines of a field, as they go upstream: each of them may change the answer.
@@ -198,6 +211,12 @@ pub enum Fetched {
 
 /// A store of pages.
 pub trait PageStore: Send + Sync + 'static {
+    /// What this process keeps under a key, fresh or stale, where that can be said at once: what a hit is answered by.
+    fn at_hand(&self, key: &[u8]) -> Option<Entry>;
+
+    /// The generation of a collection, where no other replica has to be asked for it.
+    fn generation_at_hand(&self, budget: &str, collection: &str) -> Option<Generation>;
+
     /// What is kept under a key, fresh or stale.
     fn get(&self, key: &PageKey) -> impl Future<Output = Option<Entry>> + Send;
 

@@ -117,7 +117,9 @@ impl Queue {
 
     /// What is held back from `client`.
     pub fn held_back(&self, client: ClientKey, rule: Rule) -> u32 {
-        lock(&self.shares).held_back(Timestamp::now().0, client, rule)
+        let mut shares = lock(&self.shares);
+        // As for most: nothing is held back from who is alone.
+        if shares.active() < 2 { 0 } else { shares.held_back(Timestamp::now().0, client, rule) }
     }
 
     /// `client` spent one.

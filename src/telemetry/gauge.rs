@@ -13,6 +13,16 @@ impl Level {
         Held(self.0.clone())
     }
 
+    /// One more, until it leaves: for who holds this anyway.
+    pub fn enter(&self) {
+        self.0.inc();
+    }
+
+    /// One that had entered is gone.
+    pub fn leave(&self) {
+        self.0.dec();
+    }
+
     /// How many are held.
     pub fn get(&self) -> u64 {
         u64::try_from(self.0.get()).unwrap_or(0)

@@ -171,7 +171,7 @@ impl Proxy {
             .body(RequestBody::Empty)
             .expect("a request");
         let peer = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + client));
-        match self.pipeline.serve(Arrival { request, peer }).await {
+        match self.pipeline.serve(Arrival { request: Box::new(request), peer }).await {
             Ok(response) => response,
             Err(never) => match never {},
         }

@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
 use super::fault;
-use super::interim::Counted;
+use super::interim::{Counted, Heads};
 use super::names::{self, Lookup, Names};
 use crate::body::RequestBody;
 use crate::config::Http2;
@@ -148,10 +148,11 @@ impl Connector {
             self.tasks.spawn(ended(connection));
             return Ok(Connection::Http2(sender, Instant::now()));
         }
+        // No more fields than the library takes by itself: room for more would be memory got and given back with each answer,
+        // a tenth of what a request upstream takes.
         let (mut sender, connection) = http1::Builder::new()
-            .max_headers(128)
             .max_buf_size(512 * 1024)
-            .handshake(TokioIo::new(io))
+            .handshake(TokioIo::new(Heads::new(io)))
             .await
             .map_err(fault)?;
         self.tasks.spawn(ended(connection));

@@ -1,23 +1,14 @@
 //! Answers before the answer (1xx): a server that sends nothing else would be listened to for as long as the request may
-//! take. HTTP/1's are told by the library; HTTP/2's are counted as they pass.
+//! take. They are counted as they pass.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
-use http::Request;
-use hyper::ext::on_informational;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 
-use crate::body::RequestBody;
 use crate::edge::wire::PREFACE;
 use crate::edge::wire::frames::{Frames, HEADERS, Piece, RST_STREAM};
-use crate::exchange::Delivery;
-use crate::policy::forward::TransportError;
-use crate::rejection::UpstreamFault;
 
 /// For one request.
 const MOST: u32 = 32;
@@ -27,43 +18,98 @@ const STREAMS: usize = 4096;
 /// How it reads where HTTP/2 ends for it. Nothing else there is of this kind.
 pub(super) const TOO_MANY: io::ErrorKind = io::ErrorKind::QuotaExceeded;
 
-/// How many came for one request over HTTP/1.
-#[derive(Default)]
-pub(super) struct Interim {
-    count: AtomicU32,
-    too_many: Notify,
+/// What a head before the answer begins with; any minor version has its place.
+const BEGINS: &[u8] = b"HTTP/1.? 1";
+
+/// A connection by HTTP/1 that ends where too many came for one request: followed only as long as each begins as one does.
+pub(super) struct Heads<I> {
+    io: I,
+    at: At,
+    count: u32,
 }
 
-impl Interim {
-    pub(super) fn of(request: &mut Request<RequestBody>) -> Arc<Self> {
-        let interim = Arc::new(Self::default());
-        let counted = interim.clone();
-        on_informational(request, move |_| {
-            if counted.count.fetch_add(1, Ordering::Relaxed) >= MOST {
-                counted.too_many.notify_one();
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// So much of what they begin with has come.
+    Beginning(usize),
+    /// In one; whether a line has just ended.
+    Within(bool),
+    /// In the answer.
+    Answer,
+}
+
+impl<I> Heads<I> {
+    pub(super) fn new(io: I) -> Self {
+        Self { io, at: At::Answer, count: 0 }
+    }
+
+    fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for byte in bytes {
+            self.at = match self.at {
+                At::Answer => return Ok(()),
+                At::Beginning(matched) if BEGINS[matched] != *byte && BEGINS[matched] != b'?' => At::Answer,
+                At::Beginning(matched) if matched + 1 < BEGINS.len() => At::Beginning(matched + 1),
+                At::Beginning(_) => {
+                    self.count += 1;
+                    At::Within(false)
+                }
+                At::Within(true) if *byte == b'\n' => At::Beginning(0),
+                At::Within(ended) => At::Within(*byte == b'\n' || ended && *byte == b'\r'),
+            };
+            if self.count > MOST {
+                return Err(io::Error::new(TOO_MANY, "too many answers before the answer"));
             }
-        });
-        interim
+        }
+        Ok(())
     }
 
-    /// Waits until too many have come.
-    pub(super) async fn too_many(&self) {
-        self.too_many.notified().await;
+    /// A request is written, or more of one: what comes next may be an answer to it.
+    fn wrote(&mut self) {
+        if self.at == At::Answer {
+            (self.at, self.count) = (At::Beginning(0), 0);
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Heads<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match Pin::new(&mut self.io).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => Poll::Ready(self.read(&buf.filled()[before..])),
+            unready => unready,
+        }
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Heads<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.wrote();
+        Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
-    /// They may all have come at once, and the answer behind them.
-    pub(super) fn are_too_many(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > MOST
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.wrote();
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
     }
 
-    pub(super) fn error(&self) -> Box<TransportError> {
-        Box::new(TransportError {
-            fault: UpstreamFault::HttpProtocol,
-            delivery: Delivery::Possible,
-            detail: format!("more than {MOST} answers before the answer"),
-            caller: None,
-            body: None,
-        })
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -169,5 +215,36 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<I> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of these pieces after a request was written.
+    fn read(pieces: &[&str]) -> Result<u32, io::ErrorKind> {
+        let mut heads = Heads::new(());
+        heads.wrote();
+        for piece in pieces {
+            heads.read(piece.as_bytes()).map_err(|error| error.kind())?;
+        }
+        Ok(heads.count)
+    }
+
+    #[test]
+    fn heads_before_the_answer_are_counted_however_they_come() {
+        let early = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nHTT";
+        assert_eq!(read(&[answer]), Ok(0));
+        assert_eq!(read(&[early, early, answer, early]), Ok(2));
+        assert_eq!(read(&["HTTP/1.0 100 x\n\nHTTP/1.1 102 y\n\r\n", answer]), Ok(2));
+        let whole = early.repeat(3) + answer;
+        for cut in 1..whole.len() {
+            assert_eq!(read(&[&whole[..cut], &whole[cut..]]), Ok(3), "{cut}");
+        }
+        let most = usize::try_from(MOST).expect("a few");
+        assert_eq!(read(&[&early.repeat(most), answer]), Ok(MOST));
+        assert_eq!(read(&[&early.repeat(most + 1)]), Err(TOO_MANY));
     }
 }

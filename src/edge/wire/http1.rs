@@ -91,6 +91,10 @@ impl Reader {
     /// # Errors
     /// How many of them may be passed on, and what stands in the way of the others.
     pub fn read(&mut self, bytes: &[u8]) -> Result<(), (usize, Stop)> {
+        if self.is_between() && bytes.len() <= self.longest && is_plain_head(bytes) {
+            self.heads += 1;
+            return Ok(());
+        }
         let mut from = 0;
         while from < bytes.len() {
             let rest = &bytes[from..];
@@ -233,6 +237,28 @@ impl Reader {
         };
         Ok(())
     }
+}
+
+/// Whether these bytes are one whole head of a request without a body and nothing is wrong with it. Most reads bring that and
+/// no more, and it is seen in one look at all of them, without a branch: a third of what reading it by lines takes.
+fn is_plain_head(bytes: &[u8]) -> bool {
+    const END: &[u8] = b"\r\n\r\n";
+    // A line's end, and the place in its name that tells a field of the body's length from others: `Content-L`, `Transfer-`.
+    const PLACE: usize = 9;
+    let Some(head) = bytes.strip_suffix(END).filter(|head| head.len() > PLACE) else { return false };
+    let mut doubtful = u8::from(matches!(head[0], b'\r' | b'\n'));
+    for (one, next) in bytes[..=head.len()].iter().zip(&bytes[1..]) {
+        // A CR or LF alone, or an empty line before the end.
+        let alone = (*one == b'\r') != (*next == b'\n');
+        let ends = (*one == b'\n') & (*next == b'\r');
+        doubtful |= u8::from(alone | ends) | u8::from(*one == b'#');
+    }
+    for ((end, first), place) in head.iter().zip(&bytes[1..]).zip(&bytes[PLACE..]) {
+        let (first, place) = (first | 0x20, place | 0x20);
+        let length = (first == b'c') & (place == b'l') | (first == b't') & (place == b'-');
+        doubtful |= u8::from((*end == b'\n') & length);
+    }
+    doubtful == 0
 }
 
 /// `1F; name=value`, and nothing that only some readers take for it (§7.1).

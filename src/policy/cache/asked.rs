@@ -14,9 +14,6 @@ use crate::exchange::{Exchange, Journal, Permitted};
 use crate::store::pages::{Coded, Page};
 use crate::time::Timestamp;
 
-/// Room for the fields that this layer and those outside add to a page's own.
-const ADDED: usize = 12;
-
 /// One caller.
 pub(super) struct Asked {
     pub(super) head: bool,
@@ -35,14 +32,18 @@ impl Asked {
             head: *exchange.stage.permit.method() == Method::HEAD,
             if_none_match: headers.get_all(IF_NONE_MATCH).iter().cloned().collect(),
             if_modified_since: headers.get(IF_MODIFIED_SINCE).cloned(),
-            codings: Codings::of(headers),
+            codings: if headers.contains_key(ACCEPT_ENCODING) {
+                Codings::of(headers)
+            } else {
+                Codings::default()
+            },
             wishes: if honoured { Wishes::of(headers) } else { Wishes::default() },
             journal: exchange.journal.clone(),
         }
     }
 
     /// The page, or that it has not changed. Its age is told where it has one.
-    pub(super) fn answer(&self, page: &Page, kept: bool) -> Response<ResponseBody> {
+    pub(super) fn answer(&self, page: &Page, kept: bool, now: Timestamp) -> Response<ResponseBody> {
         let coded = self.codings.best(&page.coded);
         let (bytes, etag) = coded.map_or((&page.body, &page.etag), |coded| (&coded.body, &coded.etag));
         let unchanged = self.has(page, etag);
@@ -51,7 +52,6 @@ impl Asked {
         let mut response = Response::new(body);
         let headers = response.headers_mut();
         headers.clone_from(&page.headers);
-        headers.reserve(ADDED);
         headers.insert(ETAG, etag.clone());
         if !page.coded.is_empty() {
             headers.append(VARY, HeaderValue::from_static("accept-encoding"));
@@ -59,7 +59,7 @@ impl Asked {
         if let Some(coded) = coded {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coded.coding));
         }
-        let age = page.age(Timestamp::now()).as_secs();
+        let age = page.age(now).as_secs();
         // An answer that upstream took from a cache of its own has an age although we have only just got it.
         if kept || age > 0 {
             headers.insert(AGE, HeaderValue::from(age));

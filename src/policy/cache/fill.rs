@@ -25,7 +25,7 @@ use super::{Shared, varied};
 use crate::body::{BodyError, ResponseBody};
 use crate::domain::freshness::{self, Freshness};
 use crate::domain::page_key::PageKey;
-use crate::exchange::{EndUntold, Exchange, HadCookie, Journal, Permitted, SentAt};
+use crate::exchange::{Answered, Exchange, Journal, Permitted};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::store::limits::LimitStore;
 use crate::store::pages::{Claim, Entry, Fetched, Lease, Page, PageStore};
@@ -279,9 +279,9 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
         }
         let common = match response {
             Ok(response) if response.status() == StatusCode::NOT_MODIFIED && kept.is_some() => {
-                self.unchanged(response.headers(), sent_at(&response), ttl).await
+                self.unchanged(response.headers(), sent_at(journal.answer()), ttl).await
             }
-            Ok(response) => match self.answered(response, &request, ttl, deadline).await {
+            Ok(response) => match self.answered(response, journal.answer(), &request, ttl, deadline).await {
                 Ok(common) => common,
                 Err(own) => {
                     if !self.is_personal(&request, ttl) {
@@ -346,15 +346,16 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
     async fn answered(
         &self,
         response: Response<ResponseBody>,
+        known: Option<Answered>,
         request: &HeaderMap,
         ttl: Duration,
         deadline: Instant,
     ) -> Result<Common, Response<ResponseBody>> {
         let config = &self.shared.config;
-        let sent = sent_at(&response);
-        let own_cookie = response.extensions().get::<HadCookie>().is_some();
+        let sent = sent_at(known);
+        let own_cookie = known.is_some_and(|known| known.had_cookie);
         let own = self.wanted.credential && ttl.is_zero() && !freshness::is_shared(response.headers());
-        let may_be_cut = response.extensions().get::<EndUntold>().is_some();
+        let may_be_cut = known.is_some_and(|known| known.end_untold);
         let unkept = own_cookie || own || may_be_cut || self.shared.forbids(request);
         let freshness = match unkept {
             true => None,
@@ -443,8 +444,8 @@ fn of_use(freshness: &Freshness, headers: &HeaderMap) -> bool {
 }
 
 /// When the attempt that brought an answer was sent. The wait for budget before is not its age.
-fn sent_at(response: &Response<ResponseBody>) -> Timestamp {
-    response.extensions().get::<SentAt>().map_or_else(Timestamp::now, |sent| sent.0)
+fn sent_at(known: Option<Answered>) -> Timestamp {
+    known.map_or_else(Timestamp::now, |known| known.sent)
 }
 
 enum Read {

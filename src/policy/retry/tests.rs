@@ -40,6 +40,9 @@ async fn run(method: Method, max_attempts: u32, mut script: Script) -> (Result<u
         *counted.lock().expect("unpoisoned") += 1;
         let next = script.lock().expect("unpoisoned").pop().expect("a line for each attempt");
         async move {
+            let Exchange { mut request, journal, .. } = exchange;
+            let body = std::mem::take(request.body_mut());
+            journal.leave(request);
             match next {
                 Ok(status) => {
                     let mut response = Response::new(ResponseBody::empty());
@@ -48,7 +51,7 @@ async fn run(method: Method, max_attempts: u32, mut script: Script) -> (Result<u
                     Ok(response)
                 }
                 Err((fault, delivery)) => {
-                    let body = (delivery == Delivery::Never).then(|| exchange.request.into_body());
+                    let body = (delivery == Delivery::Never).then_some(body);
                     Err(Failure { rejection: Rejection::Upstream(fault), delivery, body })
                 }
             }

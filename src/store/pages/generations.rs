@@ -96,6 +96,12 @@ impl<L: Link> Generations<L> {
         Generation { number: self.read().generation(budget, collection), known }
     }
 
+    /// The same, where we hold a lease.
+    pub(super) fn at_hand(&self, budget: &str, collection: &str) -> Option<Generation> {
+        let read = || Generation { number: self.read().generation(budget, collection), known: true };
+        self.is_known().then(read)
+    }
+
     /// Whether we hold a lease.
     pub(super) fn is_known(&self) -> bool {
         Timestamp::now().0 < self.lapses.load(Ordering::Acquire)

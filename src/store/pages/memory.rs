@@ -10,6 +10,7 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use futures_util::FutureExt;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 
@@ -25,7 +26,7 @@ pub struct MemoryPages {
     pages: Cache<PageKey, Entry, RandomState>,
     capacity: u64,
     // Only collections that were written to are here, so callers cannot make it grow by reading.
-    generations: RwLock<HashMap<String, HashMap<String, AtomicU64>>>,
+    generations: RwLock<HashMap<String, HashMap<String, AtomicU64, RandomState>, RandomState>>,
 }
 
 impl MemoryPages {
@@ -56,6 +57,13 @@ impl MemoryPages {
         self.pages.optionally_get_with_by_ref(key, find).await
     }
 
+    fn known_generation(&self, budget: &str, collection: &str) -> Generation {
+        let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
+        let found = generations.get(budget).and_then(|collections| collections.get(collection));
+        let number = found.map_or(0, |generation| generation.load(Ordering::Acquire));
+        Generation { number, known: true }
+    }
+
     /// Does what moka puts off while nobody asks: expiry, eviction, counting.
     pub async fn tidy(&self) {
         self.pages.run_pending_tasks().await;
@@ -63,6 +71,15 @@ impl MemoryPages {
 }
 
 impl PageStore for MemoryPages {
+    fn at_hand(&self, key: &[u8]) -> Option<Entry> {
+        // It waits only for its own housekeeping, and what it found is found again.
+        self.pages.get(key).now_or_never().flatten()
+    }
+
+    fn generation_at_hand(&self, budget: &str, collection: &str) -> Option<Generation> {
+        Some(self.known_generation(budget, collection))
+    }
+
     async fn get(&self, key: &PageKey) -> Option<Entry> {
         self.pages.get(key).await
     }
@@ -86,10 +103,7 @@ impl PageStore for MemoryPages {
     async fn share(&self, _: Lease, _: Fetched) {}
 
     async fn generation(&self, budget: &str, collection: &str) -> Generation {
-        let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
-        let found = generations.get(budget).and_then(|collections| collections.get(collection));
-        let number = found.map_or(0, |generation| generation.load(Ordering::Acquire));
-        Generation { number, known: true }
+        self.known_generation(budget, collection)
     }
 
     async fn invalidate(&self, budget: &str, collections: &[String]) {

@@ -41,6 +41,17 @@ impl<L: Link> TieredPages<L> {
 }
 
 impl<L: Link> PageStore for TieredPages<L> {
+    fn at_hand(&self, key: &[u8]) -> Option<Entry> {
+        self.memory.at_hand(key)
+    }
+
+    fn generation_at_hand(&self, budget: &str, collection: &str) -> Option<Generation> {
+        match &self.shared {
+            None => self.memory.generation_at_hand(budget, collection),
+            Some(shared) => shared.generations.at_hand(budget, collection),
+        }
+    }
+
     async fn get(&self, key: &PageKey) -> Option<Entry> {
         match (self.memory.get(key).await, &self.shared) {
             // Boxed, so that a hit's future is not made larger by it.

@@ -14,16 +14,16 @@ fn stops(text: &str) -> (String, Option<Stop>) {
                 Ok(()) => passed.extend_from_slice(piece),
                 Err((count, stop)) => {
                     passed.extend_from_slice(&piece[..count]);
-                    return (passed, Some(stop));
+                    return (passed, Some(stop), reader.heads());
                 }
             }
         }
-        (passed, None)
+        (passed, None, reader.heads())
     };
-    let (passed, stop) = outcome(text.len().max(1));
+    let (passed, stop, heads) = outcome(text.len().max(1));
     for size in [1, 2, 3, 7, 64] {
-        let (more, same) = outcome(size);
-        assert_eq!(same, stop, "{text:?} in pieces of {size}");
+        let (more, same, read) = outcome(size);
+        assert_eq!((same, read), (stop, heads), "{text:?} in pieces of {size}");
         assert!(more.starts_with(&passed), "{text:?} in pieces of {size}");
         // Of a line that is refused, what came before its end was passed on already; never the end itself.
         assert!(!more[passed.len()..].contains(&b'\n'), "{text:?} in pieces of {size}");
@@ -123,4 +123,26 @@ fn what_only_some_take_for_a_line_is_passed_to_nobody() {
     let long = format!("{good}5;{}\r\n", "x".repeat(CHUNK_LINE));
     assert_eq!(stops(&long).1, Some(Stop::Body));
     assert_eq!(stops(&format!("GET /{} HTTP/1.1\r\n", "x".repeat(HEAD))).1, Some(Stop::Head));
+}
+
+#[test]
+fn a_head_is_plain_where_nothing_in_it_asks_for_a_closer_look() {
+    for (head, plain) in [
+        ("GET /a HTTP/1.1\r\nHost: x\r\nCookie: a=b\r\nContent-Type: x\r\ntraceparent: y\r\n\r\n", true),
+        ("GET /a HTTP/1.1\r\n\r\n", true),
+        ("GET /a HTTP/1.1\r\nHost: x\r\n", false),
+        ("GET /a#b HTTP/1.1\r\n\r\n", false),
+        ("GET /a HTTP/1.1\nHost: x\r\n\r\n", false),
+        ("GET /a HTTP/1.1\r\nHost: x\rY: z\r\n\r\n", false),
+        ("GET /a HTTP/1.1\r\nHost: x\n\r\n\r\n", false),
+        ("GET /a HTTP/1.1\r\nHost: x\r\r\n\r\n", false),
+        ("\r\nGET /a HTTP/1.1\r\n\r\n", false),
+        ("GET /a HTTP/1.1\r\n\r\nGET /a HTTP/1.1\r\n\r\n", false),
+        ("GET /a HTTP/1.1\r\nCONTENT-LENGTH: 0\r\n\r\n", false),
+        ("GET /a HTTP/1.1\r\nHost: x\r\ntransfer-Encoding:x\r\n\r\n", false),
+        ("\r\n\r\n", false),
+        ("", false),
+    ] {
+        assert_eq!(is_plain_head(head.as_bytes()), plain, "{head:?}");
+    }
 }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderValue};
 use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::body::Arriving;
 use crate::domain::environment::Environment;
 use crate::domain::key::SecretKey;
-use crate::exchange::Journal;
+use crate::exchange::{Journal, RequestId};
 use crate::policy::forward::{Answer, ForwardLayer, Rules, Transport, TransportError};
 use crate::policy::inject::InjectLayer;
 use crate::store::secrets::Secrets;
@@ -86,7 +86,8 @@ impl Bench {
         let forward = self.forward.layer(self.api.clone());
         let layers = self.retry.layer(self.inject.layer(forward));
         let mut exchange = permitted(Method::GET, "/provider-deployments/pde_1", 1);
-        exchange.journal = Arc::new(Journal::new(id.into()));
+        let id = HeaderValue::try_from(id).ok().and_then(RequestId::new).expect("an id");
+        exchange.journal = Arc::new(Journal::new(id));
         async move { layers.oneshot(exchange).await.map(|response| response.status()) }
     }
 
