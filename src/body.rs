@@ -414,7 +414,8 @@ impl Outbound {
         Poll::Ready(Some(Err(error)))
     }
 
-    fn size_hint(&self) -> SizeHint {
+    /// Bytes still to come, where that is known.
+    pub fn size_hint(&self) -> SizeHint {
         // What was put back is no longer in the hint, so neither is the length.
         match (self.unread.is_empty(), self.ended) {
             (false, _) => SizeHint::default(),
@@ -423,7 +424,8 @@ impl Outbound {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+    /// The next piece.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         if !self.unread.is_empty() {
             return Poll::Ready(Some(Ok(std::mem::take(&mut self.unread))));
         }

@@ -121,7 +121,7 @@ def get_h2(port, path, key=KEY, origin=ORIGIN):
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
     fields = {
         name.decode(): value.decode()
-        for name, value in re.findall(rb"recv \(stream_id=\d+\) (:?[a-z0-9-]+): ([^\r\n]*)", done.stdout)
+        for name, value in re.findall(rb"recv \(stream_id=\d+(?:, sensitive)?\) (:?[a-z0-9-]+): ([^\r\n]*)", done.stdout)
     }
     if ":status" not in fields:
         raise Fault(f"no answer over HTTP/2: {done.stdout.decode(errors='replace').strip()[-200:]}")

@@ -92,9 +92,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Transport for Upstream {
     async fn send(
         &self,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
         journal: &Journal,
     ) -> Result<Answer, Box<TransportError>> {
+        // Boxed: it is handed on from here to there, and each place would be part of what is allocated for the request.
+        let mut request = Box::new(request);
         // A connection that was idle may have been closed just now; then nothing was written, and the next one is tried.
         while let Some(connection) = self.0.checkout() {
             journal.written(true);
@@ -127,7 +129,7 @@ impl Transport for Upstream {
         }
         journal.written(true);
         self.0.send_over(connection, request).await.map_err(|(mut error, unsent)| {
-            error.body = unsent.map(Request::into_body);
+            error.body = unsent.map(|request| request.into_body());
             error
         })
     }
@@ -175,16 +177,16 @@ impl Pool {
     async fn send_over(
         self: &Arc<Self>,
         connection: Connection,
-        request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
     ) -> Result<Answer, Unsent> {
         match connection {
             Connection::Http1(mut sender, born) => {
-                let response = sender.try_send_request(self.relative(request)).await.map_err(unsent)?;
+                let response = sender.try_send_request(self.relative(*request)).await.map_err(unsent)?;
                 let lease = Returning { pool: self.clone(), sender, born };
                 Ok(answer(response, Some(Box::new(lease))))
             }
             Connection::Http2(mut sender, born) => {
-                let request = self.absolute(request);
+                let request = self.absolute(*request);
                 let response = sender.try_send_request(request).await.map_err(unsent);
                 if matches!(response, Err((_, Some(_)))) {
                     self.forget(born);
@@ -225,7 +227,7 @@ fn answer(response: Response<Incoming>, lease: Option<Box<dyn Lease>>) -> Answer
 }
 
 /// What failed, and the request, where surely nothing of it was written.
-type Unsent = (Box<TransportError>, Option<Request<RequestBody>>);
+type Unsent = (Box<TransportError>, Option<Box<Request<RequestBody>>>);
 
 fn unsent(mut error: TrySendError<Request<RequestBody>>) -> Unsent {
     let request = error.take_message();
@@ -234,7 +236,7 @@ fn unsent(mut error: TrySendError<Request<RequestBody>>) -> Unsent {
     let delivery = if unsent { Delivery::Never } else { Delivery::Possible };
     let caller = fault::of_caller(&error);
     let (fault, detail) = (fault::of_hyper(&error), fault::chain(&error));
-    (Box::new(TransportError { fault, delivery, detail, caller, body: None }), request)
+    (Box::new(TransportError { fault, delivery, detail, caller, body: None }), request.map(Box::new))
 }
 
 /// Puts a connection back once its response was read to the end; dropped before, the connection closes.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::deadlines::Watch;
@@ -20,6 +21,10 @@ mod windows;
 
 use http1::{Reader, Seen, Stop};
 use http2::{Counts, Fault};
+
+/// Head and body of an answer that is no longer than this leave as one piece: copying so much takes less time than the kernel
+/// takes for a second piece.
+const SHORT: usize = 4096;
 
 /// What HTTP/2 begins with (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -239,6 +244,13 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Wire<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        if slices.len() > 1 && total <= SHORT {
+            let mut whole = SmallVec::<[u8; SHORT]>::new();
+            slices.iter().for_each(|slice| whole.extend_from_slice(slice));
+            let poll = Pin::new(&mut self.io).poll_write(cx, &whole);
+            return self.wrote(std::iter::once(&whole[..]), poll);
+        }
         let poll = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
         self.wrote(slices.iter().map(|slice| &**slice), poll)
     }

@@ -218,7 +218,8 @@ where
         + 'static,
     S::Future: Send,
 {
-    let asked = Asked::of(&exchange, shared.config.honor_client_directives);
+    let (asked, journal) =
+        (Asked::of(&exchange, shared.config.honor_client_directives), exchange.journal.clone());
     let (primary, known) = shared.key(&exchange).await;
     let (varied, kept) = shared.look_up(&primary, exchange.request.headers()).await;
     let now = Timestamp::now();
@@ -243,7 +244,7 @@ where
         if let Some(ttl) = ttl {
             let is_fresh = matches!(judged, Usable::Fresh(_));
             shared.metrics.cache(if is_fresh { CacheResult::Hit } else { CacheResult::Stale });
-            asked.journal.cache(CacheStatus::Hit { ttl, detail });
+            journal.cache(CacheStatus::Hit { ttl, detail });
             let answer = asked.answer(page, true, now);
             let keeps = !shared.forbids(exchange.request.headers());
             if matches!(judged, Usable::Stale { refresh: true, .. }) && keeps {
@@ -269,7 +270,7 @@ where
         && let Some(status) = shared.stands_in(page, &outcome, &permit, known)
     {
         shared.metrics.cache(CacheResult::Stale);
-        asked.journal.cache(status);
+        journal.cache(status);
         return Ok(asked.answer(page, true, Timestamp::now()));
     }
     let (stored, validated, collapsed) = match &outcome {
@@ -283,11 +284,11 @@ where
             let plainly = shared.plainly(&permit, known);
             let ttl = filled.page.ttl(Timestamp::now(), usable::lifetime(&filled.page, &plainly));
             shared.metrics.cache(CacheResult::Hit);
-            asked.journal.cache(CacheStatus::Hit { ttl, detail: None });
+            journal.cache(CacheStatus::Hit { ttl, detail: None });
         }
         _ => {
             shared.metrics.cache(if collapsed { CacheResult::Coalesced } else { CacheResult::Miss });
-            asked.journal.cache(CacheStatus::Miss { stored, collapsed, expired: kept.is_some(), validated });
+            journal.cache(CacheStatus::Miss { stored, collapsed, expired: kept.is_some(), validated });
         }
     }
     match outcome {
@@ -336,7 +337,7 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         let standing = self.plainly(permit, generation.known);
         let Usable::Fresh(ttl) = usable(&page, &asked.wishes, &standing, now) else { return None };
         self.metrics.cache(CacheResult::Hit);
-        asked.journal.cache(CacheStatus::Hit { ttl, detail: None });
+        exchange.journal.cache(CacheStatus::Hit { ttl, detail: None });
         Some(asked.answer(&page, true, now))
     }
 

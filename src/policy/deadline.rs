@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower::{Layer, Service};
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Journal};
 use crate::rejection::Rejection;
 use crate::time::{Instant, sleep_until};
 
@@ -64,7 +65,8 @@ where
         // Observe put the moment of arrival here.
         let deadline = exchange.deadline + self.timeout;
         exchange.deadline = deadline;
-        Due { future: self.inner.call(exchange), deadline: deadline + GRACE, timer: None }
+        let journal = exchange.journal.clone();
+        Due { future: self.inner.call(exchange), deadline: deadline + GRACE, timer: None, journal }
     }
 }
 
@@ -76,6 +78,7 @@ pin_project! {
         deadline: Instant,
         #[pin]
         timer: Option<Sleep>,
+        journal: Arc<Journal>,
     }
 }
 
@@ -90,7 +93,8 @@ where
         if let Poll::Ready(outcome) = this.future.poll(cx) {
             return Poll::Ready(outcome);
         }
-        if this.timer.is_none() {
+        // An attempt under way has a timer of its own, which is over by then, and this is polled again when it is.
+        if this.timer.is_none() && !this.journal.is_written() {
             this.timer.set(Some(sleep_until(*this.deadline)));
         }
         match this.timer.as_pin_mut() {

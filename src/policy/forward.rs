@@ -4,7 +4,7 @@
 //! comes back loses the fields that belong to the connection or speak for the upstream's own host, and is searched for
 //! the secret: in the head at once, in a short body before anything is sent, in a stream as it passes.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -174,8 +174,21 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
                 RequestBody::Empty | RequestBody::Held(_) => None,
             };
             journal.mended();
-            let call = Call { stage: &stage, deadline, journal: &journal, sent: Timestamp::now(), upload };
-            shared.receive(transport.send(request, &journal), &call, span).await
+            let call = Call { stage: &stage, journal: &journal, started: Instant::now(), upload };
+            // While a body streams up, the caller's pace is not upstream's fault: then only the deadline counts.
+            let due = match call.upload {
+                Some(_) => deadline,
+                None => deadline.min(call.started + shared.rules.attempt_timeout),
+            };
+            let outcome = timeout_at(due, transport.send(request, &journal)).await;
+            let answer = shared.received(outcome.unwrap_or_else(|_| Err(call.too_late())), &call, span)?;
+            let accepted = match shared.accept(answer, &call) {
+                Ok((head, Some(body))) => whole(head, body, due).await,
+                Ok((head, None)) => Ok(head),
+                Err(failure) => Err(failure),
+            };
+            shared.judge(&accepted, &journal);
+            accepted
         })
     }
 }
@@ -228,21 +241,15 @@ impl Shared {
         Some(traces.begin(parent, method, route, resent, headers))
     }
 
-    async fn receive(
-        self: &Arc<Self>,
-        answer: impl Future<Output = Result<Answer, Box<TransportError>>>,
+    /// What came of an attempt: an answer, and what it says of our key.
+    fn received(
+        &self,
+        outcome: Result<Answer, Box<TransportError>>,
         call: &Call<'_>,
         span: Option<AttemptSpan>,
-    ) -> Result<Response<ResponseBody>, Failure> {
-        let started = Instant::now();
+    ) -> Result<Answer, Failure> {
         let (method, environment) = (call.stage.permit.method(), call.stage.permit.environment());
         let environment = environment.environment.name.as_str();
-        // While a body streams up, the caller's pace is not upstream's fault: then only the deadline counts.
-        let due = match call.upload {
-            Some(_) => call.deadline,
-            None => call.deadline.min(started + self.rules.attempt_timeout),
-        };
-        let outcome = timeout_at(due, answer).await.unwrap_or_else(|_| Err(call.too_late()));
         let answer = match outcome {
             Ok(answer) => answer,
             Err(mut error) => {
@@ -250,7 +257,7 @@ impl Shared {
                 error.caller = error.caller.or_else(|| Some(call.upload.as_ref()?.broke()?.into()));
                 if error.caller.is_none() {
                     let failure = failure(error.fault);
-                    self.metrics.client.record(method, Err(failure), environment, started.elapsed());
+                    self.metrics.client.record(method, Err(failure), environment, call.started.elapsed());
                     if let Some(span) = span {
                         span.failed(failure.as_str());
                     }
@@ -262,7 +269,7 @@ impl Shared {
         if let Some(span) = span {
             span.answered(status.as_u16());
         }
-        self.metrics.client.record(method, Ok(status.as_u16()), environment, started.elapsed());
+        self.metrics.client.record(method, Ok(status.as_u16()), environment, call.started.elapsed());
         self.health.set_healthy(!status.is_server_error());
         if status == StatusCode::UNAUTHORIZED {
             self.metrics.upstream_credentials_refused(environment);
@@ -299,25 +306,24 @@ impl Shared {
                 "another secret key is in use from now on: make it the environment's secret_key"
             );
         }
-        let accepted = self.accept(answer, call, due).await;
-        if let Err(Failure { rejection: Rejection::Upstream(fault), .. }) = &accepted {
-            self.health.set_healthy(false);
-            tracing::warn!(
-                request_id = call.request_id(),
-                error = fault.name(),
-                "upstream's answer is of no use"
-            );
-        }
-        accepted
+        Ok(answer)
     }
 
-    /// Cleans the head, searches head and body, and hands the answer on.
-    async fn accept(
+    /// Tells of an answer that is of no use.
+    fn judge(&self, accepted: &Result<Response<ResponseBody>, Failure>, journal: &Journal) {
+        if let Err(Failure { rejection: Rejection::Upstream(fault), .. }) = accepted {
+            self.health.set_healthy(false);
+            let request_id = &*journal.request_id;
+            tracing::warn!(request_id, error = fault.name(), "upstream's answer is of no use");
+        }
+    }
+
+    /// Cleans the head and searches it; the body, where there is one, is still to come.
+    fn accept(
         self: &Arc<Self>,
         answer: Answer,
         call: &Call<'_>,
-        due: Instant,
-    ) -> Result<Response<ResponseBody>, Failure> {
+    ) -> Result<(Response<ResponseBody>, Option<Outbound>), Failure> {
         let Answer { head, body, lease } = answer;
         if head.status.is_informational() {
             return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
@@ -327,7 +333,7 @@ impl Shared {
             let mut response = Response::new(ResponseBody::empty());
             *response.status_mut() = head.status;
             *response.headers_mut() = head.headers;
-            return Ok(response);
+            return Ok((response, None));
         }
         if !fields::is_framed_plainly(&head) {
             return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
@@ -343,7 +349,7 @@ impl Shared {
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
         let had_cookie = response.headers().contains_key(SET_COOKIE);
-        call.journal.answered(Answered { sent: call.sent, had_cookie, end_untold });
+        call.journal.answered(Answered { sent: Timestamp::of(call.started), had_cookie, end_untold });
         fields::clean(response.headers_mut());
         if response.status() == StatusCode::NO_CONTENT {
             response.headers_mut().remove(CONTENT_LENGTH);
@@ -357,25 +363,9 @@ impl Shared {
             receipt.guarded();
             return Err(possible(Rejection::SecretGuard));
         }
-        let length = body.size_hint().exact();
         let scan = Some(guard.scan());
         let body = Outbound::new(body, scan, self.rules.body_idle_timeout, Some(Box::new(receipt)));
-        *response.body_mut() = match length {
-            Some(0) => ResponseBody::empty(),
-            Some(length) if length <= GATHERED => match timeout_at(due, gather(body, length)).await {
-                Ok(Ok(bytes)) => ResponseBody::full(bytes),
-                Ok(Err(BodyError::Secret)) => return Err(possible(Rejection::SecretGuard)),
-                Ok(Err(_)) => return Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
-                Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
-            },
-            None if !fields::is_event_stream(response.headers()) => match begun(body, due).await {
-                Ok(body) => body,
-                Err(BodyError::Secret) => return Err(possible(Rejection::SecretGuard)),
-                Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
-            },
-            _ => ResponseBody::streaming(body),
-        };
-        Ok(response)
+        Ok((response, Some(body)))
     }
 
     fn failed(&self, error: TransportError, request_id: &str) -> Failure {
@@ -393,9 +383,8 @@ impl Shared {
 /// One attempt under way.
 struct Call<'a> {
     stage: &'a Armed,
-    deadline: Instant,
     journal: &'a Arc<Journal>,
-    sent: Timestamp,
+    started: Instant,
     /// Where the caller's body streams: how far it is.
     upload: Option<Arc<Upload>>,
 }
@@ -430,6 +419,31 @@ fn uri(base_path: &str, target: &PathAndQuery) -> Option<Uri> {
     PathAndQuery::try_from(format!("{base_path}{target}")).ok().map(Uri::from)
 }
 
+/// The answer with its body: a short one whole, a longer one as it comes.
+async fn whole(
+    mut response: Response<ResponseBody>,
+    body: Outbound,
+    due: Instant,
+) -> Result<Response<ResponseBody>, Failure> {
+    let found = match body.size_hint().exact() {
+        Some(0) => Ok(ResponseBody::empty()),
+        Some(length) if length <= GATHERED => match timeout_at(due, gather(body, length)).await {
+            Ok(gathered) => gathered.map(ResponseBody::full),
+            Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
+        },
+        None if !fields::is_event_stream(response.headers()) => begun(body, due).await,
+        _ => Ok(ResponseBody::streaming(body)),
+    };
+    match found {
+        Ok(body) => {
+            *response.body_mut() = body;
+            Ok(response)
+        }
+        Err(BodyError::Secret) => Err(possible(Rejection::SecretGuard)),
+        Err(_) => Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
+    }
+}
+
 /// A body of which some has come, or has not come yet.
 async fn begun(body: Outbound, due: Instant) -> Result<ResponseBody, BodyError> {
     let mut body = ResponseBody::streaming(body);
@@ -440,12 +454,11 @@ async fn begun(body: Outbound, due: Instant) -> Result<ResponseBody, BodyError> 
     Ok(body.preceded_by(first))
 }
 
-async fn gather(body: Outbound, length: u64) -> Result<Bytes, BodyError> {
+async fn gather(mut body: Outbound, length: u64) -> Result<Bytes, BodyError> {
     let mut whole: Option<BytesMut> = None;
     let mut first = Bytes::new();
-    let mut body = ResponseBody::streaming(body);
-    while let Some(frame) = body.frame().await {
-        let data = frame?.into_data().unwrap_or_default();
+    while let Some(data) = poll_fn(|cx| body.poll(cx)).await {
+        let data = data?;
         match &mut whole {
             Some(whole) => whole.extend_from_slice(&data),
             None if first.is_empty() => first = data,

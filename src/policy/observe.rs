@@ -224,8 +224,8 @@ fn mint() -> RequestId {
         }
     }
     // Letters and digits are a value.
-    let value = HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("req"));
-    RequestId::new(value).unwrap_or_else(|| RequestId::of("req"))
+    let value = HeaderValue::from_bytes(&id).ok().and_then(RequestId::new);
+    value.unwrap_or(RequestId::of("req"))
 }
 
 #[cfg(test)]

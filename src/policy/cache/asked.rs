@@ -1,7 +1,5 @@
 //! What one caller wants of a page, and the answer made for it.
 
-use std::sync::Arc;
-
 use http::header::{
     ACCEPT_ENCODING, AGE, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, HeaderValue, IF_MODIFIED_SINCE,
     IF_NONE_MATCH, LAST_MODIFIED, VARY,
@@ -10,7 +8,8 @@ use http::{Method, Response, StatusCode};
 
 use super::usable::Wishes;
 use crate::body::ResponseBody;
-use crate::exchange::{Exchange, Journal, Permitted};
+use crate::domain::field;
+use crate::exchange::{Exchange, Permitted};
 use crate::store::pages::{Coded, Page};
 use crate::time::Timestamp;
 
@@ -22,7 +21,6 @@ pub(super) struct Asked {
     codings: Codings,
     /// What its `Cache-Control` says, where that is honoured.
     pub(super) wishes: Wishes,
-    pub(super) journal: Arc<Journal>,
 }
 
 impl Asked {
@@ -38,7 +36,6 @@ impl Asked {
                 Codings::default()
             },
             wishes: if honoured { Wishes::of(headers) } else { Wishes::default() },
-            journal: exchange.journal.clone(),
         }
     }
 
@@ -61,8 +58,10 @@ impl Asked {
         }
         let age = page.age(now).as_secs();
         // An answer that upstream took from a cache of its own has an age although we have only just got it.
-        if kept || age > 0 {
-            headers.insert(AGE, HeaderValue::from(age));
+        if (kept || age > 0)
+            && let Some(age) = field::of(&[itoa::Buffer::new().format(age)])
+        {
+            headers.insert(AGE, age);
         }
         if unchanged {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
