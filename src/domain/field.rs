@@ -7,7 +7,7 @@ use http::header::HeaderValue;
 /// More than any value is long that is made here.
 const LONGEST: usize = 128;
 
-/// The value that these parts make up; `None` where they can be none, or are longer than [`LONGEST`] bytes.
+/// The value that these parts make up; `None` where they can be none, or are longer than 128 bytes.
 ///
 /// Put together on the stack and copied once: `format!` takes four times as long.
 pub fn of(parts: &[&str]) -> Option<HeaderValue> {

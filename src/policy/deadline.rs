@@ -65,7 +65,7 @@ where
         // Observe put the moment of arrival here.
         let deadline = exchange.deadline + self.timeout;
         exchange.deadline = deadline;
-        let journal = exchange.journal.clone();
+        let journal = exchange.request.method().is_safe().then(|| exchange.journal.clone());
         Due { future: self.inner.call(exchange), deadline: deadline + GRACE, timer: None, journal }
     }
 }
@@ -78,7 +78,7 @@ pin_project! {
         deadline: Instant,
         #[pin]
         timer: Option<Sleep>,
-        journal: Arc<Journal>,
+        journal: Option<Arc<Journal>>,
     }
 }
 
@@ -93,8 +93,10 @@ where
         if let Poll::Ready(outcome) = this.future.poll(cx) {
             return Poll::Ready(outcome);
         }
-        // An attempt under way has a timer of its own, which is over by then, and this is polled again when it is.
-        if this.timer.is_none() && !this.journal.is_written() {
+        // An attempt under way has a timer of its own, which is over by then, and this is polled again when it is; what follows
+        // on a write is not.
+        let attempted = this.journal.as_ref().is_some_and(|journal| journal.is_written());
+        if this.timer.is_none() && !attempted {
             this.timer.set(Some(sleep_until(*this.deadline)));
         }
         match this.timer.as_pin_mut() {
