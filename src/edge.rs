@@ -8,7 +8,6 @@ pub mod config_watch;
 pub mod connection;
 pub mod deadlines;
 pub mod descriptors;
-mod eager;
 pub mod in_force;
 pub mod listener;
 pub mod notify;

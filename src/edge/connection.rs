@@ -18,13 +18,12 @@ use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
 
 use super::deadlines::{Call, Limits, Overdue, Serving, Watch};
-use super::eager::Eager;
 use super::in_force::Place;
 use super::wire::{Heads, Wire};
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
@@ -71,7 +70,7 @@ impl Rules {
 /// Serves connections.
 pub struct Server {
     rules: Rules,
-    builder: auto::Builder<Eager>,
+    builder: auto::Builder<TokioExecutor>,
     ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
@@ -80,7 +79,7 @@ impl Server {
     /// Serves by `rules`. Once it is not `ready` any more, callers are asked to go elsewhere next time.
     pub fn new(rules: Rules, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Self {
         let (longest, fields) = (rules.longest_head(), rules.max_header_bytes + rules.max_uri + 16 * 1024);
-        let mut builder = auto::Builder::new(Eager::default());
+        let mut builder = auto::Builder::new(TokioExecutor::new());
         // No header_read_timeout: `deadlines` sees to it, at no cost per request.
         builder.http1().header_read_timeout(None).half_close(false).max_buf_size(longest);
         builder
@@ -170,7 +169,7 @@ impl Server {
     }
 }
 
-type Connection<'b, I> = auto::Connection<'b, TokioIo<Wire<I>>, Requests, Eager>;
+type Connection<'b, I> = auto::Connection<'b, TokioIo<Wire<I>>, Requests, TokioExecutor>;
 
 /// The requests of one connection, handed to the pipeline.
 struct Requests {
