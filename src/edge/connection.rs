@@ -213,9 +213,10 @@ impl Service<Request<Incoming>> for Requests {
                     RequestBody::Streaming(Box::new(inbound))
                 }
             });
-            let bodyless = matches!(request.body(), RequestBody::Empty);
+            // Over HTTP/2 it is its task that serves it, later: what it held until then would keep others out.
+            let at_once = matches!(request.body(), RequestBody::Empty) && persistence != Persistence::Streams;
             let arrival = Arrival { request: Box::new(request), peer: self.peer };
-            match bodyless {
+            match at_once {
                 // Most are answered here: their head is gone before more is read, and the connection's buffer serves again.
                 true => {
                     let answering = Some(lane.pipeline.serve(arrival));
@@ -267,8 +268,8 @@ impl Persistence {
     }
 }
 
-/// A request on its way. One with a body is seen by no layer before this is polled: a layer that refuses a request drops its
-/// body, and until then hyper does not look after it.
+/// A request on its way. One with a body, or over HTTP/2, is seen by no layer before this is polled: a layer that refuses a
+/// request drops its body, and until then hyper does not look after it.
 struct Serve {
     arrived: Option<(Arc<Pipeline>, Arrival)>,
     answering: Option<Answering>,
