@@ -303,7 +303,7 @@ impl Rejection {
         response
     }
 
-    /// The body. Written by hand, because refusals are what a flood is made of: a tenth of what the serialiser takes for it.
+    /// The body. Written by hand, because refusals are what a flood is made of, and most of it is known beforehand.
     fn body(&self, described: &Described<'_>, retry_after: Option<u64>, request_id: &str) -> Vec<u8> {
         let kind = match described.status {
             StatusCode::TOO_MANY_REQUESTS => "https://iana.org/assignments/http-problem-types#quota-exceeded",

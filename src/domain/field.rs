@@ -9,7 +9,7 @@ const LONGEST: usize = 128;
 
 /// The value that these parts make up; `None` where they can be none, or are longer than 128 bytes.
 ///
-/// Put together on the stack and copied once: `format!` takes four times as long.
+/// Put together on the stack and copied once, without the machinery of `format!`.
 pub fn of(parts: &[&str]) -> Option<HeaderValue> {
     let mut bytes = [0; LONGEST];
     let mut rest = &mut bytes[..];

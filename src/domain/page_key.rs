@@ -108,7 +108,7 @@ impl Borrow<[u8]> for PageKey {
 /// Sorted by the *root* of the decoded name (`status` for `status[0]`, `status%5B0%5D`, `status`), stably: parameters that
 /// feed one array keep their order among themselves, because there the order may matter to the reader.
 pub fn canonical(query: &str) -> Cow<'_, str> {
-    // Of most there is nothing to decode and nothing to cut off: a third of what telling their roots costs.
+    // Of most there is nothing to decode and nothing to cut off.
     let sorted = match query.bytes().any(|byte| matches!(byte, b'%' | b'+' | b'[')) {
         false => target::pairs(query).map(|pair| pair.name(query)).is_sorted(),
         true => target::pairs(query).map(|pair| root(pair.name(query))).is_sorted(),

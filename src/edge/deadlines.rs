@@ -139,8 +139,8 @@ pub struct Watch {
     attention: Attention,
 }
 
-/// Calls a connection's task. It listens each time it is polled, with each request, so listening costs no more than a look;
-/// a `select` over two futures of the runtime takes as long as finding a page.
+/// Calls a connection's task. It listens each time it is polled, with each request, so listening costs no more than a look,
+/// where a `select` would poll two futures of the runtime's besides.
 #[derive(Debug, Default)]
 struct Attention {
     called: AtomicBool,

@@ -116,7 +116,7 @@ fn decide(environment: &Environment, headers: &HeaderMap, extracted: &Extracted)
     let forbidden = |message: &str, hint: Option<&str>| {
         Err(Rejection::Forbidden { message: message.to_owned(), hint: hint.map(str::to_owned) })
     };
-    // Compared, not looked up: hashing so long a name takes four times as long, and it is in hardly any request.
+    // Compared, not looked up: so long a name would be hashed each time, and it is in hardly any request.
     if extracted.consumer_secret || headers.keys().any(|name| *name == CONSUMER_SECRET) {
         return forbidden("Requests with a consumer's secret are not served by this proxy.", None);
     }

@@ -228,8 +228,7 @@ fn is_host(host: &str) -> bool {
     !host.is_empty() && Authority::try_from(host).is_ok()
 }
 
-/// The name of a host that is one at a glance, as most are: letters, digits, dots and hyphens, and a port. A fifth of what
-/// parsing costs.
+/// The name of a host that is one at a glance, as most are: letters, digits, dots and hyphens, and a port.
 fn plain_name(host: &[u8]) -> Option<&[u8]> {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
     let (name, port) = host.split_at(host.iter().position(|byte| !plain(byte)).unwrap_or(host.len()));

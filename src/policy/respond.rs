@@ -184,7 +184,7 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>)
 }
 
 /// A value that the next answer has no use for: HPACK is not to keep it (RFC 7541 §7.1.3), or it would drive those out that
-/// all answers have, a tenth of a hit over HTTP/2.
+/// all answers have.
 fn passing(value: Option<HeaderValue>) -> Option<HeaderValue> {
     let mut value = value?;
     value.set_sensitive(true);

@@ -131,8 +131,8 @@ impl Page {
     }
 }
 
-/// The fields of a page whose copies have room for what is added to them: an index that has to grow is made anew with each
-/// answer, a seventh of what a hit takes. The fields themselves get no more memory than they need.
+/// The fields of a page whose copies have room for what is added to them: an index that has to grow would be made anew with each
+/// answer. The fields themselves get no more memory than they need.
 pub fn with_room(mut headers: HeaderMap) -> HeaderMap {
     headers.reserve(ADDED);
     headers.clone()

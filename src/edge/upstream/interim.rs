@@ -21,11 +21,37 @@ pub(super) const TOO_MANY: io::ErrorKind = io::ErrorKind::QuotaExceeded;
 /// What a head before the answer begins with; any minor version has its place.
 const BEGINS: &[u8] = b"HTTP/1.? 1";
 
-/// A connection by HTTP/1 that ends where too many came for one request: followed only as long as each begins as one does.
-pub(super) struct Heads<I> {
+/// A connection that ends where too many came for one request.
+pub(super) struct Counted<I, C> {
     io: I,
+    counts: C,
+}
+
+impl<I, C: Counts + Default> Counted<I, C> {
+    pub(super) fn new(io: I) -> Self {
+        Self { io, counts: C::default() }
+    }
+}
+
+/// How they are counted in what passes.
+pub(super) trait Counts {
+    /// These bytes came in.
+    fn read(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// These bytes went out.
+    fn wrote(&mut self, bytes: &[u8]);
+}
+
+/// By HTTP/1: followed only as long as each head begins as one before the answer does.
+pub(super) struct Http1 {
     at: At,
     count: u32,
+}
+
+impl Default for Http1 {
+    fn default() -> Self {
+        Self { at: At::Answer, count: 0 }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +64,7 @@ enum At {
     Answer,
 }
 
-impl<I> Heads<I> {
-    pub(super) fn new(io: I) -> Self {
-        Self { io, at: At::Answer, count: 0 }
-    }
-
+impl Counts for Http1 {
     fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
         for byte in bytes {
             self.at = match self.at {
@@ -57,65 +79,26 @@ impl<I> Heads<I> {
                 At::Within(ended) => At::Within(*byte == b'\n' || ended && *byte == b'\r'),
             };
             if self.count > MOST {
-                return Err(io::Error::new(TOO_MANY, "too many answers before the answer"));
+                return Err(too_many());
             }
         }
         Ok(())
     }
 
-    /// A request is written, or more of one: what comes next may be an answer to it.
-    fn wrote(&mut self) {
+    /// A request, or more of one: what comes next may be an answer to it.
+    fn wrote(&mut self, _: &[u8]) {
         if self.at == At::Answer {
             (self.at, self.count) = (At::Beginning(0), 0);
         }
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Heads<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        match Pin::new(&mut self.io).poll_read(cx, buf) {
-            Poll::Ready(Ok(())) => Poll::Ready(self.read(&buf.filled()[before..])),
-            unready => unready,
-        }
-    }
+fn too_many() -> io::Error {
+    io::Error::new(TOO_MANY, "too many answers before the answer")
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Heads<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.wrote();
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.wrote();
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// A connection by HTTP/2 that ends where too many came for one stream.
-pub(super) struct Counted<I> {
-    io: I,
+/// By HTTP/2: for each stream.
+pub(super) struct Http2 {
     /// So much of the preface has not gone out yet.
     preface: usize,
     incoming: Frames,
@@ -124,14 +107,16 @@ pub(super) struct Counted<I> {
     begun: Vec<(u32, u32)>,
 }
 
-impl<I> Counted<I> {
-    pub(super) fn new(io: I) -> Self {
+impl Default for Http2 {
+    fn default() -> Self {
         let (incoming, outgoing) = (Frames::default(), Frames::default());
-        Self { io, preface: PREFACE.len(), incoming, outgoing, begun: Vec::new() }
+        Self { preface: PREFACE.len(), incoming, outgoing, begun: Vec::new() }
     }
+}
 
+impl Counts for Http2 {
     fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let (begun, mut too_many) = (&mut self.begun, false);
+        let (begun, mut most) = (&mut self.begun, false);
         self.incoming.read(bytes, |piece| {
             let Piece::Head(frame) = piece else { return };
             let at = begun.iter().position(|(stream, _)| *stream == frame.stream);
@@ -140,43 +125,49 @@ impl<I> Counted<I> {
                 // The last of them is the answer.
                 Some(at) if frame.kind == HEADERS => {
                     begun[at].1 += 1;
-                    too_many |= begun[at].1 > MOST + 1;
+                    most |= begun[at].1 > MOST + 1;
                 }
                 None if frame.kind == HEADERS && !frame.ends_stream() => {
                     begun.push((frame.stream, 1));
-                    too_many |= begun.len() > STREAMS;
+                    most |= begun.len() > STREAMS;
                 }
                 _ => {}
             }
         });
-        if too_many { Err(io::Error::new(TOO_MANY, "too many answers before the answer")) } else { Ok(()) }
+        if most { Err(too_many()) } else { Ok(()) }
     }
 
+    fn wrote(&mut self, bytes: &[u8]) {
+        let begun = &mut self.begun;
+        let (preface, frames) = bytes.split_at(self.preface.min(bytes.len()));
+        self.preface -= preface.len();
+        // What comes of a stream that we have reset is of no account.
+        self.outgoing.read(frames, |piece| match piece {
+            Piece::Head(frame) if frame.kind == RST_STREAM => {
+                begun.retain(|(stream, _)| *stream != frame.stream);
+            }
+            _ => {}
+        });
+    }
+}
+
+impl<I, C: Counts> Counted<I, C> {
     fn wrote<'a>(
         &mut self,
         slices: impl Iterator<Item = &'a [u8]>,
         poll: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         let Poll::Ready(Ok(mut left)) = poll else { return poll };
-        let begun = &mut self.begun;
         for slice in slices {
             let written = &slice[..slice.len().min(left)];
             left -= written.len();
-            let (preface, written) = written.split_at(self.preface.min(written.len()));
-            self.preface -= preface.len();
-            // What comes of a stream that we have reset is of no account.
-            self.outgoing.read(written, |piece| match piece {
-                Piece::Head(frame) if frame.kind == RST_STREAM => {
-                    begun.retain(|(stream, _)| *stream != frame.stream);
-                }
-                _ => {}
-            });
+            self.counts.wrote(written);
         }
         poll
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Counted<I> {
+impl<I: AsyncRead + Unpin, C: Counts + Unpin> AsyncRead for Counted<I, C> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -184,13 +175,13 @@ impl<I: AsyncRead + Unpin> AsyncRead for Counted<I> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match Pin::new(&mut self.io).poll_read(cx, buf) {
-            Poll::Ready(Ok(())) => Poll::Ready(self.read(&buf.filled()[before..])),
+            Poll::Ready(Ok(())) => Poll::Ready(self.counts.read(&buf.filled()[before..])),
             unready => unready,
         }
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<I> {
+impl<I: AsyncWrite + Unpin, C: Counts + Unpin> AsyncWrite for Counted<I, C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.io).poll_write(cx, bytes);
         self.wrote(std::iter::once(bytes), poll)
@@ -224,12 +215,12 @@ mod tests {
 
     /// What comes of these pieces after a request was written.
     fn read(pieces: &[&str]) -> Result<u32, io::ErrorKind> {
-        let mut heads = Heads::new(());
-        heads.wrote();
+        let mut counts = Http1::default();
+        counts.wrote(b"GET / HTTP/1.1\r\n\r\n");
         for piece in pieces {
-            heads.read(piece.as_bytes()).map_err(|error| error.kind())?;
+            counts.read(piece.as_bytes()).map_err(|error| error.kind())?;
         }
-        Ok(heads.count)
+        Ok(counts.count)
     }
 
     #[test]
