@@ -8,6 +8,7 @@ use std::borrow::{Borrow, Cow};
 
 use bytes::Bytes;
 use http::header::HeaderName;
+use memchr::memchr3;
 
 use crate::domain::target::{self, Pair};
 
@@ -109,9 +110,9 @@ impl Borrow<[u8]> for PageKey {
 /// feed one array keep their order among themselves, because there the order may matter to the reader.
 pub fn canonical(query: &str) -> Cow<'_, str> {
     // Of most there is nothing to decode and nothing to cut off.
-    let sorted = match query.bytes().any(|byte| matches!(byte, b'%' | b'+' | b'[')) {
-        false => target::pairs(query).map(|pair| pair.name(query)).is_sorted(),
-        true => target::pairs(query).map(|pair| root(pair.name(query))).is_sorted(),
+    let sorted = match memchr3(b'%', b'+', b'[', query.as_bytes()) {
+        None => target::pairs(query).map(|pair| pair.name(query)).is_sorted(),
+        Some(_) => target::pairs(query).map(|pair| root(pair.name(query))).is_sorted(),
     };
     if sorted {
         return Cow::Borrowed(query);
