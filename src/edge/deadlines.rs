@@ -76,6 +76,7 @@ impl Deadlines {
             first: Notify::new(),
             moved: AtomicU64::new(0),
             answers: Mutex::default(),
+            turns: Turns::default(),
             attention: Attention::default(),
         });
         if self.draining.load(Ordering::Relaxed) {
@@ -135,6 +136,7 @@ pub struct Watch {
     moved: AtomicU64,
     /// HTTP/2: the same of each answer.
     answers: Mutex<Vec<Arc<AtomicU64>>>,
+    turns: Turns,
     draining: Arc<AtomicBool>,
     attention: Attention,
 }
@@ -168,6 +170,42 @@ impl Attention {
         }
         let called = self.called.load(Ordering::Acquire) && self.called.swap(false, Ordering::Acquire);
         if called { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// The turns of a connection's task: what is written within one may leave together. Only the connection's worker writes them.
+#[derive(Debug, Default)]
+pub struct Turns {
+    number: AtomicU64,
+    /// HTTP/2: answers that were begun since the last turn did.
+    answered: AtomicU32,
+    several: AtomicBool,
+}
+
+impl Turns {
+    fn begin(&self) {
+        self.number.store(self.number.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.several.store(self.answered.load(Ordering::Relaxed) > 1, Ordering::Relaxed);
+        self.answered.store(0, Ordering::Relaxed);
+    }
+
+    /// Nothing is written in a turn from now on.
+    fn end(&self) {
+        self.several.store(false, Ordering::Relaxed);
+    }
+
+    fn answered(&self) {
+        self.answered.store(self.answered.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Which one it is.
+    pub fn number(&self) -> u64 {
+        self.number.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is under way, and several answers were begun before it, over HTTP/2: it writes them all.
+    pub fn has_several(&self) -> bool {
+        self.several.load(Ordering::Relaxed)
     }
 }
 
@@ -267,7 +305,10 @@ impl Watch {
     ) -> Result<F::Output, Call> {
         let mut known = None;
         poll_fn(|cx| {
-            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            self.turns.begin();
+            let polled = connection.as_mut().poll(cx);
+            self.turns.end();
+            if let Poll::Ready(ended) = polled {
                 return Poll::Ready(Ok(ended));
             }
             while self.attention.poll(&mut known, cx).is_ready() {
@@ -282,6 +323,11 @@ impl Watch {
             Poll::Pending
         })
         .await
+    }
+
+    /// The connection's turns.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     fn answers(&self) -> MutexGuard<'_, Vec<Arc<AtomicU64>>> {
@@ -366,6 +412,7 @@ impl Serving {
             None => {
                 let moved = Arc::new(AtomicU64::new(now));
                 self.watch.answers().push(moved.clone());
+                self.watch.turns.answered();
                 self.moved = Some(moved);
             }
         }

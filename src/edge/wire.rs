@@ -7,18 +7,20 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::deadlines::Watch;
 
+mod batch;
 pub(super) mod frames;
 pub mod http1;
 pub mod http2;
 mod windows;
 
+use batch::Batch;
 use http1::{Reader, Seen, Stop};
 use http2::{Counts, Fault};
 
@@ -76,12 +78,13 @@ pub(super) struct Wire<I> {
     heads: Arc<Heads>,
     protocol: Protocol,
     longest: usize,
+    batch: Batch,
 }
 
 impl<I> Wire<I> {
     /// `longest`: bytes of a head that the parser takes.
     pub(super) fn new(io: I, watch: Arc<Watch>, heads: Arc<Heads>, longest: usize) -> Self {
-        Self { io, watch, heads, protocol: Protocol::Unknown(0), longest }
+        Self { io, watch, heads, protocol: Protocol::Unknown(0), longest, batch: Batch::default() }
     }
 
     /// These bytes came in: how many of them are passed on.
@@ -161,30 +164,40 @@ impl<I> Wire<I> {
         passed
     }
 
-    /// So many bytes of these were written, or none could be.
     fn wrote<'a>(
         &mut self,
         slices: impl Iterator<Item = &'a [u8]> + Clone,
         poll: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let Poll::Ready(Ok(count)) = poll else {
-            if poll.is_pending() {
-                self.watch.stalled();
-            }
-            return poll;
-        };
-        self.watch.wrote(count, slices.clone().map(<[u8]>::len).sum());
-        if let Protocol::Http2(counts) = &mut self.protocol {
-            let mut left = count;
-            for slice in slices {
-                let written = &slice[..slice.len().min(left)];
-                left -= written.len();
-                counts.written(written).map_err(|fault| ended(&self.heads, fault))?;
-            }
-            hold(&self.watch, counts);
-        }
-        poll
+        wrote(&self.watch, &self.heads, &mut self.protocol, slices, poll)
     }
+}
+
+/// So many bytes of these were written, or none could be.
+fn wrote<'a>(
+    watch: &Watch,
+    heads: &Heads,
+    protocol: &mut Protocol,
+    slices: impl Iterator<Item = &'a [u8]> + Clone,
+    poll: Poll<io::Result<usize>>,
+) -> Poll<io::Result<usize>> {
+    let Poll::Ready(Ok(count)) = poll else {
+        if poll.is_pending() {
+            watch.stalled();
+        }
+        return poll;
+    };
+    watch.wrote(count, slices.clone().map(<[u8]>::len).sum());
+    if let Protocol::Http2(counts) = protocol {
+        let mut left = count;
+        for slice in slices {
+            let written = &slice[..slice.len().min(left)];
+            left -= written.len();
+            counts.written(written).map_err(|fault| ended(heads, fault))?;
+        }
+        hold(watch, counts);
+    }
+    poll
 }
 
 fn hold(watch: &Watch, counts: &mut Counts) {
@@ -233,10 +246,36 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
     }
 }
 
+impl<I: AsyncWrite + Unpin> Wire<I> {
+    /// Writes what is held.
+    fn leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.batch.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let Self { io, watch, heads, protocol, batch, .. } = self;
+        batch.leave(io, cx, |held, poll| wrote(watch, heads, protocol, std::iter::once(held), poll))
+    }
+
+    /// Holds these bytes, where others leave with them.
+    fn hold<'a>(&mut self, slices: impl Iterator<Item = &'a [u8]>, total: usize) -> bool {
+        let turns = self.watch.turns();
+        let holds = turns.has_several() && self.batch.takes(total);
+        if holds {
+            self.batch.hold(slices, turns.number());
+        }
+        holds
+    }
+}
+
 impl<I: AsyncWrite + Unpin> AsyncWrite for Wire<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.wrote(std::iter::once(bytes), poll)
+        let this = &mut *self;
+        if this.hold(std::iter::once(bytes), bytes.len()) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        ready!(this.leave(cx))?;
+        let poll = Pin::new(&mut this.io).poll_write(cx, bytes);
+        this.wrote(std::iter::once(bytes), poll)
     }
 
     fn poll_write_vectored(
@@ -244,15 +283,20 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Wire<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        if this.hold(slices.iter().map(|slice| &**slice), total) {
+            return Poll::Ready(Ok(total));
+        }
+        ready!(this.leave(cx))?;
         if slices.len() > 1 && total <= SHORT {
             let mut whole = SmallVec::<[u8; SHORT]>::new();
             slices.iter().for_each(|slice| whole.extend_from_slice(slice));
-            let poll = Pin::new(&mut self.io).poll_write(cx, &whole);
-            return self.wrote(std::iter::once(&whole[..]), poll);
+            let poll = Pin::new(&mut this.io).poll_write(cx, &whole);
+            return this.wrote(std::iter::once(&whole[..]), poll);
         }
-        let poll = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.wrote(slices.iter().map(|slice| &**slice), poll)
+        let poll = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
+        this.wrote(slices.iter().map(|slice| &**slice), poll)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -260,15 +304,24 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Wire<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let poll = Pin::new(&mut self.io).poll_flush(cx);
+        let this = &mut *self;
+        if !this.batch.is_empty() {
+            let turns = this.watch.turns();
+            if turns.has_several() && this.batch.waits(turns.number(), cx) {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(this.leave(cx))?;
+        }
+        let poll = Pin::new(&mut this.io).poll_flush(cx);
         match poll {
-            Poll::Pending => self.watch.stalled(),
-            Poll::Ready(_) => self.watch.wrote(0, 0),
+            Poll::Pending => this.watch.stalled(),
+            Poll::Ready(_) => this.watch.wrote(0, 0),
         }
         poll
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.leave(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
