@@ -260,6 +260,13 @@ pub(crate) mod testing {
         waiting(method, target, client, &Arc::new(Queue::new(Duration::from_secs(600), Arc::default())))
     }
 
+    /// This environment with budget 0.
+    pub(crate) fn handle(environment: Environment) -> Arc<EnvironmentHandle> {
+        let queue = Arc::new(Queue::new(environment.limit.window, Arc::default()));
+        let (environment, pages) = (Arc::new(environment), "test".into());
+        Arc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, pages, index: 0 })
+    }
+
     /// The same, where those who wait for the budget stand in `queue`.
     pub(crate) fn waiting(
         method: Method,

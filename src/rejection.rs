@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WW
 use http::{Response, StatusCode};
 
 use crate::body::{ResponseBody, UploadFault};
-use crate::domain::field;
 use crate::time::whole_seconds;
 
 mod upstream;
@@ -23,6 +23,15 @@ pub use upstream::UpstreamFault;
 
 /// `Proxy-Status` (RFC 9209)
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// Its values, with the error types of RFC 9209 §2.3.
+const DENIED: HeaderValue = HeaderValue::from_static("metorial-proxy; error=http_request_denied");
+const MISREAD: HeaderValue = HeaderValue::from_static("metorial-proxy; error=http_request_error");
+const FAILED: HeaderValue = HeaderValue::from_static("metorial-proxy; error=proxy_internal_error");
+const WITHHELD: HeaderValue = HeaderValue::from_static("metorial-proxy; error=proxy_internal_response");
+const MISCONFIGURED: HeaderValue =
+    HeaderValue::from_static("metorial-proxy; error=proxy_configuration_error");
+const LATE: HeaderValue = HeaderValue::from_static("metorial-proxy; error=http_response_timeout");
 
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 /// Those of a refusal, and what the layers outside add.
@@ -117,8 +126,7 @@ struct Described<'a> {
     code: &'static str,
     message: Cow<'a, str>,
     hint: Option<&'a str>,
-    /// Error type of RFC 9209 §2.3.
-    proxy_status: &'static str,
+    proxy_status: HeaderValue,
 }
 
 impl Rejection {
@@ -143,59 +151,54 @@ impl Rejection {
         match self {
             Self::BadRequest(message) => Described {
                 hint: Some("Send the request in one unambiguous form."),
-                ..described(StatusCode::BAD_REQUEST, "bad_request", message.clone(), "http_request_error")
+                ..described(StatusCode::BAD_REQUEST, "bad_request", message.clone(), MISREAD)
             },
             Self::Unauthorized(message) => Described {
                 hint: Some("Send Authorization: Bearer metorial_pk_… with a publishable key of this proxy."),
-                ..described(
-                    StatusCode::UNAUTHORIZED,
-                    "unauthorized",
-                    Cow::Borrowed(*message),
-                    "http_request_denied",
-                )
+                ..described(StatusCode::UNAUTHORIZED, "unauthorized", Cow::Borrowed(*message), DENIED)
             },
             Self::Forbidden { message, hint } => Described {
                 status: StatusCode::FORBIDDEN,
                 code: "forbidden",
                 message: Cow::Borrowed(message.as_str()),
                 hint: hint.as_deref(),
-                proxy_status: "http_request_denied",
+                proxy_status: DENIED,
             },
             Self::MethodNotAllowed => described(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
                 "This proxy does not serve this method.".into(),
-                "http_request_denied",
+                DENIED,
             ),
             Self::ExpectationFailed => described(
                 StatusCode::EXPECTATION_FAILED,
                 "expectation_failed",
                 "The Expect field asks for something else than 100-continue.".into(),
-                "http_request_error",
+                MISREAD,
             ),
             Self::RequestTimeout => described(
                 StatusCode::REQUEST_TIMEOUT,
                 "timeout",
                 "The request's body did not arrive in time.".into(),
-                "http_request_error",
+                MISREAD,
             ),
             Self::PayloadTooLarge(limit) => described(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "payload_too_large",
                 format!("The request's body is larger than {limit} bytes.").into(),
-                "http_request_denied",
+                DENIED,
             ),
             Self::UriTooLong(limit) => described(
                 StatusCode::URI_TOO_LONG,
                 "uri_too_long",
                 format!("The request's target is longer than {limit} bytes.").into(),
-                "http_request_denied",
+                DENIED,
             ),
             Self::HeadersTooLarge(limit) => described(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "headers_too_large",
                 format!("The request's header fields take more than {limit} bytes, or are too many.").into(),
-                "http_request_denied",
+                DENIED,
             ),
             Self::RateLimited { limit, .. } => Described {
                 hint: Some("Wait as long as Retry-After or the RateLimit field says."),
@@ -209,18 +212,18 @@ impl Rejection {
                         Limit::Upstream => "The Metorial API asked this proxy to wait.",
                     }
                     .into(),
-                    "http_request_denied",
+                    DENIED,
                 )
             },
             Self::Internal => described(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal_error",
                 "The proxy failed; its log has the details under this request id.".into(),
-                "proxy_internal_error",
+                FAILED,
             ),
             Self::Upstream(fault) => {
                 let (status, code) = fault.status();
-                described(status, code, fault.sentence().into(), fault.name())
+                described(status, code, fault.sentence().into(), fault.proxy_status())
             }
             Self::UpstreamCredentials => Described {
                 hint: Some(
@@ -230,32 +233,32 @@ impl Rejection {
                     StatusCode::BAD_GATEWAY,
                     "upstream_credentials",
                     "The Metorial API refused this proxy's own key.".into(),
-                    "proxy_configuration_error",
+                    MISCONFIGURED,
                 )
             },
             Self::SecretGuard => described(
                 StatusCode::BAD_GATEWAY,
                 "secret_guard",
                 "The answer held a secret of this proxy and was withheld.".into(),
-                "proxy_internal_response",
+                WITHHELD,
             ),
             Self::Overloaded => described(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",
                 "This proxy has as many requests in flight as it may.".into(),
-                "http_request_denied",
+                DENIED,
             ),
             Self::NotKept => described(
                 StatusCode::GATEWAY_TIMEOUT,
                 "upstream_timeout",
                 "Only a kept page was asked for, and there is none that may be used.".into(),
-                "http_request_denied",
+                DENIED,
             ),
             Self::DeadlineExceeded => described(
                 StatusCode::GATEWAY_TIMEOUT,
                 "upstream_timeout",
                 "There was no answer within this proxy's time limit.".into(),
-                "http_response_timeout",
+                LATE,
             ),
         }
     }
@@ -281,12 +284,7 @@ impl Rejection {
         let headers = response.headers_mut();
         headers.reserve(FIELDS);
         headers.insert(CONTENT_TYPE, PROBLEM);
-        let parameters = match self {
-            Self::Upstream(fault) => fault.parameters(),
-            _ => String::new(),
-        };
-        let proxy_status = field::of(&["metorial-proxy; error=", described.proxy_status, &parameters]);
-        headers.extend(proxy_status.map(|value| (PROXY_STATUS, value)));
+        headers.insert(PROXY_STATUS, described.proxy_status);
         if let Some(seconds) = retry_after.filter(|seconds| *seconds <= whole_seconds(max_retry_after)) {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -305,32 +303,21 @@ impl Rejection {
 
     /// The body. Written by hand, because refusals are what a flood is made of, and most of it is known beforehand.
     fn body(&self, described: &Described<'_>, retry_after: Option<u64>, request_id: &str) -> Vec<u8> {
-        let kind = match described.status {
-            StatusCode::TOO_MANY_REQUESTS => "https://iana.org/assignments/http-problem-types#quota-exceeded",
-            StatusCode::SERVICE_UNAVAILABLE => {
-                "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
-            }
-            _ => "about:blank",
-        };
+        static KNOWN: [OnceLock<Vec<u8>>; 4] = [const { OnceLock::new() }; 4];
         let mut json = Vec::with_capacity(1024);
-        let member = |json: &mut Vec<u8>, name: &str, text: &str| {
-            json.extend_from_slice(name.as_bytes());
-            push_text(json, text);
-        };
-        member(&mut json, "{\"type\":", kind);
-        member(&mut json, ",\"title\":", described.status.canonical_reason().unwrap_or("Error"));
-        json.extend_from_slice(b",\"status\":");
-        json.extend_from_slice(described.status.as_str().as_bytes());
-        member(&mut json, ",\"detail\":", &described.message);
-        json.extend_from_slice(b",\"__typename\":\"error\",\"ok\":false");
-        member(&mut json, ",\"code\":", described.code);
-        member(&mut json, ",\"message\":", &described.message);
-        if let Some(hint) = described.hint {
-            member(&mut json, ",\"hint\":", hint);
-        }
-        if let Self::RateLimited { limit, .. } = self {
-            member(&mut json, ",\"violated-policies\":[", limit.name());
-            json.push(b']');
+        match self {
+            // All but the wait and the id are the same each time.
+            Self::RateLimited { limit, .. } => {
+                let beginning = || {
+                    let mut json = Vec::new();
+                    described.begin(&mut json);
+                    member(&mut json, ",\"violated-policies\":[", limit.name());
+                    json.push(b']');
+                    json
+                };
+                json.extend_from_slice(KNOWN[*limit as usize].get_or_init(beginning));
+            }
+            _ => described.begin(&mut json),
         }
         if let Some(seconds) = retry_after {
             json.extend_from_slice(b",\"retry_after\":");
@@ -340,6 +327,36 @@ impl Rejection {
         json.push(b'}');
         json
     }
+}
+
+impl Described<'_> {
+    /// Writes what is the same whoever asked.
+    fn begin(&self, json: &mut Vec<u8>) {
+        let kind = match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "https://iana.org/assignments/http-problem-types#quota-exceeded",
+            StatusCode::SERVICE_UNAVAILABLE => {
+                "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+            }
+            _ => "about:blank",
+        };
+        member(json, "{\"type\":", kind);
+        member(json, ",\"title\":", self.status.canonical_reason().unwrap_or("Error"));
+        json.extend_from_slice(b",\"status\":");
+        json.extend_from_slice(self.status.as_str().as_bytes());
+        member(json, ",\"detail\":", &self.message);
+        json.extend_from_slice(b",\"__typename\":\"error\",\"ok\":false");
+        member(json, ",\"code\":", self.code);
+        member(json, ",\"message\":", &self.message);
+        if let Some(hint) = self.hint {
+            member(json, ",\"hint\":", hint);
+        }
+    }
+}
+
+/// A member of a JSON object, from what stands before its text on.
+fn member(json: &mut Vec<u8>, name: &str, text: &str) {
+    json.extend_from_slice(name.as_bytes());
+    push_text(json, text);
 }
 
 pin_project_lite::pin_project! {

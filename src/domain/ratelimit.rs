@@ -8,7 +8,6 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use smallvec::SmallVec;
 
 use crate::domain::field;
 use crate::domain::quota::Quota;
@@ -28,12 +27,26 @@ pub const RATELIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset
 pub const UPSTREAM_FIELDS: [HeaderName; 5] =
     [RATELIMIT, RATELIMIT_POLICY, RATELIMIT_LIMIT, RATELIMIT_REMAINING, RATELIMIT_RESET];
 
-/// Takes out what upstream tells of its own count.
-pub fn take_out(headers: &mut HeaderMap) {
-    let told = headers.keys().filter(|name| UPSTREAM_FIELDS.contains(name));
-    for name in told.cloned().collect::<SmallVec<[HeaderName; 5]>>() {
+/// Takes out what upstream tells of its own count, and reads it as [`observe`] does.
+pub fn take_out(headers: &mut HeaderMap, unix_now: u64) -> Option<Observation> {
+    let told = told(headers);
+    let observation = observation(headers, &told, unix_now);
+    let there = told.map(|line| line.is_some());
+    for (name, _) in UPSTREAM_FIELDS.iter().zip(there).filter(|(_, there)| *there) {
         headers.remove(name);
     }
+    observation
+}
+
+/// The first line of each of [`UPSTREAM_FIELDS`], found in one look at all fields.
+fn told(headers: &HeaderMap) -> [Option<&HeaderValue>; 5] {
+    let mut told = [None; 5];
+    for (name, line) in headers {
+        if let Some(at) = UPSTREAM_FIELDS.iter().position(|field| field == name) {
+            told[at].get_or_insert(line);
+        }
+    }
+    told
 }
 
 /// A reset above this is a moment, below it a delta (draft revisions and servers differ).
@@ -89,15 +102,24 @@ pub struct Observation {
 
 /// Reads `RateLimit-Limit`, `-Remaining` and `-Reset`, else draft-11's `RateLimit`; `None` unless it makes sense.
 pub fn observe(headers: &HeaderMap, unix_now: u64) -> Option<Observation> {
-    let Some(limit) = number(headers, &RATELIMIT_LIMIT) else {
+    observation(headers, &told(headers), unix_now)
+}
+
+fn observation(
+    headers: &HeaderMap,
+    [draft, _, limit, remaining, reset]: &[Option<&HeaderValue>; 5],
+    unix_now: u64,
+) -> Option<Observation> {
+    let Some(limit) = number(*limit) else {
+        draft.as_ref()?;
         // The policy that is nearest to its end.
         let tightest = draft_items(headers).min_by_key(|(remaining, _)| *remaining)?;
         let (remaining, reset) = (u32::try_from(tightest.0).ok()?, Duration::from_secs(tightest.1?));
         return Some(Observation { remaining, reset });
     };
     let limit = u32::try_from(limit).ok()?;
-    let remaining = u32::try_from(number(headers, &RATELIMIT_REMAINING)?).ok()?;
-    let told = number(headers, &RATELIMIT_RESET)?;
+    let remaining = u32::try_from(number(*remaining)?).ok()?;
+    let told = number(*reset)?;
     // A moment in whole seconds, against a clock in whole seconds, may be a second off: rather too late.
     let reset = delta(told, unix_now) + Duration::from_secs(u64::from(told > EPOCH_FROM));
     (remaining <= limit && limit > 0).then_some(Observation { remaining, reset })
@@ -109,12 +131,12 @@ pub fn observe(headers: &HeaderMap, unix_now: u64) -> Option<Observation> {
 pub fn retry_hint(headers: &HeaderMap, unix_now: u64) -> Option<Duration> {
     retry_after(headers, unix_now)
         .or_else(|| draft_reset(headers))
-        .or_else(|| number(headers, &RATELIMIT_RESET).map(|reset| delta(reset, unix_now)))
+        .or_else(|| number(headers.get(RATELIMIT_RESET)).map(|reset| delta(reset, unix_now)))
 }
 
 /// `Retry-After` in seconds or as a date.
 fn retry_after(headers: &HeaderMap, unix_now: u64) -> Option<Duration> {
-    if let Some(seconds) = number(headers, &RETRY_AFTER) {
+    if let Some(seconds) = number(headers.get(RETRY_AFTER)) {
         return Some(delta(seconds, unix_now));
     }
     let date = httpdate::parse_http_date(headers.get(RETRY_AFTER)?.to_str().ok()?).ok()?;
@@ -142,8 +164,8 @@ fn draft_items(headers: &HeaderMap) -> impl Iterator<Item = (u64, Option<u64>)> 
     })
 }
 
-fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
-    let text = headers.get(name)?.to_str().ok()?.trim();
+fn number(line: Option<&HeaderValue>) -> Option<u64> {
+    let text = line?.to_str().ok()?.trim_ascii();
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     // More digits than fit: as long as can be said.
     digits.then(|| text.parse().unwrap_or(u64::MAX))

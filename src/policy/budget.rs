@@ -117,9 +117,10 @@ where
             let mut outcome = inner.call(exchange).await;
             match &mut outcome {
                 Ok(response) => {
-                    // A 429 has the gate speak for it.
+                    // A 429 has the gate speak for it. What else upstream says of its count is of our key, not of the caller's:
+                    // what the caller sees is ours.
                     let heard = (response.status() != StatusCode::TOO_MANY_REQUESTS)
-                        .then(|| ratelimit::observe(response.headers(), unix_now()));
+                        .then(|| ratelimit::take_out(response.headers_mut(), unix_now()));
                     attempt.answered(heard.flatten());
                     shared.listen(&asks, charge, response).await;
                 }
@@ -239,15 +240,13 @@ impl<L: LimitStore> Shared<L> {
         Rejection::RateLimited { limit, wait: refused.until.since(Timestamp::now()) }
     }
 
-    /// On 429 shuts the budget it speaks for. What upstream says of its count is of our key, not of the caller's: what the
-    /// caller sees is ours.
+    /// On 429 shuts the budget it speaks for.
     async fn listen(&self, asks: &Asks, charge: Charge, response: &mut Response<ResponseBody>) {
         let environment = &asks.handle.environment;
         if response.status() != StatusCode::TOO_MANY_REQUESTS {
             for queue in [&asks.handle.queue, &self.egress.queue] {
                 queue.refusals.answered(charge.at);
             }
-            ratelimit::take_out(response.headers_mut());
             return;
         }
         let headers = response.headers();

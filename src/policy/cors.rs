@@ -98,8 +98,8 @@ where
         }
         // The operator's own: the caller's would keep the bytes of its request, and the connection's buffer with them.
         let origin = origin.and_then(|origin| self.union.listed(origin.as_bytes())).cloned();
-        let (journal, union) = (exchange.journal.clone(), self.union.clone());
-        Decorating::Answer { future: self.inner.call(exchange), origin, journal, union }
+        let journal = exchange.journal.clone();
+        Decorating::Answer { future: self.inner.call(exchange), origin, journal }
     }
 }
 
@@ -152,8 +152,8 @@ fn refused(rejection: Rejection, journal: &Journal) -> Response<ResponseBody> {
     response
 }
 
-/// The fields of an answer that is no preflight's.
-fn decorate(headers: &mut HeaderMap, origin: Option<HeaderValue>, origins: &Origins) {
+/// The fields of an answer that is no preflight's, for `origin`, which may read it.
+fn decorate(headers: &mut HeaderMap, origin: Option<HeaderValue>) {
     // Always, or a shared cache would serve one origin's answer to another; first, for readers that look at the first line only.
     match headers.entry(VARY) {
         Entry::Vacant(vary) => drop(vary.insert(BY_ORIGIN)),
@@ -163,7 +163,7 @@ fn decorate(headers: &mut HeaderMap, origin: Option<HeaderValue>, origins: &Orig
             std::iter::once(first).chain(rest).for_each(|other| vary.append(other));
         }
     }
-    if let Some(origin) = origin.filter(|origin| origins.allows(origin.as_bytes())) {
+    if let Some(origin) = origin {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
@@ -184,8 +184,7 @@ pin_project! {
             #[pin]
             future: F,
             origin: Option<HeaderValue>,
-            journal: Arc<Journal>,
-            union: Arc<Origins>
+            journal: Arc<Journal>
         },
     }
 }
@@ -202,10 +201,13 @@ where
                 Some(response) => Poll::Ready(Ok(response)),
                 None => Poll::Pending,
             },
-            DecoratingProjection::Answer { future, origin, journal, union } => {
+            DecoratingProjection::Answer { future, origin, journal } => {
                 let Poll::Ready(Ok(mut response)) = future.poll(cx) else { return Poll::Pending };
-                let origins = journal.environment().map_or(&**union, |handle| &handle.environment.origins);
-                decorate(response.headers_mut(), origin.take(), origins);
+                let environment = journal.environment();
+                let listed = |origin: &HeaderValue| {
+                    environment.is_none_or(|handle| handle.environment.origins.allows(origin.as_bytes()))
+                };
+                decorate(response.headers_mut(), origin.take().filter(listed));
                 Poll::Ready(Ok(response))
             }
         }
@@ -214,26 +216,49 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tower::ServiceExt as _;
+
     use super::*;
+    use crate::domain::environment::Environment;
+    use crate::exchange::testing;
 
     fn origins() -> Origins {
         Origins::new(vec!["https://app.example".into()])
     }
 
-    #[test]
-    fn a_listed_origin_may_read_and_any_other_is_told_nothing() {
-        for (origin, allowed) in [
-            (Some("https://app.example"), true),
-            (Some("https://evil.example"), false),
-            (Some("null"), false),
-            (None, false),
+    /// What an answer from an environment with these origins says to `origin`, where `union` has the others' too.
+    async fn answered(origin: &'static str, environment: Option<&'static str>) -> HeaderMap {
+        let inner = tower::service_fn(move |exchange: Exchange<Received>| {
+            if let Some(own) = environment {
+                let mut handle = Environment::example("test");
+                handle.origins = Origins::new(vec![own.into()]);
+                exchange.journal.decided.set((testing::handle(handle), None)).ok();
+            }
+            std::future::ready(Ok::<_, Infallible>(Response::new(ResponseBody::empty())))
+        });
+        let union = vec!["https://app.example".into(), "https://other.example".into()];
+        let exchange = testing::permitted(Method::GET, "/providers", 1);
+        let mut exchange = exchange.stage(|_| Received { peer: [127, 0, 0, 1].into() });
+        exchange.request.headers_mut().insert(ORIGIN, HeaderValue::from_static(origin));
+        let answer = CorsLayer::new(Origins::new(union)).layer(inner).oneshot(exchange).await;
+        answer.map(|answer| answer.into_parts().0.headers).unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn a_listed_origin_may_read_and_any_other_is_told_nothing() {
+        for (origin, environment, allowed) in [
+            ("https://app.example", Some("https://app.example"), true),
+            ("https://other.example", Some("https://app.example"), false),
+            ("https://other.example", None, true),
+            ("https://evil.example", Some("https://app.example"), false),
+            ("https://evil.example", None, false),
+            ("null", None, false),
         ] {
-            let mut headers = HeaderMap::new();
-            let origin = origin.map(HeaderValue::from_static);
-            decorate(&mut headers, origin.clone(), &origins());
-            assert_eq!(headers.get(ACCESS_CONTROL_ALLOW_ORIGIN), origin.as_ref().filter(|_| allowed));
+            let headers = answered(origin, environment).await;
+            let told = headers.get(ACCESS_CONTROL_ALLOW_ORIGIN).map(HeaderValue::as_bytes);
+            assert_eq!(told, allowed.then_some(origin.as_bytes()), "{origin} {environment:?}");
             assert_eq!(headers.contains_key(ACCESS_CONTROL_EXPOSE_HEADERS), allowed);
-            assert_eq!(headers[VARY], "Origin", "{origin:?}");
+            assert_eq!(headers[VARY], "Origin", "{origin}");
         }
     }
 

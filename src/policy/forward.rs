@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap,
-    HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, SET_COOKIE, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
+    HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri, response};
@@ -32,6 +32,7 @@ use crate::time::{Instant, Timestamp, timeout_at};
 mod fields;
 mod receipt;
 
+use fields::Told;
 use receipt::Receipt;
 
 /// Request fields that are passed on, beside the operator's own.
@@ -335,22 +336,21 @@ impl Shared {
             *response.headers_mut() = head.headers;
             return Ok((response, None));
         }
-        if !fields::is_framed_plainly(&head) {
+        let told = Told::of(&head);
+        if !told.framed_plainly {
             return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
         }
-        let coded = head.headers.get_all(CONTENT_ENCODING).iter().any(|coding| coding != "identity");
-        if coded {
+        if told.coded {
             return Err(possible(Rejection::Upstream(UpstreamFault::UnexpectedCoding)));
         }
-        let end_untold =
-            matches!(body, Arriving::Wire(_)) && !body.is_end_stream() && fields::is_end_untold(&head);
+        let end_untold = told.end_untold && matches!(body, Arriving::Wire(_)) && !body.is_end_stream();
         // Made anew: the version is of upstream's connection, and its extensions hold its own reason phrase.
         let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
-        let had_cookie = response.headers().contains_key(SET_COOKIE);
-        call.journal.answered(Answered { sent: Timestamp::of(call.started), had_cookie, end_untold });
-        fields::clean(response.headers_mut());
+        let (sent, had_cookie) = (Timestamp::of(call.started), told.cookie);
+        call.journal.answered(Answered { sent, had_cookie, end_untold });
+        told.clean(response.headers_mut());
         if response.status() == StatusCode::NO_CONTENT {
             response.headers_mut().remove(CONTENT_LENGTH);
         }

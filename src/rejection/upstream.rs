@@ -1,6 +1,8 @@
 //! How upstream fails a request, in the words of RFC 9209.
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
+
+use crate::domain::field;
 
 /// How upstream failed: the error types of RFC 9209 §2.3 that we can tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +55,15 @@ impl UpstreamFault {
         }
     }
 
-    /// The parameters of `Proxy-Status` that tell more.
-    pub(super) fn parameters(self) -> String {
-        match self {
+    /// As `Proxy-Status` tells it.
+    pub(super) fn proxy_status(self) -> HeaderValue {
+        let more = match self {
             Self::TlsCertificate(details) | Self::TlsProtocol(details) => format!("; details=\"{details}\""),
             Self::TlsAlert(id, message) => format!("; alert-id={id}; alert-message=\"{message}\""),
             _ => String::new(),
-        }
+        };
+        let value = field::of(&["metorial-proxy; error=", self.name(), &more]);
+        value.unwrap_or(HeaderValue::from_static("metorial-proxy"))
     }
 
     /// Whether it failed before any of the request was sent.

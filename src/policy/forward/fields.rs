@@ -1,7 +1,8 @@
 //! Which fields of upstream's answers pass.
 
 use http::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, TRANSFER_ENCODING,
+    CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
+    SET_COOKIE, TRANSFER_ENCODING,
 };
 use http::{Version, response};
 use smallvec::SmallVec;
@@ -33,30 +34,73 @@ fn never_passes(name: &str) -> bool {
 /// Bytes of an answer's fields; few callers take as many.
 const LONGEST: usize = 128 * 1024;
 
-/// Whether the answer has a status of HTTP's and a head of bearable size, and tells the length of its body once and plainly, or not at all: where a
-/// body ends decides what the next answer is.
-pub(super) fn is_framed_plainly(head: &response::Parts) -> bool {
-    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
-    let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
-    let coded = match (codings.next(), codings.next()) {
-        (None, _) => false,
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
-        (Some(_), _) => return false,
-    };
-    let told = match (lengths.next(), lengths.next()) {
-        (None, _) => false,
-        (Some(length), None) if length.as_bytes().iter().all(u8::is_ascii_digit) => true,
-        (Some(_), _) => return false,
-    };
-    let old = head.version < Version::HTTP_11;
-    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    head.status.as_u16() < 600 && !(coded && (told || old)) && bytes <= LONGEST
+/// What the head of an answer tells, found in one look at all its fields.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// It has a status of HTTP's and a head of bearable size, and tells the length of its body once and plainly, or not at
+    /// all: where a body ends decides what the next answer is.
+    pub(super) framed_plainly: bool,
+    /// Only the end of the connection tells where the body ends (RFC 9112 §6.3); HTTP/2 tells it by itself.
+    pub(super) end_untold: bool,
+    /// In a content coding.
+    pub(super) coded: bool,
+    /// It sets a cookie.
+    pub(super) cookie: bool,
+    /// Fields that do not pass, each once or more often.
+    gone: SmallVec<[HeaderName; 4]>,
 }
 
-/// Whether only the end of the connection tells where the body ends (RFC 9112 §6.3); HTTP/2 tells it by itself.
-pub(super) fn is_end_untold(head: &response::Parts) -> bool {
-    let told = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
-    !told && head.version < Version::HTTP_2
+impl Told {
+    pub(super) fn of(head: &response::Parts) -> Self {
+        let mut told = Self::default();
+        let (mut bytes, mut plain, mut codings, mut lengths, mut names) = (0, true, 0, 0, false);
+        for (name, value) in &head.headers {
+            bytes += name.as_str().len() + value.len();
+            if *name == CONTENT_LENGTH {
+                lengths += 1;
+                plain &= value.as_bytes().iter().all(u8::is_ascii_digit);
+            } else if *name == TRANSFER_ENCODING {
+                codings += 1;
+                plain &= value.as_bytes().eq_ignore_ascii_case(b"chunked");
+            } else if *name == CONTENT_ENCODING {
+                told.coded |= value != "identity";
+            } else if *name == SET_COOKIE {
+                told.cookie = true;
+            } else if *name == CONNECTION {
+                // Whatever else it names goes, too; where it says no more than it does in most answers, that is nothing.
+                names |= !KNOWN_OPTIONS.iter().any(|known| value.as_bytes().eq_ignore_ascii_case(known));
+            }
+            if never_passes(name.as_str()) {
+                told.gone.push(name.clone());
+            }
+        }
+        if names {
+            told.gone.extend(nominated(&head.headers));
+        }
+        let old = head.version < Version::HTTP_11;
+        let in_two_ways = codings + lengths > 1 || codings > 0 && old;
+        told.framed_plainly = plain && !in_two_ways && head.status.as_u16() < 600 && bytes <= LONGEST;
+        told.end_untold = codings + lengths == 0 && head.version < Version::HTTP_2;
+        told
+    }
+
+    /// Takes out what belongs to the connection, to the upstream's host, or to our key.
+    pub(super) fn clean(self, headers: &mut HeaderMap) {
+        for name in self.gone {
+            headers.remove(name);
+        }
+    }
+}
+
+/// What a `Connection` line says in most answers.
+const KNOWN_OPTIONS: [&[u8]; 2] = [b"keep-alive", b"close"];
+
+/// The fields that `Connection` names. Naming some would be an attack, not a hop's business (RFC 9110 §7.6.1).
+fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    let named =
+        lines.flat_map(|line| line.split(',')).filter_map(|name| HeaderName::try_from(name.trim()).ok());
+    named.filter(|name| ![CONTENT_LENGTH, CONTENT_TYPE, CACHE_CONTROL].contains(name))
 }
 
 /// Whether the body is a stream of events (server-sent events), which may begin with a silence.
@@ -64,24 +108,6 @@ pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
     const EVENTS: &[u8] = b"text/event-stream";
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().get(..EVENTS.len()));
     kind.is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS))
-}
-
-/// Takes out what belongs to the connection, to the upstream's host, or to our key.
-pub(super) fn clean(headers: &mut HeaderMap) {
-    // Naming these would be an attack, not a hop's business (RFC 9110 §7.6.1).
-    let stays = |name: &HeaderName| [CONTENT_LENGTH, CONTENT_TYPE, CACHE_CONTROL].contains(name);
-    let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
-    let named: SmallVec<[&str; 2]> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
-    let is_named = |name: &HeaderName| {
-        named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str())) && !stays(name)
-    };
-    // Looked for among the few that there are, not each in turn: 1,741 instructions for nine fields, in turn 4,057.
-    let gone = headers.keys().filter(|name| never_passes(name.as_str()) || is_named(name)).cloned();
-    let gone: SmallVec<[HeaderName; 4]> = gone.collect();
-    drop(named);
-    for name in gone {
-        headers.remove(name);
-    }
 }
 
 #[cfg(test)]
@@ -111,7 +137,11 @@ mod tests {
         ] {
             headers.append(name, value.parse().expect("a value"));
         }
-        clean(&mut headers);
+        let (mut head, ()) = http::Response::new(()).into_parts();
+        head.headers = headers;
+        let told = Told::of(&head);
+        let mut headers = head.headers;
+        told.clean(&mut headers);
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-length", "content-type", "location", "metorial-req-id"]);
