@@ -5,7 +5,7 @@
 //! still be the same, but whoever stood before us may have read something else. So the bytes are followed here, pipelined
 //! requests included. What the parser itself refuses is left to it: it then reads nothing more of the connection.
 
-use memchr::{memchr, memchr2};
+use memchr::{memchr, memchr_iter, memchr2};
 
 /// Bytes of a line with the size of a chunk, and what follows it.
 const CHUNK_LINE: usize = 1024;
@@ -240,25 +240,23 @@ impl Reader {
 }
 
 /// Whether these bytes are one whole head of a request without a body and nothing is wrong with it. Most reads bring that and
-/// no more, and it is seen in one look at all of them, without a branch: 1,099 instructions for a browser's, by lines 1,514.
+/// no more, and three searches by the word see it, with a look at where each line begins.
 fn is_plain_head(bytes: &[u8]) -> bool {
-    const END: &[u8] = b"\r\n\r\n";
-    // A line's end, and the place in its name that tells a field of the body's length from others: `Content-L`, `Transfer-`.
-    const PLACE: usize = 9;
-    let Some(head) = bytes.strip_suffix(END).filter(|head| head.len() > PLACE) else { return false };
-    let mut doubtful = u8::from(matches!(head[0], b'\r' | b'\n'));
-    for (one, next) in bytes[..=head.len()].iter().zip(&bytes[1..]) {
-        // A CR or LF alone, or an empty line before the end.
-        let alone = (*one == b'\r') != (*next == b'\n');
-        let ends = (*one == b'\n') & (*next == b'\r');
-        doubtful |= u8::from(alone | ends) | u8::from(*one == b'#');
+    // The place in its name that tells a field of the body's length from others: `Content-L`, `Transfer-`.
+    const PLACE: usize = 8;
+    let Some(head) = bytes.strip_suffix(b"\r\n\r\n") else { return false };
+    let mut lines = 0;
+    for end in memchr_iter(b'\n', head) {
+        let begins = |at: usize| head.get(end + 1 + at).map(|byte| byte | 0x20);
+        let of_length = matches!((begins(0), begins(PLACE)), (Some(b'c'), Some(b'l')) | (Some(b't'), Some(b'-')));
+        // An LF alone, an empty line before the end, or a field that may tell of a body.
+        if end == 0 || head[end - 1] != b'\r' || matches!(head.get(end + 1), None | Some(b'\r')) || of_length {
+            return false;
+        }
+        lines += 1;
     }
-    for ((end, first), place) in head.iter().zip(&bytes[1..]).zip(&bytes[PLACE..]) {
-        let (first, place) = (first | 0x20, place | 0x20);
-        let length = (first == b'c') & (place == b'l') | (first == b't') & (place == b'-');
-        doubtful |= u8::from((*end == b'\n') & length);
-    }
-    doubtful == 0
+    let starts = !matches!(head.first(), None | Some(b'\r'));
+    starts && memchr_iter(b'\r', head).count() == lines && memchr(b'#', head).is_none()
 }
 
 /// `1F; name=value`, and nothing that only some readers take for it (§7.1).

@@ -146,3 +146,24 @@ fn a_head_is_plain_where_nothing_in_it_asks_for_a_closer_look() {
         assert_eq!(is_plain_head(head.as_bytes()), plain, "{head:?}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn what_is_plain_at_a_glance_is_one_whole_head_by_lines(
+        pieces in proptest::collection::vec(
+            proptest::sample::select(vec![
+                "\r", "\n", "\r\n", "a", ": b", "#", "content-length: 1", "Transfer-Encoding: chunked", "\r\nc", "x: y\r\n",
+            ]),
+            0..12,
+        ),
+    ) {
+        let text = format!("{}\r\n\r\n", pieces.concat());
+        if is_plain_head(text.as_bytes()) {
+            let mut reader = Reader::new(HEAD);
+            for byte in text.bytes() {
+                proptest::prop_assert_eq!(reader.read(&[byte]), Ok(()), "{:?}", text);
+            }
+            proptest::prop_assert!(reader.is_between() && reader.heads() == 1, "{:?}", text);
+        }
+    }
+}
