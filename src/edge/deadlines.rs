@@ -28,6 +28,9 @@ const SPAN: Duration = Duration::from_secs(30);
 /// answer on its way is worth so long a wait; who is gone is found out by its next piece.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How long a peer may go on taking what was sent before we closed our side.
+const FAREWELL: Duration = Duration::from_secs(30);
+
 /// How long each phase may last.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -70,6 +73,8 @@ impl Deadlines {
             taken: AtomicU64::new(0),
             held_until: AtomicU64::new(0),
             half_closed_since: AtomicU64::new(0),
+            closed_since: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
             began: AtomicBool::new(false),
@@ -124,6 +129,9 @@ pub struct Watch {
     held_until: AtomicU64,
     /// Since when the peer sends no more, although an answer is due; 0: it may send more.
     half_closed_since: AtomicU64,
+    /// Since when our side is closed, and when the peer last sent something; 0: it is open.
+    closed_since: AtomicU64,
+    heard: AtomicU64,
     /// Requests being served.
     served: AtomicU32,
     /// HTTP/2: heads are read while others are served.
@@ -263,6 +271,15 @@ impl Watch {
         self.half_closed_since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// Our side is closed, and the peer has sent something since, or not yet.
+    pub fn closes(&self) {
+        let now = self.clock.load(Ordering::Relaxed);
+        self.heard.store(now, Ordering::Relaxed);
+        if self.closed_since.load(Ordering::Relaxed) == 0 {
+            self.closed_since.store(now, Ordering::Relaxed);
+        }
+    }
+
     fn is_half_closed(&self) -> bool {
         self.half_closed_since.load(Ordering::Relaxed) > 0
     }
@@ -346,6 +363,10 @@ impl Watch {
         let since = |at: &AtomicU64| now.since(Timestamp(at.load(Ordering::Relaxed)));
         let (busy, in_head) =
             (self.served.load(Ordering::Relaxed) > 0, self.waiting_for_head.load(Ordering::Relaxed) > 0);
+        if self.closed_since.load(Ordering::Relaxed) > 0 {
+            let over = since(&self.heard) > LINGER || since(&self.closed_since) > FAREWELL;
+            return over.then_some(Overdue::Gone);
+        }
         let full = self.full_since.load(Ordering::Relaxed) > 0;
         if full && since(&self.full_since) > SPAN {
             return Some(Overdue::Silent);
@@ -528,6 +549,17 @@ mod tests {
         );
         assert_eq!(ends_after(&deadlines, &watch, |_| serving.borrow_mut().moved()).await, u64::MAX);
         assert!((59..=61).contains(&ends_after(&deadlines, &watch, pings).await), "pings are no progress");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_may_go_on_taking_what_it_was_sent_but_not_for_long() {
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
+        watch.closes();
+        assert!((1..=2).contains(&ends_after(&deadlines, &watch, |_| ()).await), "it says nothing");
+        let watch = deadlines.watch(LIMITS);
+        watch.closes();
+        assert!((30..=31).contains(&ends_after(&deadlines, &watch, Watch::closes).await));
     }
 
     #[tokio::test(start_paused = true)]

@@ -79,12 +79,22 @@ pub(super) struct Wire<I> {
     protocol: Protocol,
     longest: usize,
     batch: Batch,
+    /// Our side is.
+    closed: bool,
 }
 
 impl<I> Wire<I> {
     /// `longest`: bytes of a head that the parser takes.
     pub(super) fn new(io: I, watch: Arc<Watch>, heads: Arc<Heads>, longest: usize) -> Self {
-        Self { io, watch, heads, protocol: Protocol::Unknown(0), longest, batch: Batch::default() }
+        Self {
+            io,
+            watch,
+            heads,
+            protocol: Protocol::Unknown(0),
+            longest,
+            batch: Batch::default(),
+            closed: false,
+        }
     }
 
     /// These bytes came in: how many of them are passed on.
@@ -267,7 +277,7 @@ impl<I: AsyncWrite + Unpin> Wire<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Wire<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.hold(std::iter::once(bytes), bytes.len()) {
@@ -321,7 +331,60 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Wire<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.leave(cx))?;
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        ready!(this.leave(cx))?;
+        if !this.closed {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            this.closed = true;
+            this.watch.closes();
+        }
+        // A peer of HTTP/2 moves its windows as it reads. Were the socket closed before those come, the kernel would answer them
+        // with a reset, and what the peer has not read yet would be lost to it. So they are read until it closes its side, too.
+        if !matches!(this.protocol, Protocol::Http2(_)) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut bytes = [0; 256];
+        loop {
+            let mut rest = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut rest)) {
+                Ok(()) if !rest.filled().is_empty() => this.watch.closes(),
+                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::edge::deadlines::{Deadlines, Limits};
+
+    #[tokio::test]
+    async fn a_peer_of_http2_is_heard_until_it_has_closed_its_side_too() {
+        for (begins, waits) in [(PREFACE, true), (b"GET / HTTP/1.1\r\n\r\n", false)] {
+            let second = Duration::from_secs(1);
+            let watch = Deadlines::default().watch(Limits { head: second, idle: second, silence: second });
+            let (ours, mut theirs) = duplex(64);
+            let mut wire = Wire::new(ours, watch, Arc::default(), 1024);
+            theirs.write_all(begins).await.expect("sent");
+            wire.read_exact(&mut vec![0; begins.len()]).await.expect("read");
+            let mut closing = pin!(wire.shutdown());
+            assert_eq!(closing.as_mut().now_or_never().is_none(), waits);
+            if waits {
+                for _ in 0..3 {
+                    let sent = theirs.write_all(&[0; 64]).now_or_never();
+                    assert!(sent.is_some(), "what came before was not read");
+                    assert!(closing.as_mut().now_or_never().is_none());
+                }
+                drop(theirs);
+                closing.await.expect("closed");
+            }
+        }
     }
 }

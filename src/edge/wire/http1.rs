@@ -248,9 +248,11 @@ fn is_plain_head(bytes: &[u8]) -> bool {
     let mut lines = 0;
     for end in memchr_iter(b'\n', head) {
         let begins = |at: usize| head.get(end + 1 + at).map(|byte| byte | 0x20);
-        let of_length = matches!((begins(0), begins(PLACE)), (Some(b'c'), Some(b'l')) | (Some(b't'), Some(b'-')));
+        let of_length =
+            matches!((begins(0), begins(PLACE)), (Some(b'c'), Some(b'l')) | (Some(b't'), Some(b'-')));
         // An LF alone, an empty line before the end, or a field that may tell of a body.
-        if end == 0 || head[end - 1] != b'\r' || matches!(head.get(end + 1), None | Some(b'\r')) || of_length {
+        if end == 0 || head[end - 1] != b'\r' || matches!(head.get(end + 1), None | Some(b'\r')) || of_length
+        {
             return false;
         }
         lines += 1;

@@ -18,6 +18,9 @@ use crate::time::Instant;
 const BURST: u32 = 256;
 /// … and gains each second.
 const PER_SECOND: u32 = 32;
+/// What it may have saved of what it gained by taking answers: whoever moves its windows after each of their frames does so
+/// a few hundred times at once, where it was given a few MiB at once.
+const SAVED: u32 = 4096;
 /// For a stream that is reset, by the peer or for what it did wrong.
 const RESET: u32 = 4;
 /// For a frame of an answer, and one more for each KiB of it: a window is moved often by who reads in small pieces.
@@ -172,7 +175,7 @@ impl Counts {
                 gain += ANSWER + frame.length / 1024;
             }
         });
-        self.left = self.left.saturating_add(gain).min(BURST);
+        self.left = self.left.saturating_add(gain).min(SAVED);
         self.spend(cost)
     }
 
@@ -180,7 +183,8 @@ impl Counts {
         if cost > self.left {
             let elapsed = self.since.elapsed().min(Duration::from_secs(60));
             let gained = elapsed.as_millis() * u128::from(PER_SECOND) / 1000;
-            self.left = self.left.saturating_add(u32::try_from(gained).unwrap_or(BURST)).min(BURST);
+            let filled = self.left.saturating_add(u32::try_from(gained).unwrap_or(BURST)).min(BURST);
+            self.left = self.left.max(filled);
             self.since = Instant::now();
         }
         self.left = self.left.checked_sub(cost).ok_or(Fault::Flood)?;
@@ -298,6 +302,20 @@ mod tests {
         }
         assert_eq!(taken(&[], &reset), 64, "streams that we had to reset");
         assert_eq!(taken(&[], &frame(3, 0, &[0; 4])), 1000, "nothing was wrong with these");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_given_much_at_once_may_move_its_windows_as_often() {
+        let mut counts = Counts::new();
+        let (data, update) = (frame(0, 0, &[b'x'; 16 * 1024]), frame(8, 0, &[0, 0, 0x40, 0]));
+        // 4 MiB, and a window of the stream and one of the connection for each frame.
+        assert_eq!(counts.written(&data.repeat(256)), Ok(()));
+        assert_eq!(counts.read(&update.repeat(512)), Ok(()));
+        // It can be saved, but not without end.
+        assert_eq!(counts.written(&data.repeat(1000)), Ok(()));
+        let most = usize::try_from(SAVED).expect("a few");
+        assert_eq!(counts.read(&update.repeat(most)), Ok(()));
+        assert_eq!(counts.read(&update), Err(Fault::Flood));
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ fn never_passes(name: &str) -> bool {
     matches!(
         name,
         "connection"
+            | "close"
             | "keep-alive"
             | "proxy-connection"
             | "proxy-authenticate"
@@ -123,6 +124,7 @@ mod tests {
             ("x-hop", "1"),
             ("x-other-hop", "1"),
             ("keep-alive", "timeout=5"),
+            ("close", "1"),
             ("proxy-authorization", "Basic eA=="),
             ("proxy-authentication-info", "x"),
             ("set-cookie", "a=b"),
