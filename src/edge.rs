@@ -12,6 +12,7 @@ pub mod in_force;
 pub mod listener;
 pub mod notify;
 pub mod otlp;
+pub mod outbox;
 pub mod proof;
 pub mod proxy_protocol;
 pub mod redis;

@@ -149,7 +149,10 @@ impl Server {
         let (drain, cut, stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let (mut threads, mut beats) = (Vec::new(), Vec::new());
-        for (index, (listeners, tasks)) in sockets.into_iter().zip(&engine.tasks).enumerate() {
+        let outboxes = engine.outboxes.iter().cloned();
+        for (index, ((listeners, tasks), outbox)) in
+            sockets.into_iter().zip(&engine.tasks).zip(outboxes).enumerate()
+        {
             let beat = Beat::default();
             beats.push(beat.clone());
             let worker = Worker {
@@ -160,6 +163,7 @@ impl Server {
                 metrics: metrics.clone(),
                 beat,
                 tasks: tasks.clone(),
+                outbox,
                 drain: drain.clone(),
                 cut: cut.clone(),
             };

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::outbox::Sent;
 use crate::time::Timestamp;
 
 /// How often the sweep looks, and so how late a deadline may be.
@@ -61,8 +62,9 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// Watches a connection that was just accepted and has to keep to `limits`, until the returned value is dropped.
-    pub fn watch(&self, limits: Limits) -> Arc<Watch> {
+    /// Watches a connection that was just accepted and has to keep to `limits`, until the returned value is dropped; `sent`
+    /// tells what it took.
+    pub fn watch(&self, limits: Limits, sent: Sent) -> Arc<Watch> {
         let watch = Arc::new(Watch {
             limits,
             clock: self.clock.clone(),
@@ -70,7 +72,8 @@ impl Deadlines {
             waiting_for_head: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
             full_since: AtomicU64::new(0),
-            taken: AtomicU64::new(0),
+            sent,
+            sent_before: AtomicU64::new(0),
             held_until: AtomicU64::new(0),
             half_closed_since: AtomicU64::new(0),
             closed_since: AtomicU64::new(0),
@@ -81,7 +84,6 @@ impl Deadlines {
             first: Notify::new(),
             moved: AtomicU64::new(0),
             answers: Mutex::default(),
-            turns: Turns::default(),
             attention: Attention::default(),
         });
         if self.draining.load(Ordering::Relaxed) {
@@ -123,8 +125,9 @@ pub struct Watch {
     idle_since: AtomicU64,
     /// Since when the socket has been full; 0: it is not.
     full_since: AtomicU64,
-    /// Bytes that it took since.
-    taken: AtomicU64,
+    sent: Sent,
+    /// What it had taken by then.
+    sent_before: AtomicU64,
     /// Until when answers are held that the peer gives no window for; 0: there are not many.
     held_until: AtomicU64,
     /// Since when the peer sends no more, although an answer is due; 0: it may send more.
@@ -144,7 +147,6 @@ pub struct Watch {
     moved: AtomicU64,
     /// HTTP/2: the same of each answer.
     answers: Mutex<Vec<Arc<AtomicU64>>>,
-    turns: Turns,
     draining: Arc<AtomicBool>,
     attention: Attention,
 }
@@ -181,42 +183,6 @@ impl Attention {
     }
 }
 
-/// The turns of a connection's task: what is written within one may leave together. Only the connection's worker writes them.
-#[derive(Debug, Default)]
-pub struct Turns {
-    number: AtomicU64,
-    /// HTTP/2: answers that were begun since the last turn did.
-    answered: AtomicU32,
-    several: AtomicBool,
-}
-
-impl Turns {
-    fn begin(&self) {
-        self.number.store(self.number.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        self.several.store(self.answered.load(Ordering::Relaxed) > 1, Ordering::Relaxed);
-        self.answered.store(0, Ordering::Relaxed);
-    }
-
-    /// Nothing is written in a turn from now on.
-    fn end(&self) {
-        self.several.store(false, Ordering::Relaxed);
-    }
-
-    fn answered(&self) {
-        self.answered.store(self.answered.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    /// Which one it is.
-    pub fn number(&self) -> u64 {
-        self.number.load(Ordering::Relaxed)
-    }
-
-    /// Whether it is under way, and several answers were begun before it, over HTTP/2: it writes them all.
-    pub fn has_several(&self) -> bool {
-        self.several.load(Ordering::Relaxed)
-    }
-}
-
 /// Why a connection is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
@@ -244,21 +210,16 @@ impl Watch {
 
     /// The socket is full.
     pub fn stalled(&self) {
-        if self.full_since.load(Ordering::Relaxed) == 0 {
-            self.taken.store(0, Ordering::Relaxed);
+        let (sent, before) = (self.sent.total(), self.sent_before.load(Ordering::Relaxed));
+        if self.full_since.load(Ordering::Relaxed) == 0 || sent - before >= LEAST {
+            self.sent_before.store(sent, Ordering::Relaxed);
             self.full_since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 
-    /// It took `taken` bytes of `offered`.
-    pub fn wrote(&self, taken: usize, offered: usize) {
-        if self.full_since.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let taken_since = self.taken.fetch_add(taken as u64, Ordering::Relaxed) + taken as u64;
-        if taken == offered || taken_since >= LEAST {
-            self.full_since.store(0, Ordering::Relaxed);
-        }
+    /// It has taken all there was.
+    pub fn drained(&self) {
+        self.full_since.store(0, Ordering::Relaxed);
     }
 
     /// A request is being served.
@@ -322,10 +283,7 @@ impl Watch {
     ) -> Result<F::Output, Call> {
         let mut known = None;
         poll_fn(|cx| {
-            self.turns.begin();
-            let polled = connection.as_mut().poll(cx);
-            self.turns.end();
-            if let Poll::Ready(ended) = polled {
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                 return Poll::Ready(Ok(ended));
             }
             while self.attention.poll(&mut known, cx).is_ready() {
@@ -340,11 +298,6 @@ impl Watch {
             Poll::Pending
         })
         .await
-    }
-
-    /// The connection's turns.
-    pub fn turns(&self) -> &Turns {
-        &self.turns
     }
 
     fn answers(&self) -> MutexGuard<'_, Vec<Arc<AtomicU64>>> {
@@ -433,7 +386,6 @@ impl Serving {
             None => {
                 let moved = Arc::new(AtomicU64::new(now));
                 self.watch.answers().push(moved.clone());
-                self.watch.turns.answered();
                 self.moved = Some(moved);
             }
         }
@@ -494,7 +446,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn trickled_bytes_do_not_push_the_deadline_of_a_head_back() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickles_a_head).await), "the first");
         watch.head(true, false);
         drop(watch.serve());
@@ -504,7 +456,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pipelined_head_has_its_time_from_its_turn_on() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         let serving = watch.serve();
         watch.head(true, true);
         assert_eq!(ends_after(&deadlines, &watch, |_| ()).await, u64::MAX, "it waits for another's answer");
@@ -515,7 +467,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn over_http2_a_head_has_its_time_whatever_else_is_served() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         watch.multiplexes();
         watch.head(true, false);
         let serving = std::cell::RefCell::new(watch.serve());
@@ -529,7 +481,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_ends_later_than_a_slow_head() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         watch.head(true, false);
         drop(watch.serve());
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
@@ -538,7 +490,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_take_its_time_as_long_as_it_moves_whatever_else_the_peer_sends() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         watch.multiplexes();
         let pings = |watch: &Watch| watch.head(true, false);
         let serving = std::cell::RefCell::new(watch.serve());
@@ -554,10 +506,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_may_go_on_taking_what_it_was_sent_but_not_for_long() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         watch.closes();
         assert!((1..=2).contains(&ends_after(&deadlines, &watch, |_| ()).await), "it says nothing");
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         watch.closes();
         assert!((30..=31).contains(&ends_after(&deadlines, &watch, Watch::closes).await));
     }
@@ -566,29 +518,30 @@ mod tests {
     async fn a_full_socket_has_to_empty_at_some_rate() {
         let deadlines = Deadlines::default();
         for (each_second, ends) in [(0, true), (1, true), (200, true), (300, false), (100_000, false)] {
-            let watch = deadlines.watch(LIMITS);
+            let sent = Sent::default();
+            let watch = deadlines.watch(LIMITS, sent.clone());
             watch.head(true, false);
             let serving = std::cell::RefCell::new(watch.serve());
             let drips = |watch: &Watch| {
                 serving.borrow_mut().moved();
-                watch.wrote(each_second, usize::MAX);
+                sent.add(each_second);
                 watch.stalled();
             };
             let after = ends_after(&deadlines, &watch, drips).await;
             assert_eq!((29..=32).contains(&after), ends, "{each_second} bytes a second: {after}");
         }
         // Once it has taken all there is, nothing is asked of it.
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         watch.head(true, false);
         watch.stalled();
-        watch.wrote(5, 5);
+        watch.drained();
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_has_closed_its_side_is_answered_for_a_moment_and_as_long_as_the_answer_moves() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         watch.head(true, false);
         let serving = std::cell::RefCell::new(watch.serve());
         watch.half_closes();
@@ -598,14 +551,14 @@ mod tests {
         drop(serving);
         watch.stalled();
         assert!((29..=31).contains(&ends_after(&deadlines, &watch, |_| ()).await), "it has not gone out");
-        watch.wrote(1, 1);
+        watch.drained();
         assert_eq!(ends_after(&deadlines, &watch, |_| ()).await, 0, "nothing more will come");
     }
 
     #[tokio::test(start_paused = true)]
     async fn answers_are_held_from_when_the_last_of_them_moved_and_for_the_shortest_time_told() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS);
+        let watch = deadlines.watch(LIMITS, Sent::default());
         watch.multiplexes();
         watch.head(true, false);
         let _serving = watch.serve();
@@ -625,7 +578,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_dropped_is_no_longer_watched() {
         let deadlines = Deadlines::default();
-        drop(deadlines.watch(LIMITS));
+        drop(deadlines.watch(LIMITS, Sent::default()));
         deadlines.sweep();
         assert!(deadlines.watched.lock().expect("unpoisoned").is_empty());
     }

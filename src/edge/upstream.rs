@@ -14,6 +14,7 @@ use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 
+use super::outbox::Outbox;
 use crate::body::{Arriving, BodyError, Lease, RequestBody};
 use crate::exchange::{Delivery, Journal};
 use crate::policy::forward::{Answer, Transport, TransportError};
@@ -39,6 +40,7 @@ pub struct Upstream(Arc<Pool>);
 
 struct Pool {
     connector: Connector,
+    outbox: Outbox,
     scheme: Scheme,
     authority: Authority,
     max_idle: usize,
@@ -60,16 +62,17 @@ struct Shared {
 }
 
 impl Upstream {
-    /// A pool that keeps at most `max_idle` connections, each for at most `idle_timeout`.
+    /// A pool that keeps at most `max_idle` connections, each for at most `idle_timeout`, of the worker whose outbox that is.
     pub fn new(
         connector: Connector,
+        outbox: Outbox,
         scheme: Scheme,
         authority: Authority,
         max_idle: usize,
         idle_timeout: Duration,
     ) -> Self {
         let (idle, shared) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Pool { connector, scheme, authority, max_idle, idle_timeout, idle, shared }))
+        Self(Arc::new(Pool { connector, outbox, scheme, authority, max_idle, idle_timeout, idle, shared }))
     }
 
     /// Closes what has been idle, or there, for too long; to be called every second or so.
@@ -111,7 +114,7 @@ impl Transport for Upstream {
                 },
             }
         }
-        let connection = match self.0.connector.connect().await {
+        let connection = match self.0.connector.connect(&self.0.outbox).await {
             Ok(connection) => connection,
             Err((fault, detail)) => {
                 let body = Some(request.into_body());

@@ -9,24 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::deadlines::Watch;
 
-mod batch;
 pub(super) mod frames;
 pub mod http1;
 pub mod http2;
 mod windows;
 
-use batch::Batch;
 use http1::{Reader, Seen, Stop};
 use http2::{Counts, Fault};
-
-/// Head and body of an answer that is no longer than this leave as one piece: copying so much takes less time than the kernel
-/// takes for a second piece.
-const SHORT: usize = 4096;
 
 /// What HTTP/2 begins with (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -78,7 +71,6 @@ pub(super) struct Wire<I> {
     heads: Arc<Heads>,
     protocol: Protocol,
     longest: usize,
-    batch: Batch,
     /// Our side is.
     closed: bool,
 }
@@ -86,15 +78,7 @@ pub(super) struct Wire<I> {
 impl<I> Wire<I> {
     /// `longest`: bytes of a head that the parser takes.
     pub(super) fn new(io: I, watch: Arc<Watch>, heads: Arc<Heads>, longest: usize) -> Self {
-        Self {
-            io,
-            watch,
-            heads,
-            protocol: Protocol::Unknown(0),
-            longest,
-            batch: Batch::default(),
-            closed: false,
-        }
+        Self { io, watch, heads, protocol: Protocol::Unknown(0), longest, closed: false }
     }
 
     /// These bytes came in: how many of them are passed on.
@@ -174,40 +158,33 @@ impl<I> Wire<I> {
         passed
     }
 
+    /// So many bytes of these were written, or none could be.
     fn wrote<'a>(
         &mut self,
-        slices: impl Iterator<Item = &'a [u8]> + Clone,
+        slices: impl Iterator<Item = &'a [u8]>,
+        total: usize,
         poll: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        wrote(&self.watch, &self.heads, &mut self.protocol, slices, poll)
-    }
-}
-
-/// So many bytes of these were written, or none could be.
-fn wrote<'a>(
-    watch: &Watch,
-    heads: &Heads,
-    protocol: &mut Protocol,
-    slices: impl Iterator<Item = &'a [u8]> + Clone,
-    poll: Poll<io::Result<usize>>,
-) -> Poll<io::Result<usize>> {
-    let Poll::Ready(Ok(count)) = poll else {
-        if poll.is_pending() {
-            watch.stalled();
+        let Poll::Ready(Ok(count)) = poll else {
+            if poll.is_pending() {
+                self.watch.stalled();
+            }
+            return poll;
+        };
+        if count == total {
+            self.watch.drained();
         }
-        return poll;
-    };
-    watch.wrote(count, slices.clone().map(<[u8]>::len).sum());
-    if let Protocol::Http2(counts) = protocol {
-        let mut left = count;
-        for slice in slices {
-            let written = &slice[..slice.len().min(left)];
-            left -= written.len();
-            counts.written(written).map_err(|fault| ended(heads, fault))?;
+        if let Protocol::Http2(counts) = &mut self.protocol {
+            let mut left = count;
+            for slice in slices {
+                let written = &slice[..slice.len().min(left)];
+                left -= written.len();
+                counts.written(written).map_err(|fault| ended(&self.heads, fault))?;
+            }
+            hold(&self.watch, counts);
         }
-        hold(watch, counts);
+        poll
     }
-    poll
 }
 
 fn hold(watch: &Watch, counts: &mut Counts) {
@@ -256,36 +233,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> Wire<I> {
-    /// Writes what is held.
-    fn leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.batch.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        let Self { io, watch, heads, protocol, batch, .. } = self;
-        batch.leave(io, cx, |held, poll| wrote(watch, heads, protocol, std::iter::once(held), poll))
-    }
-
-    /// Holds these bytes, where others leave with them.
-    fn hold<'a>(&mut self, slices: impl Iterator<Item = &'a [u8]>, total: usize) -> bool {
-        let turns = self.watch.turns();
-        let holds = turns.has_several() && self.batch.takes(total);
-        if holds {
-            self.batch.hold(slices, turns.number());
-        }
-        holds
-    }
-}
-
 impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if this.hold(std::iter::once(bytes), bytes.len()) {
-            return Poll::Ready(Ok(bytes.len()));
-        }
-        ready!(this.leave(cx))?;
-        let poll = Pin::new(&mut this.io).poll_write(cx, bytes);
-        this.wrote(std::iter::once(bytes), poll)
+        let poll = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.wrote(std::iter::once(bytes), bytes.len(), poll)
     }
 
     fn poll_write_vectored(
@@ -293,20 +244,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let total: usize = slices.iter().map(|slice| slice.len()).sum();
-        if this.hold(slices.iter().map(|slice| &**slice), total) {
-            return Poll::Ready(Ok(total));
-        }
-        ready!(this.leave(cx))?;
-        if slices.len() > 1 && total <= SHORT {
-            let mut whole = SmallVec::<[u8; SHORT]>::new();
-            slices.iter().for_each(|slice| whole.extend_from_slice(slice));
-            let poll = Pin::new(&mut this.io).poll_write(cx, &whole);
-            return this.wrote(std::iter::once(&whole[..]), poll);
-        }
-        let poll = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
-        this.wrote(slices.iter().map(|slice| &**slice), poll)
+        let poll = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        let total = slices.iter().map(|slice| slice.len()).sum();
+        self.wrote(slices.iter().map(|slice| &**slice), total, poll)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -314,25 +254,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if !this.batch.is_empty() {
-            let turns = this.watch.turns();
-            if turns.has_several() && this.batch.waits(turns.number(), cx) {
-                return Poll::Ready(Ok(()));
-            }
-            ready!(this.leave(cx))?;
-        }
-        let poll = Pin::new(&mut this.io).poll_flush(cx);
+        let poll = Pin::new(&mut self.io).poll_flush(cx);
         match poll {
-            Poll::Pending => this.watch.stalled(),
-            Poll::Ready(_) => this.watch.wrote(0, 0),
+            Poll::Pending => self.watch.stalled(),
+            Poll::Ready(_) => self.watch.drained(),
         }
         poll
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        ready!(this.leave(cx))?;
         if !this.closed {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
             this.closed = true;
@@ -364,12 +295,14 @@ mod tests {
 
     use super::*;
     use crate::edge::deadlines::{Deadlines, Limits};
+    use crate::edge::outbox::Sent;
 
     #[tokio::test]
     async fn a_peer_of_http2_is_heard_until_it_has_closed_its_side_too() {
         for (begins, waits) in [(PREFACE, true), (b"GET / HTTP/1.1\r\n\r\n", false)] {
             let second = Duration::from_secs(1);
-            let watch = Deadlines::default().watch(Limits { head: second, idle: second, silence: second });
+            let limits = Limits { head: second, idle: second, silence: second };
+            let watch = Deadlines::default().watch(limits, Sent::default());
             let (ours, mut theirs) = duplex(64);
             let mut wire = Wire::new(ours, watch, Arc::default(), 1024);
             theirs.write_all(begins).await.expect("sent");

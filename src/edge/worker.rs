@@ -20,6 +20,7 @@ use super::admission::{Admission, Admitted};
 use super::deadlines::{Deadlines, TICK};
 use super::in_force::{Place, Terms};
 use super::notify::Beat;
+use super::outbox::{Outbox, Socket};
 use super::proxy_protocol;
 use crate::telemetry::gauge::Level;
 use crate::telemetry::labels::RefusedConnection;
@@ -42,6 +43,8 @@ pub struct Worker {
     pub beat: Beat,
     /// Fills and other work that outlives its request.
     pub tasks: TaskTracker,
+    /// What its sockets have to send.
+    pub outbox: Outbox,
     /// Stop accepting; finish what is in flight.
     pub drain: CancellationToken,
     /// Stop at once.
@@ -73,9 +76,12 @@ impl Worker {
             admission: self.admission,
             open: self.open,
             metrics: self.metrics,
+            outbox: self.outbox.clone(),
             connections: connections.clone(),
             drain: self.drain.clone(),
         });
+        // It ends with the runtime, after all that it sends for.
+        TaskTracker::new().spawn(self.outbox.run());
         for listener in self.listeners {
             match TcpListener::from_std(listener) {
                 Ok(listener) => drop(accepting.spawn(accept(shared.clone(), listener))),
@@ -119,6 +125,7 @@ struct Shared {
     admission: Arc<Admission>,
     open: Level,
     metrics: Arc<Metrics>,
+    outbox: Outbox,
     connections: TaskTracker,
     drain: CancellationToken,
 }
@@ -214,14 +221,15 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr
         Ok(caller) => caller,
         Err(reason) => return shared.metrics.connection_refused(reason),
     };
-    let place = shared.place.clone();
+    let socket = Socket::new(stream, shared.outbox.clone());
+    let (place, sent) = (shared.place.clone(), socket.sent());
     let Some(tls) = &terms.tls else {
-        let watch = shared.deadlines.watch(terms.server.deadlines());
-        return terms.server.serve(stream, ip, place, watch).await;
+        let watch = shared.deadlines.watch(terms.server.deadlines(), sent);
+        return terms.server.serve(socket, ip, place, watch).await;
     };
-    match Box::pin(timeout(terms.handshake(), tls.accept(stream))).await {
+    match Box::pin(timeout(terms.handshake(), tls.accept(socket))).await {
         Ok(Ok(stream)) => {
-            let watch = shared.deadlines.watch(terms.server.deadlines());
+            let watch = shared.deadlines.watch(terms.server.deadlines(), sent);
             Box::pin(terms.server.serve(stream, ip, place, watch)).await;
         }
         Ok(Err(error)) => {

@@ -18,6 +18,7 @@ use crate::edge::connection::{self, Server as Connections};
 use crate::edge::deadlines::Limits;
 use crate::edge::descriptors;
 use crate::edge::in_force::{Current, InForce, Lane, Place, Terms};
+use crate::edge::outbox::Outbox;
 use crate::edge::tls;
 use crate::edge::upstream::Upstream;
 use crate::pipeline;
@@ -32,6 +33,8 @@ pub(super) struct Engine {
     pub(super) ready: Arc<AtomicBool>,
     /// Of each worker, for what outlives its request.
     pub(super) tasks: Vec<TaskTracker>,
+    /// And what it is to send.
+    pub(super) outboxes: Vec<Outbox>,
     current: Arc<Current>,
     setup: ArcSwap<Setup>,
     wire: Mutex<Wire>,
@@ -62,15 +65,18 @@ impl Engine {
         let setup = Setup::first(config, &lasting)?;
         let workers = config.server.workers.max(1);
         let tasks: Vec<TaskTracker> = (0..workers).map(|_| TaskTracker::new()).collect();
+        let outboxes: Vec<Outbox> = (0..workers).map(|_| Outbox::default()).collect();
         let Prepared { tls, wire } = prepared;
         let ready = Arc::new(AtomicBool::new(true));
-        let first = in_force(&setup, &lasting, &ready, &tasks, tls, |_| wire.pool(workers));
+        let first =
+            in_force(&setup, &lasting, &ready, &tasks, tls, |worker| wire.pool(workers, &outboxes[worker]));
         let reload = ReloadStatus { ok: true, at: unix_now(), errors: Vec::new(), needs_restart: Vec::new() };
         Ok(Self {
             admission: Arc::new(Admission::new(bounds(config), config.clients.ipv6_prefix)),
             access: Arc::new(ArcSwap::from_pointee(access(config))),
             ready,
             tasks,
+            outboxes,
             current: Arc::new(Current::new(first)),
             setup: ArcSwap::from_pointee(setup),
             wire: Mutex::new(wire),
@@ -111,7 +117,7 @@ impl Engine {
         // Connections to upstream stay where it is the same upstream.
         let pool = |worker: usize| match same {
             true => self.place(worker).with(|lane, _| lane.upstream.clone()),
-            false => wire.pool(self.tasks.len()),
+            false => wire.pool(self.tasks.len(), &self.outboxes[worker]),
         };
         let next = in_force(&setup, &self.lasting, &self.ready, &self.tasks, tls, pool);
         if !same {

@@ -18,6 +18,7 @@ use crate::domain::key::SecretKey;
 use crate::edge::admin::status::ReloadStatus;
 use crate::edge::config_watch::{ConfigWatch, Prints};
 use crate::edge::notify;
+use crate::edge::outbox::Outbox;
 use crate::edge::proof::{Prover, Verdict};
 use crate::store::limits::LimitStore;
 use crate::telemetry::labels::Reload;
@@ -169,7 +170,7 @@ impl Engine {
         before: &Setup,
         origin: &Origin,
     ) -> Result<(), Failed> {
-        let transport = prepared.wire.pool(1);
+        let transport = prepared.wire.pool(1, &Outbox::default());
         let prover = Prover {
             limits: &self.lasting.limits,
             transport: &transport,

@@ -7,6 +7,7 @@ use http::uri::{Authority, Scheme};
 
 use super::StartError;
 use crate::config::{Http2, Upstream as Config};
+use crate::edge::outbox::Outbox;
 use crate::edge::tls;
 use crate::edge::upstream::{Connector, Upstream};
 
@@ -64,10 +65,11 @@ impl Wire {
         self.like == other.like
     }
 
-    /// The pool of one of so many workers.
-    pub(super) fn pool(&self, workers: usize) -> Upstream {
+    /// The pool of one of so many workers, whose outbox that is.
+    pub(super) fn pool(&self, workers: usize, outbox: &Outbox) -> Upstream {
         Upstream::new(
             self.connector.clone(),
+            outbox.clone(),
             self.like.scheme.clone(),
             self.like.authority.clone(),
             self.like.idle_connections.div_ceil(workers),

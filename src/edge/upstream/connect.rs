@@ -18,6 +18,7 @@ use super::interim::{self, Counted};
 use super::names::{self, Lookup, Names};
 use crate::body::RequestBody;
 use crate::config::Http2;
+use crate::edge::outbox::{Outbox, Socket};
 use crate::rejection::UpstreamFault;
 use crate::time::{Instant, timeout};
 
@@ -78,17 +79,18 @@ impl Connector {
         Ok(Self { names: Names::new(host, port, lookup), tls, http2, timeout, tasks: TaskTracker::new() })
     }
 
-    pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+    pub(super) async fn connect(&self, outbox: &Outbox) -> Result<Connection, Fault> {
         // Boxed: handshakes are rare, and their state is large.
-        match timeout(self.timeout, Box::pin(self.open())).await {
+        match timeout(self.timeout, Box::pin(self.open(outbox))).await {
             Ok(connection) => connection,
             Err(_) => Err((UpstreamFault::ConnectionTimeout, "no connection in time".to_owned())),
         }
     }
 
-    async fn open(&self) -> Result<Connection, Fault> {
+    async fn open(&self, outbox: &Outbox) -> Result<Connection, Fault> {
         let stream = self.dial().await?;
         stream.set_nodelay(true).ok();
+        let stream = Socket::new(stream, outbox.clone());
         let Some((connector, name)) = &self.tls else {
             let http2 = self.http2 == Http2::Always;
             return self.handshake(stream, http2).await;

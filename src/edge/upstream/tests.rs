@@ -57,7 +57,7 @@ fn pool(addresses: &Arc<Mutex<Vec<SocketAddr>>>, timeout: Duration) -> Upstream 
     let connector =
         Connector::resolving("api.test", 80, None, Http2::Never, timeout, lookup).expect("a name");
     let authority = Authority::from_static("api.test");
-    Upstream::new(connector, Scheme::HTTP, authority, 8, Duration::from_secs(3600))
+    Upstream::new(connector, Outbox::default(), Scheme::HTTP, authority, 8, Duration::from_secs(3600))
 }
 
 async fn ask(pool: &Upstream) -> Result<String, UpstreamFault> {

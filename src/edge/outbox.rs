@@ -1,0 +1,471 @@
+//! What a worker writes leaves together, once it has gone through all that was ready.
+//!
+//! Of many connections a good part is ready at once. Were each answer written as soon as it is there, each would wake its
+//! reader, who would be done and asleep again before the next: waking a core costs the kernel more than sending. And the
+//! answers of HTTP/2, which the library writes frame by frame, would be as many system calls. So short writes are held until
+//! the task that sends them has its turn, which stands in the queue behind all that are ready, or until there are many. A hit
+//! over one of 64 connections costs 0.73 of what it did, a refusal 0.9, a pass-through 0.95.
+
+use std::io::{self, IoSlice};
+use std::mem;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+/// What is longer is written at once, without a copy.
+const SHORT: usize = 16 * 1024;
+/// So much is held for one socket.
+const MOST: usize = 64 * 1024;
+/// For so many sockets: the first of them waits for the last.
+const SOCKETS: usize = 32;
+
+/// The sockets of one worker that have something to send. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Outbox(Arc<Mutex<Due>>);
+
+#[derive(Debug, Default)]
+struct Due {
+    sockets: Vec<Arc<Mutex<Outgoing>>>,
+    /// Whoever sends for them; without one nothing is held.
+    sender: Option<Waker>,
+}
+
+impl Outbox {
+    fn due(&self) -> MutexGuard<'_, Due> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what is held, for as long as this is polled; it never ends.
+    pub async fn run(self) {
+        let _ended = Ended(&self);
+        std::future::poll_fn(|cx| {
+            let mut due = self.due();
+            if !due.sender.as_ref().is_some_and(|sender| sender.will_wake(cx.waker())) {
+                due.sender = Some(cx.waker().clone());
+            }
+            drop(due);
+            self.send();
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn send(&self) {
+        let mut sockets = mem::take(&mut self.due().sockets);
+        for socket in sockets.drain(..) {
+            let mut socket = lock(&socket);
+            socket.due = false;
+            socket.send();
+        }
+        // Its room serves again.
+        let mut due = self.due();
+        if due.sockets.is_empty() {
+            due.sockets = sockets;
+        }
+    }
+
+    /// Whether `socket` will be asked to send what it holds.
+    fn takes(&self, socket: &Arc<Mutex<Outgoing>>) -> bool {
+        let mut due = self.due();
+        if due.sender.is_none() {
+            return false;
+        }
+        if due.sockets.len() >= SOCKETS {
+            drop(due);
+            self.send();
+            due = self.due();
+        }
+        due.sockets.push(socket.clone());
+        if due.sockets.len() == 1
+            && let Some(sender) = &due.sender
+        {
+            sender.wake_by_ref();
+        }
+        true
+    }
+}
+
+struct Ended<'o>(&'o Outbox);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.due().sender = None;
+        self.0.send();
+    }
+}
+
+/// Bytes that the kernel has taken of what was written to one socket.
+#[derive(Debug, Clone, Default)]
+pub struct Sent(Arc<AtomicU64>);
+
+impl Sent {
+    /// So many.
+    pub fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// So many more.
+    pub(super) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// One side of a socket.
+#[derive(Debug)]
+struct Outgoing {
+    half: OwnedWriteHalf,
+    held: Vec<u8>,
+    /// Of which so much is sent.
+    gone: usize,
+    /// The kernel takes no more for now: whoever writes waits for it.
+    full: bool,
+    /// It will be sent.
+    due: bool,
+    failed: Option<io::Error>,
+    /// Whoever writes.
+    writer: Option<Waker>,
+    sent: Sent,
+}
+
+fn lock(outgoing: &Mutex<Outgoing>) -> MutexGuard<'_, Outgoing> {
+    outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Outgoing {
+    fn send(&mut self) {
+        while !self.full && self.gone < self.held.len() {
+            match self.half.try_write(&self.held[self.gone..]) {
+                Ok(0) => return self.fail(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.went(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.full = true;
+                    self.wake();
+                }
+                Err(error) => return self.fail(error),
+            }
+        }
+        if !self.full {
+            // Idle connections hold no memory for it.
+            (self.held, self.gone) = (Vec::new(), 0);
+        }
+    }
+
+    fn went(&mut self, count: usize) {
+        self.gone += count;
+        self.sent.add(count as u64);
+    }
+
+    fn fail(&mut self, error: io::Error) {
+        (self.held, self.gone, self.full) = (Vec::new(), 0, false);
+        self.failed = Some(error);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(writer) = &self.writer {
+            writer.wake_by_ref();
+        }
+    }
+
+    /// Sends what is held, and waits for the kernel to take it.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        while self.gone < self.held.len() {
+            self.full = true;
+            let count = ready!(Pin::new(&mut self.half).poll_write(cx, &self.held[self.gone..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.went(count);
+        }
+        (self.held, self.gone, self.full) = (Vec::new(), 0, false);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A socket whose short writes leave with those of others.
+#[derive(Debug)]
+pub struct Socket {
+    incoming: OwnedReadHalf,
+    outgoing: Arc<Mutex<Outgoing>>,
+    outbox: Outbox,
+}
+
+impl Socket {
+    /// One of the worker whose outbox that is.
+    pub fn new(stream: TcpStream, outbox: Outbox) -> Self {
+        let (incoming, half) = stream.into_split();
+        let outgoing = Outgoing {
+            half,
+            held: Vec::new(),
+            gone: 0,
+            full: false,
+            due: false,
+            failed: None,
+            writer: None,
+            sent: Sent::default(),
+        };
+        Self { incoming, outgoing: Arc::new(Mutex::new(outgoing)), outbox }
+    }
+
+    /// What has left it.
+    pub fn sent(&self) -> Sent {
+        lock(&self.outgoing).sent.clone()
+    }
+
+    fn take<'a>(
+        &self,
+        cx: &mut Context<'_>,
+        total: usize,
+        slices: impl Iterator<Item = &'a [u8]>,
+        at_once: impl FnOnce(Pin<&mut OwnedWriteHalf>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let mut outgoing = lock(&self.outgoing);
+        let fits = total <= SHORT && outgoing.held.len() + total <= MOST;
+        let holds = fits
+            && !outgoing.full
+            && outgoing.failed.is_none()
+            && (outgoing.due || self.outbox.takes(&self.outgoing));
+        if holds {
+            outgoing.due = true;
+            slices.for_each(|slice| outgoing.held.extend_from_slice(slice));
+            if !outgoing.writer.as_ref().is_some_and(|writer| writer.will_wake(cx.waker())) {
+                outgoing.writer = Some(cx.waker().clone());
+            }
+            return Poll::Ready(Ok(total));
+        }
+        ready!(outgoing.poll_send(cx))?;
+        let poll = at_once(Pin::new(&mut outgoing.half), cx);
+        if let Poll::Ready(Ok(count)) = &poll {
+            outgoing.sent.add(*count as u64);
+        }
+        poll
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.incoming).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.take(cx, bytes.len(), std::iter::once(bytes), |half, cx| half.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let total = slices.iter().map(|slice| slice.len()).sum();
+        let bytes = slices.iter().map(|slice| &**slice);
+        self.take(cx, total, bytes, |half, cx| half.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// What is held leaves by itself; what the kernel did not take is waited for.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut outgoing = lock(&self.outgoing);
+        match outgoing.full || outgoing.failed.is_some() {
+            true => outgoing.poll_send(cx),
+            false => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut outgoing = lock(&self.outgoing);
+        ready!(outgoing.poll_send(cx))?;
+        Pin::new(&mut outgoing.half).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures_util::FutureExt;
+    use proptest::prelude::*;
+    use socket2::SockRef;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::yield_now;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+
+    /// A socket of the worker whose outbox that is, and its peer.
+    async fn pair(outbox: &Outbox) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (ours, theirs) = (ours.expect("connected"), theirs.expect("accepted").0);
+        // So that a lot does not fit.
+        SockRef::from(&ours).set_send_buffer_size(32 * 1024).expect("small");
+        (Socket::new(ours, outbox.clone()), theirs)
+    }
+
+    /// One that is sent for.
+    async fn outbox() -> Outbox {
+        let outbox = Outbox::default();
+        TaskTracker::new().spawn(outbox.clone().run());
+        yield_now().await;
+        outbox
+    }
+
+    fn bytes(length: usize, seed: usize) -> Vec<u8> {
+        (0..length).map(|at| ((at + seed) % 251) as u8).collect()
+    }
+
+    async fn exactly(peer: &mut TcpStream, length: usize) -> Vec<u8> {
+        let mut read = vec![0; length];
+        peer.read_exact(&mut read).await.expect("read");
+        read
+    }
+
+    #[tokio::test]
+    async fn short_writes_leave_after_all_that_is_ready_and_a_long_one_at_once_behind_them() {
+        let outbox = outbox().await;
+        let ((mut one, mut peer), (mut other, mut other_peer)) = (pair(&outbox).await, pair(&outbox).await);
+        one.write_all(b"head").await.expect("taken");
+        one.flush().await.expect("will be sent");
+        other.write_all(b"other").await.expect("taken");
+        one.write_all(b" and body").await.expect("taken");
+        assert_eq!((one.sent().total(), other.sent().total()), (0, 0), "held");
+        yield_now().await;
+        assert_eq!((one.sent().total(), other.sent().total()), (13, 5));
+        assert_eq!(exactly(&mut peer, 13).await, b"head and body");
+        assert_eq!(exactly(&mut other_peer, 5).await, b"other");
+        one.write_all(b"short").await.expect("taken");
+        assert!(one.write(&bytes(SHORT + 1, 0)).now_or_never().is_some_and(|wrote| wrote.is_ok()));
+        assert!(one.sent().total() > 13 + 5, "before the turn");
+        assert_eq!(exactly(&mut peer, 5).await, b"short");
+    }
+
+    #[tokio::test]
+    async fn the_first_of_many_sockets_does_not_wait_for_the_last() {
+        let outbox = outbox().await;
+        let mut pairs = Vec::new();
+        for _ in 0..=SOCKETS {
+            pairs.push(pair(&outbox).await);
+        }
+        for (socket, _) in &mut pairs {
+            assert!(socket.write_all(b"x").now_or_never().is_some_and(|wrote| wrote.is_ok()));
+        }
+        let sent: Vec<_> = pairs.iter().map(|(socket, _)| socket.sent().total()).collect();
+        assert_eq!(sent, [vec![1; SOCKETS], vec![0]].concat());
+    }
+
+    #[tokio::test]
+    async fn what_is_held_leaves_before_the_socket_is_shut_and_also_where_it_is_dropped() {
+        for shuts_down in [true, false] {
+            let outbox = outbox().await;
+            let (mut socket, mut peer) = pair(&outbox).await;
+            socket.write_all(b"the last").await.expect("taken");
+            if shuts_down {
+                socket.shutdown().await.expect("shut");
+            }
+            drop(socket);
+            let mut read = Vec::new();
+            peer.read_to_end(&mut read).await.expect("read");
+            assert_eq!(read, b"the last");
+        }
+    }
+
+    #[tokio::test]
+    async fn where_nobody_sends_nothing_is_held() {
+        let outbox = Outbox::default();
+        let sending = TaskTracker::new().spawn(outbox.clone().run());
+        yield_now().await;
+        let (mut socket, mut peer) = pair(&outbox).await;
+        socket.write_all(b"held, ").await.expect("taken");
+        assert_eq!(socket.sent().total(), 0);
+        sending.abort();
+        assert!(sending.await.is_err());
+        assert_eq!(socket.sent().total(), 6, "sent as the sender ends");
+        socket.write_all(b"written").await.expect("written");
+        assert_eq!(socket.sent().total(), 13);
+        assert_eq!(exactly(&mut peer, 13).await, b"held, written");
+    }
+
+    #[tokio::test]
+    async fn whoever_wrote_hears_that_the_peer_is_gone() {
+        let outbox = outbox().await;
+        let (mut socket, peer) = pair(&outbox).await;
+        SockRef::from(&peer).set_linger(Some(std::time::Duration::ZERO)).expect("a reset");
+        drop(peer);
+        let failed = async {
+            while socket.write_all(b"nobody").await.is_ok() && socket.flush().await.is_ok() {
+                yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(5), failed).await.expect("an error");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_waited_for() {
+        let outbox = outbox().await;
+        let (mut socket, mut peer) = pair(&outbox).await;
+        let mut written = 0;
+        // Until the kernel has no more room, which shows once the sender had its turn.
+        while poll_fn(|cx| Pin::new(&mut socket).poll_flush(cx)).now_or_never().is_some() {
+            written += socket.write(&bytes(SHORT, written)).now_or_never().expect("taken").expect("taken");
+            yield_now().await;
+        }
+        let sent = socket.sent().total();
+        assert!(sent < written as u64, "{sent} of {written}");
+        assert!(socket.write(b"x").now_or_never().is_none(), "no more is held than it was");
+        let (flushed, read) = tokio::join!(socket.flush(), exactly(&mut peer, written));
+        flushed.expect("sent");
+        let expected: Vec<u8> = (0..written / SHORT).flat_map(|piece| bytes(SHORT, piece * SHORT)).collect();
+        assert!(read == expected);
+        assert_eq!(socket.sent().total(), written as u64);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn nothing_is_lost_or_changes_its_place(
+            lengths in proptest::collection::vec((1..3 * SHORT, any::<bool>(), any::<bool>()), 1..12),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let (read, expected) = runtime.block_on(async {
+                let outbox = outbox().await;
+                let (mut socket, mut peer) = pair(&outbox).await;
+                let pieces: Vec<_> = lengths.iter().map(|(length, ..)| bytes(*length, *length)).collect();
+                let writes = async {
+                    for (piece, (_, flushes, yields)) in pieces.iter().zip(&lengths) {
+                        socket.write_all(piece).await.expect("written");
+                        if *flushes {
+                            socket.flush().await.expect("flushed");
+                        }
+                        if *yields {
+                            yield_now().await;
+                        }
+                    }
+                    socket.shutdown().await.expect("shut");
+                };
+                let mut read = Vec::new();
+                let ((), length) = tokio::join!(writes, peer.read_to_end(&mut read));
+                assert_eq!(length.expect("read"), read.len());
+                (read, pieces.concat())
+            });
+            prop_assert!(read == expected);
+        }
+    }
+}
