@@ -27,7 +27,7 @@ mod cache_status;
 mod journal;
 
 pub use cache_status::CacheStatus;
-pub use journal::{Answered, Journal, RequestId};
+pub use journal::{Answered, Journal, MINTED, RequestId};
 
 /// A request as a connection hands it over.
 #[derive(Debug)]

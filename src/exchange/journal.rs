@@ -63,26 +63,45 @@ struct Notes {
     answered: Option<Answered>,
 }
 
-/// A request id as a field's value. Cheap to clone.
+/// Letters of an id of ours.
+pub const MINTED: usize = 24;
+
+/// A request id. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct RequestId(HeaderValue);
+pub struct RequestId(Id);
+
+#[derive(Debug, Clone)]
+enum Id {
+    Given(HeaderValue),
+    Minted([u8; MINTED]),
+}
 
 impl RequestId {
     /// `None`: it is none that can be printed as it is.
-    pub fn new(mut value: HeaderValue) -> Option<Self> {
-        // No other message has it: HPACK is not to keep it.
-        value.set_sensitive(true);
-        value.to_str().is_ok().then_some(Self(value))
+    pub fn new(value: HeaderValue) -> Option<Self> {
+        value.to_str().is_ok().then_some(Self(Id::Given(value)))
+    }
+
+    /// One of ours: letters and digits.
+    pub fn minted(id: [u8; MINTED]) -> Self {
+        Self(Id::Minted(id))
     }
 
     /// One that is told apart by nobody.
     pub const fn of(id: &'static str) -> Self {
-        Self(HeaderValue::from_static(id))
+        Self(Id::Given(HeaderValue::from_static(id)))
     }
 
     /// As a field's value.
     pub fn field(&self) -> HeaderValue {
-        self.0.clone()
+        let mut value = match &self.0 {
+            Id::Given(value) => value.clone(),
+            // Letters and digits are a value.
+            Id::Minted(id) => HeaderValue::from_bytes(id).unwrap_or(HeaderValue::from_static("")),
+        };
+        // No other message has it: HPACK is not to keep it.
+        value.set_sensitive(true);
+        value
     }
 }
 
@@ -97,7 +116,10 @@ impl Deref for RequestId {
 
     fn deref(&self) -> &str {
         // It was printable when it was made.
-        self.0.to_str().unwrap_or_default()
+        match &self.0 {
+            Id::Given(value) => value.to_str().unwrap_or_default(),
+            Id::Minted(id) => str::from_utf8(id).unwrap_or_default(),
+        }
     }
 }
 

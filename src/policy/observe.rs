@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::{HeaderName, HeaderValue};
+use http::header::HeaderName;
 use http::{HeaderMap, Method, Response};
 use memchr::memmem;
 use pin_project_lite::pin_project;
@@ -18,7 +18,7 @@ use tower::{Layer, Service};
 
 use crate::body::{ResponseBody, Tail};
 use crate::domain::access::METHODS;
-use crate::exchange::{Arrival, Exchange, Journal, Received, RequestId};
+use crate::exchange::{Arrival, Exchange, Journal, MINTED, Received, RequestId};
 use crate::telemetry::durations::UNMATCHED;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{End, RequestSpan, Served};
@@ -213,7 +213,7 @@ const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 
 /// `req_` and 20 characters: 118 random bits.
 fn mint() -> RequestId {
-    let mut id = *b"req_--------------------";
+    let mut id: [u8; MINTED] = *b"req_--------------------";
     // Ten letters a draw, because 62¹⁰ is below 2⁶⁴; each is the whole part of what the one before has left, times 62.
     for letters in id[4..].chunks_exact_mut(10) {
         let mut left = fastrand::u64(..);
@@ -223,9 +223,7 @@ fn mint() -> RequestId {
             left = product as u64;
         }
     }
-    // Letters and digits are a value.
-    let value = HeaderValue::from_bytes(&id).ok().and_then(RequestId::new);
-    value.unwrap_or(RequestId::of("req"))
+    RequestId::minted(id)
 }
 
 #[cfg(test)]
