@@ -23,7 +23,8 @@
 //! 14. [`inject`](policy::inject): the secret key.
 //! 15. [`forward`](policy::forward): allowlist, transport, and the guard on what comes back.
 //!
-//! Below that, an [upstream pool](edge::upstream) per worker sends it on. A request carries what is known of it as a type
+//! Below that, an [upstream pool](edge::upstream) per worker sends it on. What is written, either way, leaves with all else that
+//! the worker's turn brings ([`edge::outbox`]). A request carries what is known of it as a type
 //! ([`exchange`]); what a layer refuses is a value ([`rejection`]); what is counted lives behind traits ([`store`]); what can
 //! be decided without a clock or a socket is in [`domain`].
 //!
