@@ -219,7 +219,18 @@ impl Watch {
 
     /// It has taken all there was.
     pub fn drained(&self) {
+        if self.full_since.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         self.full_since.store(0, Ordering::Relaxed);
+        if !self.multiplexed.load(Ordering::Relaxed) {
+            // Until now nothing was read on.
+            let now = self.clock.load(Ordering::Relaxed);
+            self.idle_since.store(now, Ordering::Relaxed);
+            if self.waiting_for_head.load(Ordering::Relaxed) > 0 {
+                self.waiting_for_head.store(now, Ordering::Relaxed);
+            }
+        }
     }
 
     /// A request is being served.
@@ -334,8 +345,13 @@ impl Watch {
             let waits = full || busy && (moves || since(&self.half_closed_since) <= LINGER);
             return (!waits).then_some(Overdue::Gone);
         }
+        let multiplexed = self.multiplexed.load(Ordering::Relaxed);
+        if full && !busy && !multiplexed {
+            // Answers are on their way; it is we who do not read what may have come behind.
+            return None;
+        }
         // What HTTP/1.1 pipelines is not read on before it is its turn.
-        let (overdue, phase) = if in_head && (!busy || self.multiplexed.load(Ordering::Relaxed)) {
+        let (overdue, phase) = if in_head && (!busy || multiplexed) {
             (since(&self.waiting_for_head) > limits.head, Overdue::Head)
         } else if busy {
             (self.any_answer(|moved| since(moved) > limits.silence), Overdue::Silent)
@@ -462,6 +478,24 @@ mod tests {
         assert_eq!(ends_after(&deadlines, &watch, |_| ()).await, u64::MAX, "it waits for another's answer");
         drop(serving);
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, |_| ()).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipelined_head_is_not_late_while_the_answers_before_it_are_taken() {
+        let (deadlines, sent) = (Deadlines::default(), Sent::default());
+        for (in_head, then) in [(true, 10..=11), (false, 75..=76)] {
+            let watch = deadlines.watch(LIMITS, sent.clone());
+            watch.head(true, in_head);
+            drop(watch.serve());
+            let takes = |watch: &Watch| {
+                sent.add(LEAST);
+                watch.stalled();
+            };
+            assert_eq!(ends_after(&deadlines, &watch, takes).await, u64::MAX);
+            watch.drained();
+            let after = ends_after(&deadlines, &watch, |_| ()).await;
+            assert!(then.contains(&after), "from when it was read on: {after}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
