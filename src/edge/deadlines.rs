@@ -223,13 +223,11 @@ impl Watch {
             return;
         }
         self.full_since.store(0, Ordering::Relaxed);
-        if !self.multiplexed.load(Ordering::Relaxed) {
+        let now = self.clock.load(Ordering::Relaxed);
+        self.idle_since.store(now, Ordering::Relaxed);
+        if self.waiting_for_head.load(Ordering::Relaxed) > 0 && !self.multiplexed.load(Ordering::Relaxed) {
             // Until now nothing was read on.
-            let now = self.clock.load(Ordering::Relaxed);
-            self.idle_since.store(now, Ordering::Relaxed);
-            if self.waiting_for_head.load(Ordering::Relaxed) > 0 {
-                self.waiting_for_head.store(now, Ordering::Relaxed);
-            }
+            self.waiting_for_head.store(now, Ordering::Relaxed);
         }
     }
 
@@ -346,8 +344,8 @@ impl Watch {
             return (!waits).then_some(Overdue::Gone);
         }
         let multiplexed = self.multiplexed.load(Ordering::Relaxed);
-        if full && !busy && !multiplexed {
-            // Answers are on their way; it is we who do not read what may have come behind.
+        if full && !busy && !(multiplexed && in_head) {
+            // Answers are on their way, so it is not idle, and over HTTP/1.1 it is we who do not read what may have come behind.
             return None;
         }
         // What HTTP/1.1 pipelines is not read on before it is its turn.
@@ -495,6 +493,26 @@ mod tests {
             watch.drained();
             let after = ends_after(&deadlines, &watch, |_| ()).await;
             assert!(then.contains(&after), "from when it was read on: {after}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn over_http2_who_takes_answers_is_not_idle_but_its_heads_have_their_time() {
+        let (deadlines, sent) = (Deadlines::default(), Sent::default());
+        for (in_head, ends) in [(false, u64::MAX..=u64::MAX), (true, 10..=11)] {
+            let watch = deadlines.watch(LIMITS, sent.clone());
+            watch.multiplexes();
+            watch.head(true, in_head);
+            drop(watch.serve());
+            let takes = |watch: &Watch| {
+                sent.add(LEAST);
+                watch.stalled();
+            };
+            let after = ends_after(&deadlines, &watch, takes).await;
+            assert!(ends.contains(&after), "{in_head}: {after}");
+            watch.head(true, false);
+            watch.drained();
+            assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
         }
     }
 
