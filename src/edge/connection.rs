@@ -23,7 +23,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
 
-use super::deadlines::{Call, Limits, Overdue, Serving, Watch};
+use super::deadlines::{Call, FAREWELL, Limits, Overdue, Serving, Watch};
 use super::in_force::Place;
 use super::wire::{Heads, Wire};
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
@@ -36,9 +36,6 @@ use crate::time::{sleep, timeout};
 
 /// How long a connection that was just made is given for its first request when the proxy drains.
 const FIRST: Duration = Duration::from_secs(1);
-
-/// How long an idle connection may take to close.
-const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Streams of one HTTP/2 connection at once.
 const MAX_STREAMS: u32 = 128;
@@ -113,7 +110,7 @@ impl Server {
         let mut connection = pin!(self.builder.serve_connection(io, service));
         let ended = match watch.attend(connection.as_mut(), false).await {
             Ok(ended) => ended,
-            Err(Call::Overdue(overdue)) => return self.end(overdue, connection, peer).await,
+            Err(Call::Overdue(overdue)) => return self.end(overdue, connection, &watch, peer).await,
             Err(Call::Drain) => {
                 if !watch.has_begun() {
                     // Just made: its first request is on its way, and whoever sent it takes a reset for a failure.
@@ -150,8 +147,13 @@ impl Server {
 
 impl Server {
     /// Ends a connection that has been at something for too long.
-    async fn end<I>(&self, overdue: Overdue, mut connection: Pin<&mut Connection<'_, I>>, peer: IpAddr)
-    where
+    async fn end<I>(
+        &self,
+        overdue: Overdue,
+        mut connection: Pin<&mut Connection<'_, I>>,
+        watch: &Watch,
+        peer: IpAddr,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         if overdue == Overdue::Head {
@@ -164,7 +166,13 @@ impl Server {
         if overdue == Overdue::Idle {
             // HTTP/2 is told by GOAWAY, so that a request just on its way is sent elsewhere.
             connection.as_mut().graceful_shutdown();
-            timeout(GOODBYE, connection).await.ok();
+            // It answers behind what it has not read yet: the kernel may have taken a lot that is still on its way.
+            let farewell = async {
+                while let Err(Call::Overdue(Overdue::Idle) | Call::Drain) =
+                    watch.attend(connection.as_mut(), false).await
+                {}
+            };
+            timeout(FAREWELL, farewell).await.ok();
         }
     }
 }

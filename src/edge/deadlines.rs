@@ -30,7 +30,7 @@ const SPAN: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// How long a peer may go on taking what was sent before we closed our side.
-const FAREWELL: Duration = Duration::from_secs(30);
+pub const FAREWELL: Duration = Duration::from_secs(30);
 
 /// How long each phase may last.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,7 @@ use metorial_proxy::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::bad::{Act, BadUpstream, write};
-use crate::h2_client::{DATA, END_HEADERS, END_STREAM, H2Client, HEADERS, block, frame};
+use crate::h2_client::{DATA, END_HEADERS, END_STREAM, H2Client, HEADERS, PING, WINDOW_UPDATE, block, frame};
 use crate::harness::{KEY, Proxy, eventually};
 use crate::raw_client::RawClient;
 use crate::raw_upstream::{RawUpstream, Script, Then};
@@ -158,6 +158,41 @@ async fn a_slow_and_steady_upload_is_taken() {
     }
     assert_eq!(client.answer(false).await.expect("an answer").status, 200);
     assert_eq!(upstream.got()[0].body.len(), 51200);
+}
+
+#[tokio::test]
+async fn what_http2_was_sent_is_taken_in_peace_also_where_nothing_more_is_asked_for() {
+    const LENGTH: usize = 300_000;
+    let upstream = RawUpstream::start().await;
+    let proxy = Proxy::start(&upstream.url, "server.idle_timeout = '100ms'");
+    let head = format!("{OK}content-length: {LENGTH}\r\n\r\n");
+    upstream.says(Script::keep([head.as_bytes(), &[b'x'; LENGTH]].concat()));
+    let more = |by: u32| frame(WINDOW_UPDATE, 0, 0, &by.to_be_bytes());
+    let mut client = H2Client::connect(proxy.address, &[0, 4, 0, 0x10, 0, 0]).await;
+    client.send(&more(1 << 20)).await;
+    let bearer = format!("Bearer {KEY}");
+    let fields: [(&[u8], &[u8]); 5] = [
+        (b":method", b"GET"),
+        (b":scheme", b"http"),
+        (b":authority", b"proxy.test"),
+        (b":path", b"/providers/x"),
+        (b"authorization", bearer.as_bytes()),
+    ];
+    client.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&fields))).await;
+    let mut taken = 0;
+    // For longer than the proxy takes for what is idle, and for a goodbye.
+    while let Some(came) = client.frame().await {
+        match came.kind {
+            DATA => {
+                taken += came.payload.len();
+                sleep(Duration::from_millis(120)).await;
+                client.send(&more(u32::try_from(came.payload.len()).expect("a frame"))).await;
+            }
+            PING if came.flags == 0 => drop(client.send(&frame(PING, 1, 0, &came.payload)).await),
+            _ => {}
+        }
+    }
+    assert_eq!(taken, LENGTH, "and then it was told goodbye");
 }
 
 #[tokio::test]
