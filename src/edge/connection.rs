@@ -18,7 +18,7 @@ use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
@@ -79,16 +79,14 @@ impl Server {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // No header_read_timeout: `deadlines` sees to it, at no cost per request.
         builder.http1().header_read_timeout(None).half_close(false).max_buf_size(longest);
+        // No pings: a slow reader answers them behind all that is on its way to it, and `deadlines` sees to who is gone.
         builder
             .http2()
-            .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(u32::try_from(fields).unwrap_or(u32::MAX))
             .max_pending_accept_reset_streams(MAX_RESETS)
             .max_local_error_reset_streams(MAX_RESETS)
-            .max_send_buf_size(MAX_UNSENT)
-            .keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10));
+            .max_send_buf_size(MAX_UNSENT);
         Self { rules, builder, ready, metrics }
     }
 

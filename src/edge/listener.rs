@@ -7,9 +7,13 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 const BACKLOG: i32 = 4096;
+
+/// So much of what was written may wait in the kernel without being sent. It says that it takes more only when half of that has
+/// gone; with its own buffer of megabytes it would have to be a third of them, and who reads slowly would seem to take nothing.
+const UNSENT: u32 = 64 * 1024;
 
 /// Binds `address` for `workers` workers; port 0 lets the kernel choose one port for all.
 ///
@@ -40,6 +44,7 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>>
 /// The kernel's: out of file descriptors.
 pub fn share(socket: TcpListener, workers: usize) -> io::Result<Vec<TcpListener>> {
     socket.set_nonblocking(true)?;
+    limit_unsent(SockRef::from(&socket));
     let mut listeners = (1..workers).map(|_| socket.try_clone()).collect::<io::Result<Vec<_>>>()?;
     listeners.push(socket);
     Ok(listeners)
@@ -53,12 +58,54 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
         socket.set_only_v6(false)?;
     }
     socket.set_nonblocking(true)?;
+    limit_unsent(SockRef::from(&socket));
     Ok(socket)
+}
+
+/// Connections inherit it from the socket that they are accepted by. Where the kernel has no `TCP_NOTSENT_LOWAT`, only who reads
+/// slowly is the worse for it.
+fn limit_unsent(socket: SockRef<'_>) {
+    socket.set_tcp_notsent_lowat(UNSENT).ok();
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
+    use futures_util::FutureExt;
+    use tokio::task::yield_now;
+
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_reads_slowly_is_seen_to_read() {
+        const STEP: usize = 16 * 1024;
+        for passed in [false, true] {
+            let address = "127.0.0.1:0".parse().expect("an address");
+            let listener = match passed {
+                true => share(TcpListener::bind(address).expect("binds"), 1).expect("shares"),
+                false => bind(address, 1).expect("binds"),
+            };
+            let listener = tokio::net::TcpListener::from_std(listener.into_iter().next().expect("one"));
+            let listener = listener.expect("listens");
+            let address = listener.local_addr().expect("an address");
+            let (peer, ours) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+            let (peer, (ours, _)) = (peer.expect("connected"), ours.expect("accepted"));
+            let mut peer = peer.into_std().expect("a socket");
+            peer.set_nonblocking(false).expect("blocks");
+            while ours.writable().now_or_never().is_some() {
+                while ours.try_write(&[b'x'; STEP]).is_ok() {}
+                yield_now().await;
+            }
+            let mut read = 0;
+            while ours.writable().now_or_never().is_none() {
+                peer.read_exact(&mut [0; STEP]).expect("there is more");
+                read += STEP;
+                yield_now().await;
+            }
+            assert!(read <= 512 * 1024, "not before {read} bytes were read; passed: {passed}");
+        }
+    }
 
     #[test]
     fn workers_share_an_address_and_a_second_instance_is_refused() {
