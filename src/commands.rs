@@ -1,6 +1,6 @@
 //! What can be typed. Exit codes: 0 done, 1 failed while running, 2 refused to start.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -142,8 +142,25 @@ fn say(line: &str) {
 
 /// To stdout, likewise.
 fn print(text: &str) {
+    write_out(text).ok();
+}
+
+/// What was asked for, to stdout: where it does not arrive, as on a full disk, the command has failed. Whoever closes a pipe has
+/// read enough.
+fn answer(text: &str) -> ExitCode {
+    match write_out(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            say(&format!("metorial-proxy: stdout: {error}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn write_out(text: &str) -> io::Result<()> {
     let mut out = anstream::stdout().lock();
-    write!(out, "{text}").and_then(|()| out.flush()).ok();
+    write!(out, "{text}")?;
+    out.flush()
 }
 
 /// How a run ended.

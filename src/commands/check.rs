@@ -7,7 +7,7 @@ use metorial_proxy::config::{Config, Loaded};
 use metorial_proxy::server::Server;
 use metorial_proxy::telemetry::logging;
 
-use super::{REFUSED, load, print, refuse_one, say, told};
+use super::{REFUSED, answer, load, refuse_one, say, told};
 
 pub(super) fn run(file: Option<&Path>) -> ExitCode {
     let Loaded { config, warnings, .. } = match load(file) {
@@ -22,14 +22,14 @@ pub(super) fn run(file: Option<&Path>) -> ExitCode {
         faults.iter().for_each(|fault| say(&format!("  {fault}")));
         return ExitCode::from(REFUSED);
     }
+    let mut text = String::new();
     for warning in &warnings {
-        print(&format!("{}\n", told::warning(warning)));
+        text += &format!("{}\n", told::warning(warning));
     }
     for doubt in Server::doubts(&config) {
-        print(&format!("warning: server.tls: {doubt}\n"));
+        text += &format!("warning: server.tls: {doubt}\n");
     }
-    print(&summary(&config));
-    ExitCode::SUCCESS
+    answer(&(text + &summary(&config)))
 }
 
 /// What was understood, without a key in it.

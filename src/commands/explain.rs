@@ -8,7 +8,7 @@ use clap::Args;
 use http::{HeaderName, HeaderValue};
 use metorial_proxy::server::explain::{Caller, Explanation, Question, explain};
 
-use super::{ConfigFile, load, print, refuse_one, runtime};
+use super::{ConfigFile, answer, load, refuse_one, runtime};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -46,16 +46,13 @@ fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 }
 
 pub(super) fn run(options: &Options) -> ExitCode {
-    match answer(options) {
-        Ok(text) => {
-            print(&text);
-            ExitCode::SUCCESS
-        }
+    match explained(options) {
+        Ok(text) => answer(&text),
         Err(code) => code,
     }
 }
 
-fn answer(options: &Options) -> Result<String, ExitCode> {
+fn explained(options: &Options) -> Result<String, ExitCode> {
     let config = load(options.file.config.as_deref())?.config;
     let question = Question {
         method: options.method.clone(),

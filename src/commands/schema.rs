@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 use metorial_proxy::config;
 
-use super::print;
+use super::answer;
 
 pub(super) fn run() -> ExitCode {
-    print(&format!("{:#}\n", config::schema()));
-    ExitCode::SUCCESS
+    answer(&format!("{:#}\n", config::schema()))
 }

@@ -13,7 +13,7 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::widgets::Paragraph;
 
-use super::{health, print, refuse_one, say};
+use super::{answer, health, refuse_one, say};
 use screen::Shown;
 use source::{News, Source};
 
@@ -51,8 +51,9 @@ pub(super) fn run(options: &Options) -> ExitCode {
         // A snapshot for a pipe or a file: /live.json has the same for a program.
         shown.plain();
         let lines = shown.lines(SNAPSHOT_WIDTH);
-        print(&lines.iter().map(|line| format!("{}\n", line.to_string().trim_end())).collect::<String>());
-        return ExitCode::SUCCESS;
+        return answer(
+            &lines.iter().map(|line| format!("{}\n", line.to_string().trim_end())).collect::<String>(),
+        );
     }
     // One piece of news at a time: whoever is slow to draw is not told of the past.
     let (sender, news) = sync_channel(1);

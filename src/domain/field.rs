@@ -1,8 +1,8 @@
-//! Values of fields that are made for every answer.
+//! Fields: values that are made for every answer, and what a connection names as its own.
 
 use std::io::Write as _;
 
-use http::header::HeaderValue;
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 
 /// More than any value is long that is made here.
 const LONGEST: usize = 128;
@@ -20,9 +20,27 @@ pub fn of(parts: &[&str]) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&bytes[..length]).ok()
 }
 
+/// The fields that `Connection` names: they are for one hop only (RFC 9110 §7.6.1). What is no name there names nothing.
+pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    let lines = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+    lines
+        .flat_map(|line| line.split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_names_its_own_fields_also_beside_what_is_no_name() {
+        let mut headers = HeaderMap::new();
+        for line in [&b"close, X-Hop"[..], b"", b"a b,\xff, x-other-hop ,"] {
+            headers.append(CONNECTION, HeaderValue::from_bytes(line).expect("a value"));
+        }
+        let named: Vec<HeaderName> = nominated(&headers).collect();
+        assert_eq!(named, ["close", "x-hop", "x-other-hop"]);
+    }
 
     #[test]
     fn a_value_is_its_parts_and_none_is_cut_off() {

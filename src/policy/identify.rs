@@ -18,6 +18,7 @@ use tower::{Layer, Service};
 use crate::body::RequestBody;
 use crate::domain::access::METHODS;
 use crate::domain::client_ip::client_ip;
+use crate::domain::field::nominated;
 use crate::domain::target::{Extracted, Target};
 use crate::exchange::{Exchange, HadFragment, HadTwoLengths, Identified, Received};
 use crate::rejection::{Gate, Limit, Rejection};
@@ -116,22 +117,14 @@ where
     }
 }
 
-/// Takes out what a `Connection` line names: it is for this hop only (RFC 9110 §7.6.1), so nothing below may see it, the
-/// page key least of all. Some fields are no hop's business: naming them would be an attack.
+/// Takes out what a `Connection` line names: it is for this hop only, so nothing below may see it, the page key least of all. Some fields are no hop's business: naming them would be an attack.
 fn strip_nominated(headers: &mut HeaderMap) {
     const KEPT: [HeaderName; 6] =
         [HOST, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TRANSFER_ENCODING];
     if !headers.contains_key(CONNECTION) {
         return;
     }
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-        .filter(|name| !KEPT.contains(name))
-        .collect();
+    let named: Vec<HeaderName> = nominated(headers).filter(|name| !KEPT.contains(name)).collect();
     for name in named {
         headers.remove(name);
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::client::{Reply, request, try_send};
 use crate::harness::{KEY, Mock, SECRET, eventually, scratch};
-use crate::process::Process;
+use crate::process::{Process, binary};
 use crate::signals::command;
 
 /// A configuration file of the test's own; `drain` is what differs.
@@ -89,6 +89,17 @@ fn check_tells_every_error_with_its_key_and_ends_with_2() {
     assert!(code == Some(0) && output.contains("configuration is good"), "{output}");
     assert_discreet(&output);
     assert_eq!(command(&["check", "--no-such-flag"], &[]).0, Some(2));
+}
+
+#[test]
+fn a_command_whose_answer_does_not_arrive_has_failed() {
+    for (out, code, told) in [("/dev/full", 1, true), ("/dev/null", 0, false)] {
+        let mut schema = std::process::Command::new(binary());
+        let to = fs::File::options().write(true).open(out).expect("a device");
+        let schema = schema.arg("schema").stdout(to).output().expect("a process");
+        let errors = String::from_utf8_lossy(&schema.stderr);
+        assert_eq!((schema.status.code(), errors.contains("stdout")), (Some(code), told), "{out}: {errors}");
+    }
 }
 
 #[tokio::test]

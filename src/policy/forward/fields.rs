@@ -7,6 +7,8 @@ use http::header::{
 use http::{Version, response};
 use smallvec::SmallVec;
 
+use crate::domain::field::nominated;
+
 /// Whether a response field never passes, whatever `Connection` names.
 fn never_passes(name: &str) -> bool {
     matches!(
@@ -76,7 +78,7 @@ impl Told {
             }
         }
         if names {
-            told.gone.extend(nominated(&head.headers));
+            told.gone.extend(nominated(&head.headers).filter(|name| !KEPT.contains(name)));
         }
         let old = head.version < Version::HTTP_11;
         let in_two_ways = codings + lengths > 1 || codings > 0 && old;
@@ -96,13 +98,8 @@ impl Told {
 /// What a `Connection` line says in most answers.
 const KNOWN_OPTIONS: [&[u8]; 2] = [b"keep-alive", b"close"];
 
-/// The fields that `Connection` names. Naming some would be an attack, not a hop's business (RFC 9110 §7.6.1).
-fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
-    let named =
-        lines.flat_map(|line| line.split(',')).filter_map(|name| HeaderName::try_from(name.trim()).ok());
-    named.filter(|name| ![CONTENT_LENGTH, CONTENT_TYPE, CACHE_CONTROL].contains(name))
-}
+/// To name these in `Connection` would be an attack, not a hop's business.
+const KEPT: [HeaderName; 3] = [CONTENT_LENGTH, CONTENT_TYPE, CACHE_CONTROL];
 
 /// Whether the body is a stream of events (server-sent events), which may begin with a silence.
 pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
