@@ -143,15 +143,22 @@ def busy_seconds():
     return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
+_given = set()
+
+
 def free_ports(count):
-    """Ports that nobody listens on."""
-    sockets = []
-    for _ in range(count):
+    """Ports that nobody listens on. Where thousands of connections have just ended, the kernel soon names one again: each is
+    given once only, for who has it may not listen yet."""
+    tried, ports = [], []
+    while len(ports) < count:
         taken = socket.socket()
         taken.bind(("127.0.0.1", 0))
-        sockets.append(taken)
-    ports = [taken.getsockname()[1] for taken in sockets]
-    for taken in sockets:
+        tried.append(taken)
+        port = taken.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            ports.append(port)
+    for taken in tried:
         taken.close()
     return ports
 
