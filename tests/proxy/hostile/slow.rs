@@ -24,18 +24,18 @@ fn get(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nhost: proxy.test\r\nauthorization: Bearer {KEY}\r\n\r\n")
 }
 
-/// Others are served meanwhile. The deadlines that are short here are theirs, too, so on a busy machine one may be late.
+/// Others are served meanwhile. The deadlines that are short here are theirs, too: on a busy machine an answer may be late (504), and
+/// nothing else.
 async fn probe(proxy: &Proxy) {
-    let mut status = 0;
+    let mut status = 504;
     for _ in 0..5 {
-        let mut client = RawClient::connect(proxy.address).await;
-        client.send(get("/providers/probe").as_bytes()).await;
-        status = client.answer(false).await.map_or(0, |answer| answer.status);
-        if status == 200 {
-            return;
+        if status == 504 {
+            let mut client = RawClient::connect(proxy.address).await;
+            client.send(get("/providers/probe").as_bytes()).await;
+            status = client.answer(false).await.expect("an answer").status;
         }
     }
-    panic!("the last of five was answered {status}");
+    assert_eq!(status, 200);
 }
 
 /// Sends `first`, then `piece` over and over; whether the other side has had enough before the end.
