@@ -62,10 +62,13 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Connections inherit it from the socket that they are accepted by. Where the kernel has no `TCP_NOTSENT_LOWAT`, only who reads
+/// Connections inherit it from the socket that they are accepted by. Where a kernel has no `TCP_NOTSENT_LOWAT`, only who reads
 /// slowly is the worse for it.
 fn limit_unsent(socket: SockRef<'_>) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     socket.set_tcp_notsent_lowat(UNSENT).ok();
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (socket, UNSENT);
 }
 
 #[cfg(test)]
