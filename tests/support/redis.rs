@@ -1,4 +1,5 @@
-//! A real Redis server of the test's own, on a free port, ended with the test.
+//! A real Redis server of the test's own, on a free port, ended with the test; or, where `METORIAL_TEST_REDIS` names one, a
+//! Valkey server.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -30,7 +31,7 @@ impl RedisServer {
                 return server;
             }
         }
-        panic!("redis-server does not start: is it installed?");
+        panic!("{} does not start: is it installed?", program());
     }
 
     /// Where it listens.
@@ -56,9 +57,9 @@ impl RedisServer {
         self.kill();
         let mut shell = Command::new("sh");
         // A read that ends means that nobody holds the other end any more.
-        let guarded =
-            "redis-server \"$@\" >/dev/null & server=$!; read -r _; kill -KILL $server; wait $server";
-        shell.args(["-c", guarded, "sh"]).args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
+        let guarded = "\"$0\" \"$@\" >/dev/null & server=$!; read -r _; kill -KILL $server; wait $server";
+        shell.args(["-c", guarded, &program()]);
+        shell.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"]);
         shell.args(["--save", "", "--appendonly", "no", "--dir", &std::env::temp_dir().to_string_lossy()]);
         shell.args(&self.options);
         self.guard = Some(shell.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a shell"));
@@ -100,4 +101,8 @@ impl Drop for RedisServer {
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     listener.local_addr().expect("an address").port()
+}
+
+fn program() -> String {
+    std::env::var("METORIAL_TEST_REDIS").unwrap_or_else(|_| "redis-server".to_owned())
 }
