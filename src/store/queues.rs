@@ -122,14 +122,16 @@ impl Queue {
         if shares.active() < 2 { 0 } else { shares.held_back(Timestamp::now().0, client, rule) }
     }
 
-    /// `client` spent one.
-    pub fn spend(&self, client: ClientKey) {
-        lock(&self.shares).spend(Timestamp::now().0, client);
+    /// `client` spent one, and when that was.
+    pub fn spend(&self, client: ClientKey) -> Timestamp {
+        let now = Timestamp::now();
+        lock(&self.shares).spend(now.0, client);
+        now
     }
 
-    /// What `client` spent at `at` was given back.
-    pub fn refund(&self, client: ClientKey, at: Timestamp) {
-        lock(&self.shares).refund(at.0, client);
+    /// What `client` [spent](Self::spend) at `spent_at` was given back.
+    pub fn refund(&self, client: ClientKey, spent_at: Timestamp) {
+        lock(&self.shares).refund(spent_at.0, client);
     }
 
     /// The first moment at which each of `budgets` has a slot for `client` behind `ahead` others, were nothing more spent or

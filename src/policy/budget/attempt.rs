@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 use super::Asks;
 use crate::domain::ratelimit::Observation;
 use crate::store::limits::{Charge, LimitStore};
-use crate::time::sleep;
+use crate::time::{Timestamp, sleep};
 
 /// How long a request that was written may still be on its way when nobody waits for its answer any more.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
@@ -19,13 +19,15 @@ pub(super) struct Attempt<'a, L: LimitStore> {
     limits: &'a Arc<L>,
     asks: &'a Asks,
     charge: Option<Charge>,
+    /// When the caller's share was charged. A draw takes a while: its own time may be of a part of the window before.
+    spent_at: Timestamp,
 }
 
 impl<'a, L: LimitStore> Attempt<'a, L> {
     pub(super) fn begin(limits: &'a Arc<L>, asks: &'a Asks, charge: Charge) -> Self {
-        asks.handle.queue.spend(asks.client);
+        let spent_at = asks.handle.queue.spend(asks.client);
         asks.journal.attempt();
-        Self { limits, asks, charge: Some(charge) }
+        Self { limits, asks, charge: Some(charge), spent_at }
     }
 
     /// Upstream answered, and said this of its count.
@@ -68,7 +70,7 @@ impl<'a, L: LimitStore> Attempt<'a, L> {
     fn refund(&mut self) {
         if let Some(charge) = self.charge.take() {
             self.limits.refund(charge);
-            self.asks.handle.queue.refund(self.asks.client, charge.at);
+            self.asks.handle.queue.refund(self.asks.client, self.spent_at);
             self.asks.handle.queue.ring();
         }
     }

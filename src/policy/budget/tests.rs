@@ -258,6 +258,25 @@ async fn a_greedy_client_leaves_the_reserve_to_those_who_come() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_client_gets_back_it_has_not_spent_however_long_its_draw_took() {
+    let bench = Bench::new(100);
+    let asks = Asks::of(&waiting(http::Method::GET, "/provider-deployments", 1, &bench.queue), BudgetId(1));
+    for client in [ClientKey(1), ClientKey(2)] {
+        bench.queue.ask(client, asks.rule());
+    }
+    let mut drawn = Vec::new();
+    for _ in 0..60 {
+        let draw = Draw { budgets: asks.budgets, ahead: 0, held_back: 0 };
+        drawn.push(bench.limits.acquire(draw).await.expect("there is enough"));
+    }
+    sleep(Duration::from_secs(100)).await;
+    for charge in drawn {
+        Attempt::begin(&bench.limits, &asks, charge).unsent();
+    }
+    assert_eq!(asks.held_back(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lone_client_gets_everything() {
     let bench = Bench::new(100);
     for _ in 0..100 {
