@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mimalloc::MiMalloc;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 /// As in the proxy.
@@ -30,8 +31,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (page, h2) = (Bytes::from(std::fs::read(file)?), arguments.next().as_deref() == Some("h2"));
     Builder::new_current_thread().enable_all().build()?.block_on(async {
         let (listener, connections) = (TcpListener::bind(address).await?, TaskTracker::new());
+        // With an end of its own, a build with counters writes them (benches/profile).
+        let mut stop = signal(SignalKind::terminate())?;
         loop {
-            let (tcp, _) = listener.accept().await?;
+            let (tcp, _) = tokio::select! {
+                accepted = listener.accept() => accepted?,
+                _ = stop.recv() => return Ok(()),
+            };
             tcp.set_nodelay(true)?;
             let (tcp, page) = (TokioIo::new(tcp), page.clone());
             let answer = service_fn(move |_: Request<Incoming>| {

@@ -152,6 +152,7 @@ fn everything_copied_is_there_and_reaches_the_build() {
 fn everything_the_build_reads_is_copied() {
     let stages = dockerfile();
     let copied = stages[0].copied();
+    assert!(copied.contains(&".cargo"), "without its profile the build is slower: COPY .cargo in the Dockerfile");
     let manifest: toml::Table = fs::read_to_string("Cargo.toml").unwrap().parse().unwrap();
     for (section, folder) in [("bench", "benches"), ("example", "examples"), ("test", "tests")] {
         let targets = manifest.get(section).and_then(toml::Value::as_array).into_iter().flatten();
