@@ -9,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -23,6 +23,8 @@ const SHORT: usize = 32 * 1024;
 const MOST: usize = 64 * 1024;
 /// For so many sockets: the first of them waits for the last.
 const SOCKETS: usize = 32;
+/// Room for so much at least: then it serves the next answer, too, which takes a hundredth less than asking for its own.
+const ROOM: usize = 4 * 1024;
 
 /// The sockets of one worker that have something to send. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -30,9 +32,11 @@ pub struct Outbox(Arc<Mutex<Due>>);
 
 #[derive(Debug, Default)]
 struct Due {
-    sockets: Vec<Arc<Mutex<Outgoing>>>,
+    sockets: Vec<Arc<Side>>,
     /// Whoever sends for them; without one nothing is held.
     sender: Option<Waker>,
+    /// Room that was sent from: for no more than [`SOCKETS`], and of each no more than [`SHORT`].
+    rooms: Vec<Vec<u8>>,
 }
 
 impl Outbox {
@@ -56,25 +60,31 @@ impl Outbox {
     }
 
     fn send(&self) {
-        let mut sockets = mem::take(&mut self.due().sockets);
+        let (mut sockets, mut rooms) = {
+            let mut due = self.due();
+            (mem::take(&mut due.sockets), mem::take(&mut due.rooms))
+        };
         for socket in sockets.drain(..) {
-            let mut socket = lock(&socket);
-            socket.due = false;
-            socket.send();
+            let room = socket.with(|outgoing| {
+                outgoing.due = false;
+                outgoing.send();
+                outgoing.room()
+            });
+            if rooms.len() < SOCKETS {
+                rooms.extend(room);
+            }
         }
-        // Its room serves again.
+        // What they were in serves again.
         let mut due = self.due();
         if due.sockets.is_empty() {
-            due.sockets = sockets;
+            (due.sockets, due.rooms) = (sockets, rooms);
         }
     }
 
-    /// Whether `socket` will be asked to send what it holds.
-    fn takes(&self, socket: &Arc<Mutex<Outgoing>>) -> bool {
+    /// Room for what `socket` holds, where it will be asked to send it.
+    fn takes(&self, socket: &Arc<Side>) -> Option<Vec<u8>> {
         let mut due = self.due();
-        if due.sender.is_none() {
-            return false;
-        }
+        due.sender.as_ref()?;
         if due.sockets.len() >= SOCKETS {
             drop(due);
             self.send();
@@ -86,7 +96,7 @@ impl Outbox {
         {
             sender.wake_by_ref();
         }
-        true
+        Some(due.rooms.pop().unwrap_or_default())
     }
 }
 
@@ -115,7 +125,24 @@ impl Sent {
     }
 }
 
-/// One side of a socket.
+/// The side of a socket that sends.
+#[derive(Debug)]
+struct Side {
+    outgoing: Mutex<Outgoing>,
+    /// Whoever flushes has something to wait for, or to hear. Beside the lock: a flush is asked for six times in a request.
+    waits: AtomicBool,
+}
+
+impl Side {
+    fn with<T>(&self, act: impl FnOnce(&mut Outgoing) -> T) -> T {
+        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = act(&mut outgoing);
+        self.waits.store(outgoing.full || outgoing.failed.is_some(), Ordering::Release);
+        done
+    }
+}
+
+/// What a socket has to send.
 #[derive(Debug)]
 struct Outgoing {
     half: OwnedWriteHalf,
@@ -132,10 +159,6 @@ struct Outgoing {
     sent: Sent,
 }
 
-fn lock(outgoing: &Mutex<Outgoing>) -> MutexGuard<'_, Outgoing> {
-    outgoing.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Outgoing {
     fn send(&mut self) {
         while !self.full && self.gone < self.held.len() {
@@ -150,9 +173,15 @@ impl Outgoing {
             }
         }
         if !self.full {
-            // Idle connections hold no memory for it.
-            (self.held, self.gone) = (Vec::new(), 0);
+            self.held.clear();
+            self.gone = 0;
         }
+    }
+
+    /// The room that nothing is in any more. Idle connections hold none.
+    fn room(&mut self) -> Option<Vec<u8>> {
+        let room = self.held.is_empty().then(|| mem::take(&mut self.held))?;
+        (ROOM..=SHORT).contains(&room.capacity()).then_some(room)
     }
 
     fn went(&mut self, count: usize) {
@@ -194,7 +223,7 @@ impl Outgoing {
 #[derive(Debug)]
 pub struct Socket {
     incoming: OwnedReadHalf,
-    outgoing: Arc<Mutex<Outgoing>>,
+    side: Arc<Side>,
     outbox: Outbox,
 }
 
@@ -212,12 +241,13 @@ impl Socket {
             writer: None,
             sent: Sent::default(),
         };
-        Self { incoming, outgoing: Arc::new(Mutex::new(outgoing)), outbox }
+        let side = Side { outgoing: Mutex::new(outgoing), waits: AtomicBool::new(false) };
+        Self { incoming, side: Arc::new(side), outbox }
     }
 
     /// What has left it.
     pub fn sent(&self) -> Sent {
-        lock(&self.outgoing).sent.clone()
+        self.side.with(|outgoing| outgoing.sent.clone())
     }
 
     fn take<'a>(
@@ -227,31 +257,37 @@ impl Socket {
         slices: impl Iterator<Item = &'a [u8]>,
         at_once: impl FnOnce(Pin<&mut OwnedWriteHalf>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let mut outgoing = lock(&self.outgoing);
-        let fits = total <= SHORT && outgoing.held.len() + total <= MOST;
-        let holds = fits
-            && !outgoing.full
-            && outgoing.failed.is_none()
-            && (outgoing.due || self.outbox.takes(&self.outgoing));
-        if holds {
-            outgoing.due = true;
-            // What comes first is most often all; what comes behind it, as of HTTP/2, is not the last.
-            let room = if outgoing.held.is_empty() { total } else { MOST - outgoing.held.len() };
-            if outgoing.held.capacity() - outgoing.held.len() < total {
-                outgoing.held.reserve_exact(room);
+        self.side.with(|outgoing| {
+            let fits = total <= SHORT && outgoing.held.len() + total <= MOST;
+            let room = match fits && !outgoing.full && outgoing.failed.is_none() {
+                true if outgoing.due => Some(mem::take(&mut outgoing.held)),
+                true => self.outbox.takes(&self.side),
+                false => None,
+            };
+            if let Some(mut room) = room {
+                outgoing.due = true;
+                if room.capacity() - room.len() < total {
+                    match room.len() {
+                        // What comes first is most often all …
+                        0 => room = Vec::with_capacity(total.max(ROOM)),
+                        // … and what comes behind it, as of HTTP/2, is not the last.
+                        length => room.reserve_exact(MOST - length),
+                    }
+                }
+                outgoing.held = room;
+                slices.for_each(|slice| outgoing.held.extend_from_slice(slice));
+                if !outgoing.writer.as_ref().is_some_and(|writer| writer.will_wake(cx.waker())) {
+                    outgoing.writer = Some(cx.waker().clone());
+                }
+                return Poll::Ready(Ok(total));
             }
-            slices.for_each(|slice| outgoing.held.extend_from_slice(slice));
-            if !outgoing.writer.as_ref().is_some_and(|writer| writer.will_wake(cx.waker())) {
-                outgoing.writer = Some(cx.waker().clone());
+            ready!(outgoing.poll_send(cx))?;
+            let poll = at_once(Pin::new(&mut outgoing.half), cx);
+            if let Poll::Ready(Ok(count)) = &poll {
+                outgoing.sent.add(*count as u64);
             }
-            return Poll::Ready(Ok(total));
-        }
-        ready!(outgoing.poll_send(cx))?;
-        let poll = at_once(Pin::new(&mut outgoing.half), cx);
-        if let Poll::Ready(Ok(count)) = &poll {
-            outgoing.sent.add(*count as u64);
-        }
-        poll
+            poll
+        })
     }
 }
 
@@ -286,17 +322,17 @@ impl AsyncWrite for Socket {
 
     /// What is held leaves by itself; what the kernel did not take is waited for.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut outgoing = lock(&self.outgoing);
-        match outgoing.full || outgoing.failed.is_some() {
-            true => outgoing.poll_send(cx),
+        match self.side.waits.load(Ordering::Acquire) {
+            true => self.side.with(|outgoing| outgoing.poll_send(cx)),
             false => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut outgoing = lock(&self.outgoing);
-        ready!(outgoing.poll_send(cx))?;
-        Pin::new(&mut outgoing.half).poll_shutdown(cx)
+        self.side.with(|outgoing| {
+            ready!(outgoing.poll_send(cx))?;
+            Pin::new(&mut outgoing.half).poll_shutdown(cx)
+        })
     }
 }
 
@@ -374,6 +410,36 @@ mod tests {
         }
         let sent: Vec<_> = pairs.iter().map(|(socket, _)| socket.sent().total()).collect();
         assert_eq!(sent, [vec![1; SOCKETS], vec![0]].concat());
+    }
+
+    #[tokio::test]
+    async fn room_that_was_sent_from_serves_again_and_no_more_is_kept_than_is_used_at_once() {
+        let outbox = outbox().await;
+        let rooms = || outbox.due().rooms.iter().map(Vec::capacity).collect::<Vec<_>>();
+        let mut pairs = Vec::new();
+        for _ in 0..2 * SOCKETS {
+            pairs.push(pair(&outbox).await);
+        }
+        for sent in [1, ROOM, ROOM + 1, SHORT] {
+            pairs[0].0.write_all(&bytes(sent, 0)).await.expect("taken");
+            assert!(rooms().is_empty(), "it is in use");
+            yield_now().await;
+            assert_eq!(rooms(), [sent.max(ROOM)]);
+            exactly(&mut pairs[0].1, sent).await;
+        }
+        for _ in 0..2 {
+            for (socket, _) in &mut pairs {
+                socket.write_all(b"x").await.expect("taken");
+            }
+            yield_now().await;
+            assert!((1..=SOCKETS).contains(&rooms().len()), "{}", rooms().len());
+        }
+        // What comes piece by piece gets more room than is kept.
+        let before = rooms().len();
+        pairs[0].0.write_all(&bytes(SHORT, 0)).await.expect("taken");
+        pairs[0].0.write_all(&bytes(SHORT, 0)).await.expect("taken");
+        yield_now().await;
+        assert!(rooms().iter().all(|room| *room <= SHORT) && rooms().len() < before);
     }
 
     #[tokio::test]
