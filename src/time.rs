@@ -4,10 +4,26 @@
 //! wall clock steps (NTP, a resumed VM) and a stepped window is an amnesty. The wall clock serves only where a protocol
 //! asks for a date ([`unix_now`]).
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::LazyLock;
+use std::task::Poll;
 use std::time::Duration;
 
+use tokio::time::error::Elapsed;
 pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+/// As [`timeout_at`], for what is most often there at once: a timer is made only where there is something to wait for.
+///
+/// # Errors
+/// It was not there by `deadline`.
+pub async fn ready_by<F: Future>(deadline: Instant, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        Poll::Ready(output) => Ok(output),
+        Poll::Pending => timeout_at(deadline, future).await,
+    }
+}
 
 /// Nanoseconds of monotonic time, from well before the process began; 584 years fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -76,4 +92,29 @@ pub fn unix_now() -> u64 {
 /// `duration` in whole seconds, rounded up: what `Retry-After` and `t` promise must not come too early.
 pub fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_there_at_once_needs_no_timer() {
+        // There is no runtime here to make one.
+        let there = ready_by(Instant::now(), ready(1)).now_or_never();
+        assert!(matches!(there, Some(Ok(1))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_there_yet_is_waited_for_until_then() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        assert!(ready_by(start + second * 2, sleep(second)).await.is_ok());
+        assert_eq!(start.elapsed(), second);
+        assert!(ready_by(start + second * 2, pending::<()>()).await.is_err());
+        assert_eq!(start.elapsed(), second * 2);
+    }
 }

@@ -177,7 +177,7 @@ impl Memory {
 }
 
 impl Transport for Memory {
-    async fn send(&self, _: Request<RequestBody>, _: &Journal) -> Result<Answer, Box<TransportError>> {
+    async fn send(&self, _: Box<Request<RequestBody>>, _: &Journal) -> Result<Answer, Box<TransportError>> {
         let (mut head, ()) = Response::new(()).into_parts();
         head.headers.clone_from(&self.0.headers);
         Ok(Answer { head, body: Arriving::Held(RequestBody::Held(self.0.body.clone())), lease: None })

@@ -112,8 +112,8 @@ impl<L: LimitStore, T: Transport> Prover<'_, L, T> {
         }
     }
 
-    fn request(&self, key: &SecretKey) -> Option<Request<RequestBody>> {
-        let mut request = Request::new(RequestBody::Empty);
+    fn request(&self, key: &SecretKey) -> Option<Box<Request<RequestBody>>> {
+        let mut request = Box::new(Request::new(RequestBody::Empty));
         *request.uri_mut() = format!("{}{PATH}", self.base_path).parse().ok()?;
         let fields = request.headers_mut();
         fields.insert(HOST, HeaderValue::from_str(self.authority.as_str()).ok()?);

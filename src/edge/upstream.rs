@@ -95,11 +95,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Transport for Upstream {
     async fn send(
         &self,
-        request: Request<RequestBody>,
+        mut request: Box<Request<RequestBody>>,
         journal: &Journal,
     ) -> Result<Answer, Box<TransportError>> {
-        // Boxed: it is handed on from here to there, and each place would be part of what is allocated for the request.
-        let mut request = Box::new(request);
         // A connection that was idle may have been closed just now; then nothing was written, and the next one is tried.
         while let Some(connection) = self.0.checkout() {
             journal.written(true);
@@ -180,17 +178,18 @@ impl Pool {
     async fn send_over(
         self: &Arc<Self>,
         connection: Connection,
-        request: Box<Request<RequestBody>>,
+        mut request: Box<Request<RequestBody>>,
     ) -> Result<Answer, Unsent> {
         match connection {
             Connection::Http1(mut sender, born) => {
-                let response = sender.try_send_request(self.relative(*request)).await.map_err(unsent)?;
+                self.make_relative(&mut request);
+                let response = sender.try_send_request(*request).await.map_err(unsent)?;
                 let lease = Returning { pool: self.clone(), sender, born };
                 Ok(answer(response, Some(Box::new(lease))))
             }
             Connection::Http2(mut sender, born) => {
-                let request = self.absolute(*request);
-                let response = sender.try_send_request(request).await.map_err(unsent);
+                self.make_absolute(&mut request);
+                let response = sender.try_send_request(*request).await.map_err(unsent);
                 if matches!(response, Err((_, Some(_)))) {
                     self.forget(born);
                 }
@@ -200,7 +199,7 @@ impl Pool {
     }
 
     /// HTTP/2 wants the authority in the target and no `Host`.
-    fn absolute(&self, mut request: Request<RequestBody>) -> Request<RequestBody> {
+    fn make_absolute(&self, request: &mut Request<RequestBody>) {
         request.headers_mut().remove(HOST);
         let mut parts = request.uri().clone().into_parts();
         parts.scheme = Some(self.scheme.clone());
@@ -209,18 +208,16 @@ impl Pool {
         if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;
         }
-        request
     }
 
     /// Back to the form of HTTP/1.1, where a connection by HTTP/2 had not taken it.
-    fn relative(&self, mut request: Request<RequestBody>) -> Request<RequestBody> {
+    fn make_relative(&self, request: &mut Request<RequestBody>) {
         if request.uri().authority().is_some() {
             let path = request.uri().path_and_query().cloned();
             *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
             let host = HeaderValue::from_str(self.authority.as_str());
             request.headers_mut().extend(host.ok().map(|host| (HOST, host)));
         }
-        request
     }
 }
 

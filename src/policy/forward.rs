@@ -4,7 +4,7 @@
 //! comes back loses the fields that belong to the connection or speak for the upstream's own host, and is searched for
 //! the secret: in the head at once, in a short body before anything is sent, in a stream as it passes.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,6 +17,7 @@ use http::header::{
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri, response};
+use http_body::Body;
 use http_body_util::BodyExt;
 use tower::{Layer, Service};
 
@@ -27,7 +28,7 @@ use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::{Label, UpstreamFailure};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{AttemptSpan, Sent};
-use crate::time::{Instant, Timestamp, timeout_at};
+use crate::time::{Instant, Timestamp, ready_by, timeout_at};
 
 mod fields;
 mod receipt;
@@ -82,10 +83,11 @@ pub struct TransportError {
 
 /// What carries a request to upstream and its answer back.
 pub trait Transport: Clone + Send + Sync + 'static {
-    /// Sends one request, in origin form, with a `Host`. Notes in the journal when it begins to write.
+    /// Sends one request, in origin form, with a `Host`. Notes in the journal when it begins to write. Boxed: it is handed on
+    /// from here to there, and each place would be part of what is allocated for the request.
     fn send(
         &self,
-        request: Request<RequestBody>,
+        request: Box<Request<RequestBody>>,
         journal: &Journal,
     ) -> impl Future<Output = Result<Answer, Box<TransportError>>> + Send;
 }
@@ -158,7 +160,9 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
     fn call(&mut self, exchange: Exchange<Armed>) -> Self::Future {
         let (shared, transport) = (self.shared.clone(), self.transport.clone());
         Box::pin(async move {
-            let Exchange { request: mut received, stage, deadline, journal } = exchange;
+            // Both are read where they are: what is moved here has two places in what is allocated for the request.
+            let (stage, journal) = (&exchange.stage, &exchange.journal);
+            let mut received = exchange.request;
             let Some(uri) = uri(&shared.rules.base_path, stage.permit.target().path_and_query()) else {
                 return Err(Failure::refused(
                     Rejection::BadRequest("the target is too long".into()),
@@ -166,29 +170,30 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
                 ));
             };
             let body = std::mem::take(received.body_mut());
-            let mut request = shared.request(received.headers(), body, uri, &stage, &journal.request_id);
+            let mut request = shared.request(received.headers(), body, uri, stage, &journal.request_id);
             // Where it has to be sent again, it is made of the same once more.
             journal.leave(received);
-            let span = shared.begin(&stage, &journal, request.headers_mut());
+            let span = shared.begin(stage, journal, request.headers_mut());
             let upload = match request.body() {
                 RequestBody::Streaming(inbound) => Some(inbound.upload()),
                 RequestBody::Empty | RequestBody::Held(_) => None,
             };
             journal.mended();
-            let call = Call { stage: &stage, journal: &journal, started: Instant::now(), upload };
+            let call = Call { stage, journal, started: Instant::now(), upload };
             // While a body streams up, the caller's pace is not upstream's fault: then only the deadline counts.
             let due = match call.upload {
-                Some(_) => deadline,
-                None => deadline.min(call.started + shared.rules.attempt_timeout),
+                Some(_) => exchange.deadline,
+                None => exchange.deadline.min(call.started + shared.rules.attempt_timeout),
             };
-            let outcome = timeout_at(due, transport.send(request, &journal)).await;
+            let outcome = timeout_at(due, transport.send(request, journal)).await;
             let answer = shared.received(outcome.unwrap_or_else(|_| Err(call.too_late())), &call, span)?;
-            let accepted = match shared.accept(answer, &call) {
-                Ok((head, Some(body))) => whole(head, body, due).await,
-                Ok((head, None)) => Ok(head),
-                Err(failure) => Err(failure),
-            };
-            shared.judge(&accepted, &journal);
+            let mut accepted = shared.accept(answer, &call);
+            if let Ok(response) = &mut accepted
+                && let Err(failure) = begin(response, due).await
+            {
+                accepted = Err(failure);
+            }
+            shared.judge(&accepted, journal);
             accepted
         })
     }
@@ -203,8 +208,10 @@ impl Shared {
         uri: Uri,
         stage: &Armed,
         id: &RequestId,
-    ) -> Request<RequestBody> {
-        let mut headers = HeaderMap::with_capacity(12);
+    ) -> Box<Request<RequestBody>> {
+        let mut outgoing = Box::new(Request::new(RequestBody::Empty));
+        let headers = outgoing.headers_mut();
+        headers.reserve(12);
         let bodyless = matches!(body, RequestBody::Empty);
         headers.insert(HOST, self.host.clone());
         for (name, value) in received {
@@ -227,10 +234,9 @@ impl Shared {
         }
         // Last, and inserted: whatever was allowed above, this is the only credential.
         headers.insert(AUTHORIZATION, stage.authorization.clone());
-        let mut outgoing = Request::new(body);
         *outgoing.method_mut() = stage.permit.method().clone();
         *outgoing.uri_mut() = uri;
-        *outgoing.headers_mut() = headers;
+        *outgoing.body_mut() = body;
         outgoing
     }
 
@@ -320,21 +326,14 @@ impl Shared {
     }
 
     /// Cleans the head and searches it; the body, where there is one, is still to come.
-    fn accept(
-        self: &Arc<Self>,
-        answer: Answer,
-        call: &Call<'_>,
-    ) -> Result<(Response<ResponseBody>, Option<Outbound>), Failure> {
-        let Answer { head, body, lease } = answer;
+    fn accept(self: &Arc<Self>, answer: Answer, call: &Call<'_>) -> Result<Response<ResponseBody>, Failure> {
+        let Answer { mut head, body, lease } = answer;
         if head.status.is_informational() {
             return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
         }
         if head.status == StatusCode::TOO_MANY_REQUESTS {
             // What counts is that it said so: whatever is wrong with its body, which nobody gets to see, the gate must shut.
-            let mut response = Response::new(ResponseBody::empty());
-            *response.status_mut() = head.status;
-            *response.headers_mut() = head.headers;
-            return Ok((response, None));
+            return Ok(anew(head, ResponseBody::empty()));
         }
         let told = Told::of(&head);
         if !told.framed_plainly {
@@ -344,28 +343,24 @@ impl Shared {
             return Err(possible(Rejection::Upstream(UpstreamFault::UnexpectedCoding)));
         }
         let end_untold = told.end_untold && matches!(body, Arriving::Wire(_)) && !body.is_end_stream();
-        // Made anew: the version is of upstream's connection, and its extensions hold its own reason phrase.
-        let mut response = Response::new(ResponseBody::empty());
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
         let (sent, had_cookie) = (Timestamp::of(call.started), told.cookie);
         call.journal.answered(Answered { sent, had_cookie, end_untold });
-        told.clean(response.headers_mut());
-        if response.status() == StatusCode::NO_CONTENT {
-            response.headers_mut().remove(CONTENT_LENGTH);
+        told.clean(&mut head.headers);
+        if head.status == StatusCode::NO_CONTENT {
+            head.headers.remove(CONTENT_LENGTH);
         }
         let guard = &call.stage.guard;
         let found = |(name, value): (&HeaderName, &HeaderValue)| {
             guard.found_in(value.as_bytes()) || guard.found_in_name(name.as_str())
         };
         let receipt = Receipt { lease, shared: self.clone(), journal: call.journal.clone() };
-        if response.headers().iter().any(found) {
+        if head.headers.iter().any(found) {
             receipt.guarded();
             return Err(possible(Rejection::SecretGuard));
         }
         let scan = Some(guard.scan());
         let body = Outbound::new(body, scan, self.rules.body_idle_timeout, Some(Box::new(receipt)));
-        Ok((response, Some(body)))
+        Ok(anew(head, ResponseBody::streaming(body)))
     }
 
     fn failed(&self, error: TransportError, request_id: &str) -> Failure {
@@ -407,6 +402,14 @@ impl Call<'_> {
     }
 }
 
+/// The answer made anew: the version is of upstream's connection, and its extensions hold its own reason phrase.
+fn anew(head: response::Parts, body: ResponseBody) -> Response<ResponseBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response
+}
+
 fn possible(rejection: Rejection) -> Failure {
     Failure { rejection, delivery: Delivery::Possible, body: None }
 }
@@ -419,25 +422,24 @@ fn uri(base_path: &str, target: &PathAndQuery) -> Option<Uri> {
     PathAndQuery::try_from(format!("{base_path}{target}")).ok().map(Uri::from)
 }
 
-/// The answer with its body: a short one whole, a longer one as it comes.
-async fn whole(
-    mut response: Response<ResponseBody>,
-    body: Outbound,
-    due: Instant,
-) -> Result<Response<ResponseBody>, Failure> {
-    let found = match body.size_hint().exact() {
-        Some(0) => Ok(ResponseBody::empty()),
-        Some(length) if length <= GATHERED => match timeout_at(due, gather(body, length)).await {
-            Ok(gathered) => gathered.map(ResponseBody::full),
-            Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
-        },
-        None if !fields::is_event_stream(response.headers()) => begun(body, due).await,
-        _ => Ok(ResponseBody::streaming(body)),
+/// Reads a short body whole, and of one that is of unknown length the first; a longer one is left to come.
+async fn begin(response: &mut Response<ResponseBody>, due: Instant) -> Result<(), Failure> {
+    let read = match response.body().size_hint().exact() {
+        Some(length) if length <= GATHERED => {
+            match ready_by(due, gather(response.body_mut(), length)).await {
+                Ok(gathered) => gathered.map(ResponseBody::full),
+                Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
+            }
+        }
+        None if !fields::is_event_stream(response.headers()) => {
+            begun(std::mem::replace(response.body_mut(), ResponseBody::empty()), due).await
+        }
+        _ => return Ok(()),
     };
-    match found {
+    match read {
         Ok(body) => {
             *response.body_mut() = body;
-            Ok(response)
+            Ok(())
         }
         Err(BodyError::Secret) => Err(possible(Rejection::SecretGuard)),
         Err(_) => Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
@@ -445,20 +447,19 @@ async fn whole(
 }
 
 /// A body of which some has come, or has not come yet.
-async fn begun(body: Outbound, due: Instant) -> Result<ResponseBody, BodyError> {
-    let mut body = ResponseBody::streaming(body);
-    let first = match timeout_at(due.min(Instant::now() + BEGINS), body.frame()).await {
+async fn begun(mut body: ResponseBody, due: Instant) -> Result<ResponseBody, BodyError> {
+    let first = match ready_by(due.min(Instant::now() + BEGINS), body.frame()).await {
         Ok(Some(frame)) => frame?.into_data().unwrap_or_default(),
         Ok(None) | Err(_) => return Ok(body),
     };
     Ok(body.preceded_by(first))
 }
 
-async fn gather(mut body: Outbound, length: u64) -> Result<Bytes, BodyError> {
+async fn gather(body: &mut ResponseBody, length: u64) -> Result<Bytes, BodyError> {
     let mut whole: Option<BytesMut> = None;
     let mut first = Bytes::new();
-    while let Some(data) = poll_fn(|cx| body.poll(cx)).await {
-        let data = data?;
+    while let Some(frame) = body.frame().await {
+        let data = frame?.into_data().unwrap_or_default();
         match &mut whole {
             Some(whole) => whole.extend_from_slice(&data),
             None if first.is_empty() => first = data,

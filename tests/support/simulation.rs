@@ -289,7 +289,11 @@ impl Api {
 }
 
 impl Transport for Network {
-    async fn send(&self, _: Request<RequestBody>, journal: &Journal) -> Result<Answer, Box<TransportError>> {
+    async fn send(
+        &self,
+        _: Box<Request<RequestBody>>,
+        journal: &Journal,
+    ) -> Result<Answer, Box<TransportError>> {
         journal.written(true);
         sleep(self.delay()).await;
         let answer = self.0.lock().expect("unpoisoned").answer();

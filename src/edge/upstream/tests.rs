@@ -63,7 +63,7 @@ fn pool(addresses: &Arc<Mutex<Vec<SocketAddr>>>, timeout: Duration) -> Upstream 
 async fn ask(pool: &Upstream) -> Result<String, UpstreamFault> {
     let mut request = Request::new(RequestBody::Empty);
     request.headers_mut().insert(HOST, HeaderValue::from_static("api.test"));
-    let answer = pool.send(request, &Journal::of("req_test")).await.map_err(|error| error.fault)?;
+    let answer = pool.send(Box::new(request), &Journal::of("req_test")).await.map_err(|error| error.fault)?;
     let body = Outbound::new(answer.body, None, Duration::from_secs(5), answer.lease);
     let body = ResponseBody::streaming(body).collect().await.expect("a body").to_bytes();
     Ok(String::from_utf8_lossy(&body).into_owned())

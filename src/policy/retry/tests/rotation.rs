@@ -25,7 +25,11 @@ struct Api {
 const NEXT: &str = "metorial_sk_the_next_one";
 
 impl Transport for Api {
-    async fn send(&self, request: Request<RequestBody>, _: &Journal) -> Result<Answer, Box<TransportError>> {
+    async fn send(
+        &self,
+        request: Box<Request<RequestBody>>,
+        _: &Journal,
+    ) -> Result<Answer, Box<TransportError>> {
         let key = usize::from(request.headers()[AUTHORIZATION] == format!("Bearer {NEXT}").as_str());
         let id = request.headers()["x-request-id"].to_str().expect("text").to_owned();
         self.seen.lock().expect("unpoisoned").entry(id).or_default().push(key);
