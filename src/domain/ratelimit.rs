@@ -28,7 +28,7 @@ pub const UPSTREAM_FIELDS: [HeaderName; 5] =
     [RATELIMIT, RATELIMIT_POLICY, RATELIMIT_LIMIT, RATELIMIT_REMAINING, RATELIMIT_RESET];
 
 /// Takes out what upstream tells of its own count, and reads it as [`observe`] does.
-pub fn take_out(headers: &mut HeaderMap, unix_now: u64) -> Option<Observation> {
+pub fn take_out(headers: &mut HeaderMap, unix_now: impl FnOnce() -> u64) -> Option<Observation> {
     let told = told(headers);
     let observation = observation(headers, &told, unix_now);
     let there = told.map(|line| line.is_some());
@@ -102,13 +102,13 @@ pub struct Observation {
 
 /// Reads `RateLimit-Limit`, `-Remaining` and `-Reset`, else draft-11's `RateLimit`; `None` unless it makes sense.
 pub fn observe(headers: &HeaderMap, unix_now: u64) -> Option<Observation> {
-    observation(headers, &told(headers), unix_now)
+    observation(headers, &told(headers), || unix_now)
 }
 
 fn observation(
     headers: &HeaderMap,
     [draft, _, limit, remaining, reset]: &[Option<&HeaderValue>; 5],
-    unix_now: u64,
+    unix_now: impl FnOnce() -> u64,
 ) -> Option<Observation> {
     let Some(limit) = number(*limit) else {
         draft.as_ref()?;
@@ -121,7 +121,7 @@ fn observation(
     let remaining = u32::try_from(number(*remaining)?).ok()?;
     let told = number(*reset)?;
     // A moment in whole seconds, against a clock in whole seconds, may be a second off: rather too late.
-    let reset = delta(told, unix_now) + Duration::from_secs(u64::from(told > EPOCH_FROM));
+    let reset = delta(told, unix_now()) + Duration::from_secs(u64::from(told > EPOCH_FROM));
     (remaining <= limit && limit > 0).then_some(Observation { remaining, reset })
 }
 

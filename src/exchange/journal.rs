@@ -159,8 +159,10 @@ impl Journal {
 
     /// Notes whether some of the attempt under way may have been written.
     pub fn written(&self, written: bool) {
-        self.written.store(written, Ordering::Relaxed);
-        self.changed.notify_waiters();
+        if self.is_written() != written {
+            self.written.store(written, Ordering::Relaxed);
+            self.changed.notify_waiters();
+        }
     }
 
     /// Resolves when nothing of an attempt is on its way: it waits for its turn, for a connection, or to be tried again.

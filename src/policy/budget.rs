@@ -120,7 +120,7 @@ where
                     // A 429 has the gate speak for it. What else upstream says of its count is of our key, not of the caller's:
                     // what the caller sees is ours.
                     let heard = (response.status() != StatusCode::TOO_MANY_REQUESTS)
-                        .then(|| ratelimit::take_out(response.headers_mut(), unix_now()));
+                        .then(|| ratelimit::take_out(response.headers_mut(), unix_now));
                     attempt.answered(heard.flatten());
                     shared.listen(&asks, charge, response).await;
                 }

@@ -95,7 +95,9 @@ impl Secrets {
             Some(refused) => refused.other(),
             None => self.rotation().sent(),
         };
-        Picked { secrets: self.clone(), which, last: refused.is_some(), at: self.since.elapsed() }
+        // Asked for by none but those who have a choice.
+        let at = if self.rotates() { self.since.elapsed() } else { Duration::ZERO };
+        Picked { secrets: self.clone(), which, last: refused.is_some(), at }
     }
 
     /// Every key.
@@ -149,8 +151,8 @@ impl Picked {
 
     /// Upstream refused it. Whether this request is worth sending with the other one.
     pub fn refused(&self) -> bool {
-        let now = self.secrets.since.elapsed();
-        self.secrets.rotates() && self.secrets.rotation().refuse(self.which, now) && !self.last
+        let refuse = || self.secrets.rotation().refuse(self.which, self.secrets.since.elapsed());
+        self.secrets.rotates() && refuse() && !self.last
     }
 
     /// Whether the environment has a key that upstream takes, as this request showed.
