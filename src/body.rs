@@ -1,5 +1,6 @@
 //! Bodies as they pass: one enum either way, no box per frame.
 
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -20,7 +21,7 @@ use crate::time::{Instant, sleep_until};
 pub enum BodyError {
     /// The connection it came from failed.
     #[error("the connection broke")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] Box<dyn Error + Send + Sync>),
     /// Nothing came for too long.
     #[error("the body was silent for too long")]
     Silent,
@@ -200,7 +201,7 @@ impl Inbound {
                     self.upload.whole.store(true, Ordering::Relaxed);
                     return Poll::Ready(None);
                 }
-                Some(Err(error)) => return self.fail(BodyError::Broken(error)),
+                Some(Err(error)) => return self.fail(BodyError::Broken(error.into())),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => data,
                     // A caller's trailers are fields that no allowlist has seen.
@@ -344,11 +345,10 @@ impl Body for ResponseBody {
 }
 
 /// A body on its way from upstream.
-#[derive(Debug)]
 pub enum Arriving {
     /// Over a connection.
-    Wire(Incoming),
-    /// All there: what upstreams that live in this process answer with.
+    Wire(Box<dyn Body<Data = Bytes, Error = BodyError> + Send + Unpin>),
+    /// All there.
     Held(RequestBody),
 }
 
@@ -371,7 +371,7 @@ impl Arriving {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
-            Self::Wire(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Broken),
+            Self::Wire(body) => Pin::new(body).poll_frame(cx),
             Self::Held(body) => Pin::new(body).poll_frame(cx),
         }
     }

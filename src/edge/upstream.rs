@@ -1,18 +1,23 @@
-//! The transport to the API: one pool per worker, over hyper's connections.
+//! The transport to the API: one pool of connections per worker.
 //!
 //! Connection, pipeline and pool live on one thread, so a request never crosses cores on its way. HTTP/1.1 connections are
-//! kept while idle; HTTP/2 shares one per worker, where TLS negotiated it or configuration asks for it. None is used for
-//! longer than a minute, so that the pool follows a name to its new address. The address is chosen by configuration alone:
-//! nothing a caller sends decides where a connection goes.
+//! kept while idle, and [driven](http1) by whoever asks; HTTP/2, which is hyper's, shares one per worker, where TLS negotiated
+//! it or configuration asks for it. None is used for longer than a minute, so that the pool follows a name to its new address.
+//! The address is chosen by configuration alone: nothing a caller sends decides where a connection goes.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{TrySendError, http2};
 
 use super::outbox::Outbox;
 use crate::body::{Arriving, BodyError, Lease, RequestBody};
@@ -23,13 +28,16 @@ use crate::time::Instant;
 
 mod connect;
 mod fault;
+mod http1;
 mod interim;
 mod names;
 #[cfg(test)]
 mod tests;
+mod upload;
 
-use connect::Connection;
 pub use connect::Connector;
+use connect::{Connection, Stream};
+use http1::{Framing, Http1};
 
 /// An older connection gets no new request: the name it was made for may stand for another address by now.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -51,8 +59,7 @@ struct Pool {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
-    born: Instant,
+    connection: Box<Http1<Stream>>,
     since: Instant,
 }
 
@@ -75,10 +82,10 @@ impl Upstream {
         Self(Arc::new(Pool { connector, outbox, scheme, authority, max_idle, idle_timeout, idle, shared }))
     }
 
-    /// Closes what has been idle, or there, for too long; to be called every second or so.
+    /// Closes what has been idle, or there, for too long, and what upstream has closed; to be called every second or so.
     pub fn close_idle(&self) {
         let now = Instant::now();
-        lock(&self.0.idle).retain(|idle| self.0.may_serve(idle, now) && !idle.sender.is_closed());
+        lock(&self.0.idle).retain_mut(|idle| self.0.may_serve(idle, now) && idle.connection.is_quiet());
         // What is under way over it goes on: it closes after the last answer.
         lock(&self.0.shared).take_if(|shared| is_old(shared.born, now));
     }
@@ -146,26 +153,26 @@ impl Pool {
             return Some(Connection::Http2(shared.sender.clone(), shared.born));
         }
         let (mut idle, now) = (lock(&self.idle), Instant::now());
-        while let Some(candidate) = idle.pop() {
-            if candidate.sender.is_ready() && self.may_serve(&candidate, now) {
-                return Some(Connection::Http1(candidate.sender, candidate.born));
+        while let Some(mut candidate) = idle.pop() {
+            if self.may_serve(&candidate, now) && candidate.connection.is_quiet() {
+                return Some(Connection::Http1(candidate.connection));
             }
         }
         None
     }
 
     fn may_serve(&self, idle: &Idle, now: Instant) -> bool {
-        now.duration_since(idle.since) < self.idle_timeout && !is_old(idle.born, now)
+        now.duration_since(idle.since) < self.idle_timeout && !is_old(idle.connection.born, now)
     }
 
-    fn give_back(&self, sender: http1::SendRequest<RequestBody>, born: Instant) {
-        let now = Instant::now();
-        if sender.is_closed() || is_old(born, now) {
+    fn give_back(&self, connection: Box<Http1<Stream>>) {
+        let since = Instant::now();
+        if is_old(connection.born, since) {
             return;
         }
         let mut idle = lock(&self.idle);
         if idle.len() < self.max_idle {
-            idle.push(Idle { sender, born, since: now });
+            idle.push(Idle { connection, since });
         }
     }
 
@@ -181,11 +188,12 @@ impl Pool {
         mut request: Box<Request<RequestBody>>,
     ) -> Result<Answer, Unsent> {
         match connection {
-            Connection::Http1(mut sender, born) => {
+            Connection::Http1(connection) => {
                 self.make_relative(&mut request);
-                let response = sender.try_send_request(*request).await.map_err(unsent)?;
-                let lease = Returning { pool: self.clone(), sender, born };
-                Ok(answer(response, Some(Box::new(lease))))
+                match request.body() {
+                    RequestBody::Streaming(_) => self.upload(connection, request).await,
+                    RequestBody::Empty | RequestBody::Held(_) => self.ask(connection, request).await,
+                }
             }
             Connection::Http2(mut sender, born) => {
                 self.make_absolute(&mut request);
@@ -196,6 +204,35 @@ impl Pool {
                 response.map(|response| answer(response, None))
             }
         }
+    }
+
+    /// Sends a request that is at hand whole, and reads its answer as far as it has come.
+    async fn ask(
+        self: &Arc<Self>,
+        mut connection: Box<Http1<Stream>>,
+        request: Box<Request<RequestBody>>,
+    ) -> Result<Answer, Unsent> {
+        let mut head = match connection.ask(&request).await {
+            Ok(head) => head,
+            Err(http1::Failed { fault, detail, unsent }) => {
+                // TLS does not tell how many of its records left before one did not.
+                let unsent = unsent && self.scheme == Scheme::HTTP;
+                let delivery = if unsent { Delivery::Never } else { Delivery::Possible };
+                let error = TransportError { fault, delivery, detail, caller: None, body: None };
+                return Err((Box::new(error), unsent.then_some(request)));
+            }
+        };
+        let (whole, pool) = (connection.whole(&mut head), self.clone());
+        let (stays, framing) = (head.stays, head.framing);
+        let (body, lease): (_, Option<Box<dyn Lease>>) = match whole {
+            Some(body) if stays => (held(body), Some(Box::new(Kept { pool, connection }))),
+            Some(body) => (held(body), None),
+            None => {
+                let connection = Some(connection);
+                (Arriving::Wire(Box::new(Rest { pool, connection, framing, stays })), None)
+            }
+        };
+        Ok(Answer { head: head.parts, body, lease })
     }
 
     /// HTTP/2 wants the authority in the target and no `Host`.
@@ -223,7 +260,8 @@ impl Pool {
 
 fn answer(response: Response<Incoming>, lease: Option<Box<dyn Lease>>) -> Answer {
     let (head, body) = response.into_parts();
-    Answer { head, body: Arriving::Wire(body), lease }
+    let body = body.map_err(|error| BodyError::Broken(error.into()));
+    Answer { head, body: Arriving::Wire(Box::new(body)), lease }
 }
 
 /// What failed, and the request, where surely nothing of it was written.
@@ -234,24 +272,75 @@ fn unsent(mut error: TrySendError<Request<RequestBody>>) -> Unsent {
     let error = error.into_error();
     let unsent = request.is_some() || fault::is_unprocessed(&error);
     let delivery = if unsent { Delivery::Never } else { Delivery::Possible };
-    let caller = fault::of_caller(&error);
-    let (fault, detail) = (fault::of_hyper(&error), fault::chain(&error));
-    (Box::new(TransportError { fault, delivery, detail, caller, body: None }), request.map(Box::new))
+    (failed(&error, delivery), request.map(Box::new))
 }
 
-/// Puts a connection back once its response was read to the end; dropped before, the connection closes.
-struct Returning {
+fn failed(error: &hyper::Error, delivery: Delivery) -> Box<TransportError> {
+    let (fault, detail, caller) = (fault::of_hyper(error), fault::chain(error), fault::of_caller(error));
+    Box::new(TransportError { fault, delivery, detail, caller, body: None })
+}
+
+fn held(body: Bytes) -> Arriving {
+    Arriving::Held(if body.is_empty() { RequestBody::Empty } else { RequestBody::Held(body) })
+}
+
+/// Gives the connection back when the answer, which has all come, was of use; dropped before, it closes that.
+struct Kept {
     pool: Arc<Pool>,
-    sender: http1::SendRequest<RequestBody>,
-    born: Instant,
+    connection: Box<Http1<Stream>>,
 }
 
-impl Lease for Returning {
+impl Lease for Kept {
     fn finish(self: Box<Self>) {
-        self.pool.give_back(self.sender, self.born);
+        if let Some(connection) = self.connection.idle() {
+            self.pool.give_back(connection);
+        }
     }
 
     fn broken(self: Box<Self>, _: &BodyError) {}
+}
+
+/// A body that is read when it is asked for. Read to its end, it gives the connection back; dropped before, it closes that.
+struct Rest {
+    pool: Arc<Pool>,
+    connection: Option<Box<Http1<Stream>>>,
+    framing: Framing,
+    stays: bool,
+}
+
+impl Body for Rest {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let Some(connection) = &mut this.connection else { return Poll::Ready(None) };
+        let data = ready!(connection.poll_body(cx, &mut this.framing));
+        if matches!(data, Some(Err(_))) {
+            this.connection = None;
+        } else if this.framing == Framing::Length(0)
+            && let Some(connection) = this.connection.take()
+            && this.stays
+            && let Some(connection) = connection.idle()
+        {
+            this.pool.give_back(connection);
+        }
+        Poll::Ready(data.map(|data| data.map(Frame::data).map_err(|error| BodyError::Broken(error.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.connection.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.framing {
+            Framing::Length(length) => SizeHint::with_exact(length),
+            Framing::Chunked(_) | Framing::Close | Framing::Unclear => SizeHint::default(),
+        }
+    }
 }
 
 /// What upstream did when there is no more precise word for it.

@@ -189,7 +189,7 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
             let answer = shared.received(outcome.unwrap_or_else(|_| Err(call.too_late())), &call, span)?;
             let mut accepted = shared.accept(answer, &call);
             if let Ok(response) = &mut accepted
-                && let Err(failure) = begin(response, due).await
+                && let Err(failure) = read_ahead(response, due).await
             {
                 accepted = Err(failure);
             }
@@ -423,7 +423,7 @@ fn uri(base_path: &str, target: &PathAndQuery) -> Option<Uri> {
 }
 
 /// Reads a short body whole, and of one that is of unknown length the first; a longer one is left to come.
-async fn begin(response: &mut Response<ResponseBody>, due: Instant) -> Result<(), Failure> {
+async fn read_ahead(response: &mut Response<ResponseBody>, due: Instant) -> Result<(), Failure> {
     let read = match response.body().size_hint().exact() {
         Some(length) if length <= GATHERED => {
             match ready_by(due, gather(response.body_mut(), length)).await {

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::task::TaskTracker;
 
 use super::fault;
+use super::http1::Http1;
 use super::interim::{self, Counted};
 use super::names::{self, Lookup, Names};
 use crate::body::RequestBody;
@@ -25,9 +27,13 @@ use crate::time::{Instant, timeout};
 /// How long an address is waited for before the next one is tried beside it (RFC 8305 §5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// A connection that is ready for a request, and since when it is there.
+/// What HTTP goes over.
+pub(super) type Stream = Either<Socket, Box<TlsStream<Socket>>>;
+
+/// A connection that is ready for a request.
 pub(super) enum Connection {
-    Http1(http1::SendRequest<RequestBody>, Instant),
+    Http1(Box<Http1<Stream>>),
+    /// And since when it is there.
     Http2(http2::SendRequest<RequestBody>, Instant),
 }
 
@@ -39,7 +45,7 @@ pub struct Connector {
     http2: Http2,
     timeout: Duration,
     /// Connection tasks end with their connections: nobody waits for them.
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
 }
 
 type Fault = (UpstreamFault, String);
@@ -93,14 +99,14 @@ impl Connector {
         let stream = Socket::new(stream, outbox.clone());
         let Some((connector, name)) = &self.tls else {
             let http2 = self.http2 == Http2::Always;
-            return self.handshake(stream, http2).await;
+            return self.handshake(Either::Left(stream), http2).await;
         };
         let stream = connector
             .connect(name.clone(), stream)
             .await
             .map_err(|error| (fault::of_tls(&error), fault::chain(&error)))?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2") || self.http2 == Http2::Always;
-        self.handshake(stream, http2).await
+        self.handshake(Either::Right(Box::new(stream)), http2).await
     }
 
     /// Tries the addresses of the name, each a little later than the one before it or as soon as that has failed; the first
@@ -133,33 +139,20 @@ impl Connector {
         }
     }
 
-    async fn handshake<I>(&self, io: I, http2: bool) -> Result<Connection, Fault>
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let fault = |error: hyper::Error| (fault::of_hyper(&error), fault::chain(&error));
-        if http2 {
-            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                // While an answer is waited for: a peer that is gone is found out before an attempt ends.
-                .keep_alive_interval(Duration::from_secs(4))
-                .keep_alive_timeout(Duration::from_secs(4))
-                .handshake(TokioIo::new(Counted::<_, interim::Http2>::new(io)))
-                .await
-                .map_err(fault)?;
-            self.tasks.spawn(ended(connection));
-            return Ok(Connection::Http2(sender, Instant::now()));
+    async fn handshake(&self, stream: Stream, http2: bool) -> Result<Connection, Fault> {
+        if !http2 {
+            return Ok(Connection::Http1(Box::new(Http1::new(stream, Instant::now()))));
         }
-        // No more fields than the library takes by itself, 100: room for more is got from the heap and given back with each answer,
-        // a sixth of what reading its head takes.
-        let (mut sender, connection) = http1::Builder::new()
-            .max_buf_size(512 * 1024)
-            .handshake(TokioIo::new(Counted::<_, interim::Http1>::new(io)))
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            // While an answer is waited for: a peer that is gone is found out before an attempt ends.
+            .keep_alive_interval(Duration::from_secs(4))
+            .keep_alive_timeout(Duration::from_secs(4))
+            .handshake(TokioIo::new(Counted::<_, interim::Http2>::new(stream)))
             .await
-            .map_err(fault)?;
+            .map_err(|error: hyper::Error| (fault::of_hyper(&error), fault::chain(&error)))?;
         self.tasks.spawn(ended(connection));
-        sender.ready().await.map_err(fault)?;
-        Ok(Connection::Http1(sender, Instant::now()))
+        Ok(Connection::Http2(sender, Instant::now()))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::edge::wire::PREFACE;
 use crate::edge::wire::frames::{Frames, HEADERS, Piece, RST_STREAM};
 
 /// For one request.
-const MOST: u32 = 32;
+pub(super) const MOST: u32 = 32;
 /// Streams of one connection that have begun to be answered; we open fewer.
 const STREAMS: usize = 4096;
 
@@ -30,6 +30,10 @@ pub(super) struct Counted<I, C> {
 impl<I, C: Counts + Default> Counted<I, C> {
     pub(super) fn new(io: I) -> Self {
         Self { io, counts: C::default() }
+    }
+
+    pub(super) fn into_inner(self) -> I {
+        self.io
     }
 }
 

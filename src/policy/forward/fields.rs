@@ -61,7 +61,7 @@ impl Told {
             bytes += name.as_str().len() + value.len();
             if *name == CONTENT_LENGTH {
                 lengths += 1;
-                plain &= value.as_bytes().iter().all(u8::is_ascii_digit);
+                plain &= !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
             } else if *name == TRANSFER_ENCODING {
                 codings += 1;
                 plain &= value.as_bytes().eq_ignore_ascii_case(b"chunked");
