@@ -1,7 +1,7 @@
 //! The transport to the API: one pool of connections per worker.
 //!
 //! Connection, pipeline and pool live on one thread, so a request never crosses cores on its way. HTTP/1.1 connections are
-//! kept while idle, and [driven](http1) by whoever asks; HTTP/2, which is hyper's, shares one per worker, where TLS negotiated
+//! kept while idle, and driven by whoever asks (`http1`); HTTP/2, which is hyper's, shares one per worker, where TLS negotiated
 //! it or configuration asks for it. None is used for longer than a minute, so that the pool follows a name to its new address.
 //! The address is chosen by configuration alone: nothing a caller sends decides where a connection goes.
 

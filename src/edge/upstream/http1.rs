@@ -1,8 +1,8 @@
 //! HTTP/1.1 to upstream, for requests that are at hand whole: whoever asks sends and reads by itself.
 //!
 //! hyper's client is a task for each connection, with channels for requests, answers and bodies between it and whoever asks;
-//! without them a pass-through takes 0.89 of the instructions. Bodies that stream up while the answer comes down remain hyper's
-//! ([`super::upload`]).
+//! without them a pass-through takes 0.93 of the instructions. Bodies that stream up while the answer comes down remain hyper's
+//! (`upload`).
 
 use std::future::{Future, poll_fn};
 use std::io;
