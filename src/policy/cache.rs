@@ -122,10 +122,10 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
+    fn call(&mut self, mut exchange: Exchange<Permitted>) -> Self::Future {
         let shared = &self.shared;
         match concern(&exchange.stage.permit, shared.config.enabled) {
-            Concern::Page => match shared.fresh(&exchange) {
+            Concern::Page => match shared.fresh(&mut exchange) {
                 Some(answer) => Caching::AtHand { answer: Some(answer) },
                 None => {
                     let (shared, inner) = (shared.clone(), self.inner.clone());
@@ -245,7 +245,7 @@ where
             let is_fresh = matches!(judged, Usable::Fresh(_));
             shared.metrics.cache(if is_fresh { CacheResult::Hit } else { CacheResult::Stale });
             journal.cache(CacheStatus::Hit { ttl, detail });
-            let answer = asked.answer(page, true, now);
+            let answer = asked.answer(page, true, now, HeaderMap::new());
             let keeps = !shared.forbids(exchange.request.headers());
             if matches!(judged, Usable::Stale { refresh: true, .. }) && keeps {
                 fill::refresh(&shared, wanted(kept), inner, exchange);
@@ -271,7 +271,7 @@ where
     {
         shared.metrics.cache(CacheResult::Stale);
         journal.cache(status);
-        return Ok(asked.answer(page, true, Timestamp::now()));
+        return Ok(asked.answer(page, true, Timestamp::now(), HeaderMap::new()));
     }
     let (stored, validated, collapsed) = match &outcome {
         Outcome::Page(filled) => {
@@ -297,7 +297,7 @@ where
                 prefetch::ahead(&shared, inner, &exchange, &filled.page).await;
             }
             let kept = filled.validated || filled.source != Source::Upstream;
-            Ok(asked.answer(&filled.page, kept, Timestamp::now()))
+            Ok(asked.answer(&filled.page, kept, Timestamp::now(), HeaderMap::new()))
         }
         Outcome::Other(answer) => {
             let body =
@@ -315,7 +315,7 @@ where
 impl<P: PageStore, L: LimitStore> Shared<P, L> {
     /// A page of this process that is fresh whatever is left of the budgets, where nobody has to be waited for to know: most
     /// requests end here, without the future that all others need.
-    fn fresh(&self, exchange: &Exchange<Permitted>) -> Option<Response<ResponseBody>> {
+    fn fresh(&self, exchange: &mut Exchange<Permitted>) -> Option<Response<ResponseBody>> {
         let (permit, headers) = (&exchange.stage.permit, exchange.request.headers());
         let generation = self.pages.generation_at_hand(budget(permit), collection(permit.target().path()))?;
         let key = self.with_parts(permit, headers, generation.number, |parts| parts.bytes());
@@ -338,7 +338,7 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         let Usable::Fresh(ttl) = usable(&page, &asked.wishes, &standing, now) else { return None };
         self.metrics.cache(CacheResult::Hit);
         exchange.journal.cache(CacheStatus::Hit { ttl, detail: None });
-        Some(asked.answer(&page, true, now))
+        Some(asked.answer(&page, true, now, std::mem::take(exchange.request.headers_mut())))
     }
 
     /// The page's key, and whether every write that was answered is in it, whichever replica it came through.

@@ -37,9 +37,6 @@ const FIELD: usize = 136;
 /// What it takes for each that it has room for, in its index.
 const ROOM: usize = 8;
 
-/// Fields that are added to a page's own before it is answered with.
-const ADDED: usize = 12;
-
 /// A complete answer to a GET of a list route.
 #[derive(Debug)]
 pub struct Page {
@@ -129,13 +126,6 @@ impl Page {
         let fields = table + values + self.etag.len() + validators;
         self.body.len() + coded + fields + varies + size_of::<Self>()
     }
-}
-
-/// The fields of a page whose copies have room for what is added to them: an index that has to grow would be made anew with each
-/// answer. The fields themselves get no more memory than they need.
-pub fn with_room(mut headers: HeaderMap) -> HeaderMap {
-    headers.reserve(ADDED);
-    headers.clone()
 }
 
 /// All lines of a field, as they go upstream: each of them may change the answer.

@@ -13,6 +13,11 @@ use crate::exchange::{Exchange, Permitted};
 use crate::store::pages::{Coded, Page};
 use crate::time::Timestamp;
 
+/// Fields that are added to a page's own, here and by the layers outside.
+const ADDED: usize = 12;
+/// Fields that a request had room for, beyond which that is not kept: an idle connection would hold it.
+const LARGE: usize = 48;
+
 /// One caller.
 pub(super) struct Asked {
     pub(super) head: bool,
@@ -40,7 +45,17 @@ impl Asked {
     }
 
     /// The page, or that it has not changed. Its age is told where it has one.
-    pub(super) fn answer(&self, page: &Page, kept: bool, now: Timestamp) -> Response<ResponseBody> {
+    ///
+    /// `room` is where the answer's fields go: those of the request, which nobody needs any more. The library reads the next
+    /// request of the connection into what the last answer's fields were in, so this is the one room a connection has, and
+    /// large enough from its second request on.
+    pub(super) fn answer(
+        &self,
+        page: &Page,
+        kept: bool,
+        now: Timestamp,
+        room: HeaderMap,
+    ) -> Response<ResponseBody> {
         let coded = self.codings.best(&page.coded);
         let (bytes, etag) = coded.map_or((&page.body, &page.etag), |coded| (&coded.body, &coded.etag));
         let unchanged = self.has(page, etag);
@@ -48,7 +63,14 @@ impl Asked {
             if unchanged || self.head { ResponseBody::empty() } else { ResponseBody::full(bytes.clone()) };
         let mut response = Response::new(body);
         let headers = response.headers_mut();
-        headers.clone_from(&page.headers);
+        if room.capacity() <= LARGE {
+            *headers = room;
+            headers.clear();
+        }
+        headers.reserve(page.headers.len() + ADDED);
+        for (name, value) in &page.headers {
+            headers.append(name, value.clone());
+        }
         headers.insert(ETAG, etag.clone());
         if !page.coded.is_empty() {
             headers.append(VARY, HeaderValue::from_static("accept-encoding"));
@@ -159,8 +181,43 @@ impl Codings {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use http::HeaderName;
 
     use super::*;
+    use crate::domain::freshness::Freshness;
+    use crate::policy::cache::made::{Extras, page};
+
+    #[test]
+    fn nothing_of_the_request_is_in_the_answer_that_takes_its_room() {
+        let fields = |names: &[&str]| {
+            let mut fields = HeaderMap::new();
+            for name in names {
+                let name: HeaderName = name.parse().expect("a name");
+                fields.append(name, HeaderValue::from_static("value"));
+            }
+            fields
+        };
+        let asked = Asked {
+            head: false,
+            if_none_match: Vec::new(),
+            if_modified_since: None,
+            codings: Codings::default(),
+            wishes: Wishes::default(),
+        };
+        let (kept, none) = (fields(&["x-kept", "x-twice", "x-twice"]), HeaderMap::new());
+        let extras = Extras { compress: false, next: false };
+        let now = Timestamp::now();
+        let page = page(kept, &Bytes::from_static(b"[]"), now, Freshness::default(), &none, extras);
+        let many: Vec<String> = (0..100).map(|number| format!("x-{number}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        for room in [fields(&[]), fields(&["x-asked", "x-asked", "x-twice", "age"]), fields(&many)] {
+            let answer = asked.answer(&page, false, now, room);
+            let mut names: Vec<&str> = answer.headers().iter().map(|(name, _)| name.as_str()).collect();
+            names.sort_unstable();
+            assert_eq!(names, ["etag", "x-kept", "x-twice", "x-twice"]);
+            assert!(answer.headers().capacity() <= LARGE, "an idle connection holds room for many");
+        }
+    }
 
     #[test]
     fn if_none_match_is_compared_weakly() {

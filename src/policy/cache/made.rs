@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::cache_control::Directives;
 use crate::domain::freshness::{self, Freshness};
-use crate::store::pages::{Coded, Page, Varied, lines, with_room};
+use crate::store::pages::{Coded, Page, Varied, lines};
 use crate::time::{Timestamp, unix_now};
 
 /// Smaller bodies gain nothing.
@@ -61,7 +61,8 @@ pub(super) fn page(
         DIGESTS.iter().for_each(|name| drop(headers.remove(*name)));
     }
     Page {
-        headers: with_room(headers),
+        // A copy takes no more memory than it needs.
+        headers: headers.clone(),
         body: Bytes::copy_from_slice(body),
         etag,
         validators,
@@ -96,7 +97,7 @@ pub(super) fn renewed(kept: &Page, told: &HeaderMap, sent: Timestamp, freshness:
         |coded: &Coded| Coded { coding: coded.coding, body: coded.body.clone(), etag: coded.etag.clone() };
     Page {
         at: sent.before(freshness::initial_age(told, &freshness, unix_now())),
-        headers: with_room(headers),
+        headers: headers.clone(),
         body: kept.body.clone(),
         etag: kept.etag.clone(),
         validators: [
