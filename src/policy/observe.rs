@@ -22,7 +22,7 @@ use crate::exchange::{Arrival, Exchange, Journal, MINTED, Received, RequestId};
 use crate::telemetry::durations::UNMATCHED;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{End, RequestSpan, Served};
-use crate::time::Instant;
+use crate::time::{Instant, Timestamp};
 
 /// `X-Request-Id`
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -96,7 +96,13 @@ where
         };
         let record = Some(Box::new(record));
         let stage = Received { peer: arrival.peer };
-        let exchange = Exchange { request: arrival.request, stage, deadline: started, journal };
+        let exchange = Exchange {
+            request: arrival.request,
+            stage,
+            arrived: Timestamp::of(started),
+            deadline: started,
+            journal,
+        };
         Observing { future: self.inner.call(exchange), record }
     }
 }

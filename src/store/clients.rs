@@ -89,8 +89,8 @@ impl ClientLimits {
         match self.limiter.check_key(&client) {
             Ok(state) => {
                 let remaining = state.remaining_burst_capacity();
-                let refill = self.quota.window / self.quota.requests.max(1);
-                let grows_in = if remaining < self.quota.requests { whole_seconds(refill).max(1) } else { 0 };
+                let grows_in =
+                    if remaining < self.quota.requests { whole_seconds(self.period).max(1) } else { 0 };
                 Ok(Standing { quota: self.quota, remaining, grows_in })
             }
             Err(not_until) => Err(TooFast { wait: not_until.wait_time_from(TokioClock.now()) }),

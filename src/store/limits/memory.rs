@@ -181,8 +181,7 @@ impl LimitStore for MemoryLimits {
         self.with(budget, |budget| budget.penalise(until.0));
     }
 
-    fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
-        let now = Timestamp::now();
+    fn snapshot(&self, now: Timestamp, budget: BudgetId, held_back: u32) -> Snapshot {
         self.with(budget, |budget| budget.snapshot(now.0, held_back))
     }
 
