@@ -21,7 +21,7 @@ use crate::rejection::Rejection;
 use crate::store::limits::BudgetId;
 use crate::store::queues::Queue;
 use crate::store::secrets::Picked;
-use crate::time::{Instant, Timestamp};
+use crate::time::Instant;
 
 mod cache_status;
 mod journal;
@@ -53,8 +53,6 @@ pub struct Exchange<S> {
     pub request: Box<Request<RequestBody>>,
     /// What is known so far.
     pub stage: S,
-    /// When it came: now, for all that is decided before anything is waited for.
-    pub arrived: Timestamp,
     /// When an answer is due.
     pub deadline: Instant,
     /// What is told at the end.
@@ -68,8 +66,7 @@ impl<S: Clone> Exchange<S> {
         let mut request = Box::new(Request::new(RequestBody::Empty));
         *request.method_mut() = self.request.method().clone();
         *request.headers_mut() = self.request.headers().clone();
-        let (stage, journal) = (self.stage.clone(), self.journal.clone());
-        Self { request, stage, arrived: self.arrived, deadline: self.deadline, journal }
+        Self { request, stage: self.stage.clone(), deadline: self.deadline, journal: self.journal.clone() }
     }
 }
 
@@ -79,7 +76,6 @@ impl<S> Exchange<S> {
         Exchange {
             request: self.request,
             stage: next(self.stage),
-            arrived: self.arrived,
             deadline: self.deadline,
             journal: self.journal,
         }
@@ -290,9 +286,8 @@ pub(crate) mod testing {
         let permit = Permit::decide(Arc::new(handle), &method, target).expect("permitted");
         let mut request = Box::new(Request::new(RequestBody::Empty));
         *request.method_mut() = method;
-        let now = Instant::now();
-        let (arrived, deadline) = (Timestamp::of(now), now + Duration::from_secs(20));
+        let deadline = Instant::now() + Duration::from_secs(20);
         let stage = Permitted { client: ClientKey(client), permit, unless: None, refused: None };
-        Exchange { request, stage, arrived, deadline, journal: Arc::new(Journal::of("req_test")) }
+        Exchange { request, stage, deadline, journal: Arc::new(Journal::of("req_test")) }
     }
 }

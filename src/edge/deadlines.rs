@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::outbox::Sent;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, turn};
 
 /// How often the sweep looks, and so how late a deadline may be.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -292,7 +292,7 @@ impl Watch {
     ) -> Result<F::Output, Call> {
         let mut known = None;
         poll_fn(|cx| {
-            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            if let Poll::Ready(ended) = turn(|| connection.as_mut().poll(cx)) {
                 return Poll::Ready(Ok(ended));
             }
             while self.attention.poll(&mut known, cx).is_ready() {

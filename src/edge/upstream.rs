@@ -24,7 +24,7 @@ use crate::body::{Arriving, BodyError, Lease, RequestBody};
 use crate::exchange::{Delivery, Journal};
 use crate::policy::forward::{Answer, Transport, TransportError};
 use crate::rejection::UpstreamFault;
-use crate::time::Instant;
+use crate::time::{Instant, this_turn};
 
 mod connect;
 mod fault;
@@ -148,11 +148,11 @@ impl Pool {
     fn checkout(&self) -> Option<Connection> {
         if let Some(shared) = lock(&self.shared).as_ref()
             && !shared.sender.is_closed()
-            && !is_old(shared.born, Instant::now())
+            && !is_old(shared.born, this_turn())
         {
             return Some(Connection::Http2(shared.sender.clone(), shared.born));
         }
-        let (mut idle, now) = (lock(&self.idle), Instant::now());
+        let (mut idle, now) = (lock(&self.idle), this_turn());
         while let Some(mut candidate) = idle.pop() {
             if self.may_serve(&candidate, now) && candidate.connection.is_quiet() {
                 return Some(Connection::Http1(candidate.connection));
@@ -166,7 +166,7 @@ impl Pool {
     }
 
     fn give_back(&self, connection: Box<Http1<Stream>>) {
-        let since = Instant::now();
+        let since = this_turn();
         if is_old(connection.born, since) {
             return;
         }

@@ -63,7 +63,7 @@ where
     }
 
     fn call(&mut self, exchange: Exchange<Authenticated>) -> Self::Future {
-        let Exchange { request, stage, arrived, deadline, journal } = exchange;
+        let Exchange { request, stage, deadline, journal } = exchange;
         let Authenticated { target, extracted, client, environment } = stage;
         let decision = decide(&environment.environment, request.headers(), &extracted).and_then(|()| {
             Permit::decide(environment.clone(), request.method(), target).map_err(|denied| {
@@ -83,7 +83,7 @@ where
                     self.report(&permit, refusal, &journal);
                 }
                 let stage = Permitted { client, permit, unless: None, refused: None };
-                Gate::passed(self.inner.call(Exchange { request, stage, arrived, deadline, journal }))
+                Gate::passed(self.inner.call(Exchange { request, stage, deadline, journal }))
             }
             Err(rejection) => {
                 self.metrics.decision(Policy::Authorize, Outcome::Refused);

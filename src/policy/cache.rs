@@ -234,7 +234,7 @@ where
         let fresh = usable(page, &asked.wishes, &shared.plainly(permit, known), now);
         let judged = match fresh {
             Usable::Fresh(_) => fresh,
-            _ => usable(page, &asked.wishes, &shared.standing(permit, known, now), now),
+            _ => usable(page, &asked.wishes, &shared.standing(permit, known), now),
         };
         let (ttl, detail) = match judged {
             Usable::Fresh(ttl) => (Some(ttl), None),
@@ -333,7 +333,7 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         if self.config.prefetch.enabled && page.next_after.is_some() {
             return None;
         }
-        let (asked, now) = (Asked::of(exchange, self.config.honor_client_directives), exchange.arrived);
+        let (asked, now) = (Asked::of(exchange, self.config.honor_client_directives), Timestamp::this_turn());
         let standing = self.plainly(permit, generation.known);
         let Usable::Fresh(ttl) = usable(&page, &asked.wishes, &standing, now) else { return None };
         self.metrics.cache(CacheResult::Hit);
@@ -404,12 +404,12 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
         }
     }
 
-    /// How things stand with the budgets as they are at `now`.
-    fn standing(&self, permit: &Permit, known: bool, now: Timestamp) -> Standing {
+    /// How things stand with the budgets as they are.
+    fn standing(&self, permit: &Permit, known: bool) -> Standing {
         let plainly = self.plainly(permit, known);
         let handle = permit.environment();
-        let own = self.limits.snapshot(now, handle.budget, 0);
-        let egress = self.limits.snapshot(now, self.egress, 0);
+        let own = self.limits.snapshot(handle.budget, 0);
+        let egress = self.limits.snapshot(self.egress, 0);
         let room = match (own.shut || egress.shut, own.remaining.min(egress.remaining)) {
             (true, _) => Room::Shut,
             (false, 0) => Room::Spent,
@@ -423,7 +423,7 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
     /// Whether a stale page is better than what came instead of a new one, and what is said of it then.
     fn stands_in(&self, page: &Page, outcome: &Outcome, permit: &Permit, known: bool) -> Option<CacheStatus> {
         let now = Timestamp::now();
-        let standing = self.standing(permit, known, now);
+        let standing = self.standing(permit, known);
         let ttl = page.ttl(now, usable::lifetime(page, &standing));
         let status = match outcome {
             Outcome::Failed(Rejection::RateLimited { limit, .. }) => {

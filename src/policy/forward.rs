@@ -28,7 +28,7 @@ use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::{Label, UpstreamFailure};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{AttemptSpan, Sent};
-use crate::time::{Instant, Timestamp, ready_by, timeout_at};
+use crate::time::{Instant, Timestamp, ready_by, this_turn, timeout_at};
 
 mod fields;
 mod receipt;
@@ -179,7 +179,7 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
                 RequestBody::Empty | RequestBody::Held(_) => None,
             };
             journal.mended();
-            let call = Call { stage, journal, started: Instant::now(), upload };
+            let call = Call { stage, journal, started: this_turn(), upload };
             // While a body streams up, the caller's pace is not upstream's fault: then only the deadline counts.
             let due = match call.upload {
                 Some(_) => exchange.deadline,
@@ -264,7 +264,7 @@ impl Shared {
                 error.caller = error.caller.or_else(|| Some(call.upload.as_ref()?.broke()?.into()));
                 if error.caller.is_none() {
                     let failure = failure(error.fault);
-                    self.metrics.client.record(method, Err(failure), environment, call.started.elapsed());
+                    self.metrics.client.record(method, Err(failure), environment, this_turn() - call.started);
                     if let Some(span) = span {
                         span.failed(failure.as_str());
                     }
@@ -276,7 +276,7 @@ impl Shared {
         if let Some(span) = span {
             span.answered(status.as_u16());
         }
-        self.metrics.client.record(method, Ok(status.as_u16()), environment, call.started.elapsed());
+        self.metrics.client.record(method, Ok(status.as_u16()), environment, this_turn() - call.started);
         self.health.set_healthy(!status.is_server_error());
         if status == StatusCode::UNAUTHORIZED {
             self.metrics.upstream_credentials_refused(environment);
@@ -448,7 +448,7 @@ async fn read_ahead(response: &mut Response<ResponseBody>, due: Instant) -> Resu
 
 /// A body of which some has come, or has not come yet.
 async fn begun(mut body: ResponseBody, due: Instant) -> Result<ResponseBody, BodyError> {
-    let first = match ready_by(due.min(Instant::now() + BEGINS), body.frame()).await {
+    let first = match ready_by(due.min(this_turn() + BEGINS), body.frame()).await {
         Ok(Some(frame)) => frame?.into_data().unwrap_or_default(),
         Ok(None) | Err(_) => return Ok(body),
     };

@@ -22,7 +22,7 @@ use crate::exchange::{Arrival, Exchange, Journal, MINTED, Received, RequestId};
 use crate::telemetry::durations::UNMATCHED;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{End, RequestSpan, Served};
-use crate::time::{Instant, Timestamp};
+use crate::time::{Instant, look};
 
 /// `X-Request-Id`
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -76,7 +76,7 @@ where
     }
 
     fn call(&mut self, arrival: Arrival) -> Self::Future {
-        let started = Instant::now();
+        let started = look();
         let journal = Arc::new(Journal::new(request_id(arrival.request.headers())));
         let span = self.traces.as_ref().map(|traces| Box::new(traces.begin(&arrival.request)));
         if let Some(span) = &span {
@@ -96,13 +96,7 @@ where
         };
         let record = Some(Box::new(record));
         let stage = Received { peer: arrival.peer };
-        let exchange = Exchange {
-            request: arrival.request,
-            stage,
-            arrived: Timestamp::of(started),
-            deadline: started,
-            journal,
-        };
+        let exchange = Exchange { request: arrival.request, stage, deadline: started, journal };
         Observing { future: self.inner.call(exchange), record }
     }
 }

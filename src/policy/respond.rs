@@ -91,8 +91,7 @@ where
     fn call(&mut self, exchange: Exchange<Received>) -> Self::Future {
         let (journal, shared) = (exchange.journal.clone(), self.shared.clone());
         let head = *exchange.request.method() == Method::HEAD;
-        let now = Some(exchange.arrived);
-        Responding { future: self.inner.call(exchange), head, now, journal, shared }
+        Responding { future: self.inner.call(exchange), head, journal, shared }
     }
 }
 
@@ -102,7 +101,6 @@ pin_project! {
         #[pin]
         future: F,
         head: bool,
-        now: Option<Timestamp>,
         journal: Arc<Journal>,
         shared: Arc<Shared<L>>,
     }
@@ -117,20 +115,16 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        // Where the answer is there at once, it is still the moment when the request came: each look at the clock takes a
-        // four-hundredth of a hit.
-        let now = this.now.take();
         let Poll::Ready(outcome) = this.future.poll(cx) else { return Poll::Pending };
-        let now = now.unwrap_or_else(Timestamp::now);
         let response = match outcome {
             Ok(mut response) => {
-                this.shared.tell(response.headers_mut(), this.journal, now, None);
+                this.shared.tell(response.headers_mut(), this.journal, None);
                 response
             }
             Err(rejection) => {
                 let response = rejection.to_response(&this.journal.request_id, this.shared.max_retry_after);
                 let mut response = if *this.head { headless(response) } else { response };
-                this.shared.tell(response.headers_mut(), this.journal, now, Some(&rejection));
+                this.shared.tell(response.headers_mut(), this.journal, Some(&rejection));
                 this.journal.refused(rejection);
                 response
             }
@@ -140,12 +134,12 @@ where
 }
 
 impl<L: LimitStore> Shared<L> {
-    fn tell(&self, headers: &mut HeaderMap, journal: &Journal, now: Timestamp, refused: Option<&Rejection>) {
+    fn tell(&self, headers: &mut HeaderMap, journal: &Journal, refused: Option<&Rejection>) {
         if let Some((client, standing)) = journal.client.get() {
             let environment = journal.environment();
             let policy = environment.map_or(&self.client, |handle| &self.environments[handle.index]);
             insert(headers, RATELIMIT_POLICY, policy.clone());
-            let environment = environment.map(|handle| self.standing(handle, *client, now, refused));
+            let environment = environment.map(|handle| self.standing(handle, *client, refused));
             insert(headers, RATELIMIT, passing(ratelimit::standing(*standing, environment)));
         }
         insert(headers, CACHE_STATUS, passing(journal.cache_status().and_then(|status| status.field())));
@@ -156,7 +150,6 @@ impl<L: LimitStore> Shared<L> {
         &self,
         handle: &EnvironmentHandle,
         client: ClientKey,
-        now: Timestamp,
         refused: Option<&Rejection>,
     ) -> Standing {
         let quota = handle.environment.limit;
@@ -167,12 +160,12 @@ impl<L: LimitStore> Shared<L> {
         }
         let rule = handle.environment.rule();
         let held_back = handle.queue.held_back(client, rule);
-        let snapshot = self.limits.snapshot(now, handle.budget, held_back);
+        let snapshot = self.limits.snapshot(handle.budget, held_back);
         let grows_at = match held_back > 0 && snapshot.remaining == 0 {
             true => Some(handle.queue.next_slot(&*self.limits, &[handle.budget], 0, client, rule)),
             false => snapshot.grows_at.map(Timestamp),
         };
-        told(snapshot.remaining, grows_at.map_or(Duration::ZERO, |at| at.since(now)))
+        told(snapshot.remaining, grows_at.map_or(Duration::ZERO, |at| at.since(Timestamp::this_turn())))
     }
 }
 

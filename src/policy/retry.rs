@@ -104,7 +104,7 @@ where
     let mut attempt = 1;
     let mut again_for: Option<RetryReason> = None;
     loop {
-        let (mut stage, arrived, deadline) = (exchange.stage.clone(), exchange.arrived, exchange.deadline);
+        let (mut stage, deadline) = (exchange.stage.clone(), exchange.deadline);
         let (journal, replay) = (exchange.journal.clone(), exchange.request.body().replay());
         // The first is the request itself; only what comes after it is news.
         let outcome = match again_for {
@@ -161,7 +161,7 @@ where
         }
         attempt += 1;
         again_for = Some(reason);
-        exchange = Exchange { request, stage, arrived, deadline, journal };
+        exchange = Exchange { request, stage, deadline, journal };
     }
 }
 

@@ -30,7 +30,7 @@ use crate::exchange::{Exchange, HadFragment, HadTwoLengths, Journal, Permitted, 
 use crate::policy::authenticate::{AuthenticateLayer, Callers};
 use crate::rejection::Rejection;
 use crate::telemetry::metrics::Metrics;
-use crate::time::{Instant, Timestamp};
+use crate::time::Instant;
 
 /// Longest body of a refusal.
 const REFUSAL: usize = 64 * 1024;
@@ -75,9 +75,7 @@ pub async fn explain(config: &Config, question: &Question) -> Result<Explanation
     let journal = Arc::new(Journal::of("req_explain"));
     let stage = Received { peer: question.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
     let request = Box::new(request);
-    let now = Instant::now();
-    let exchange =
-        Exchange { request, stage, arrived: Timestamp::of(now), deadline: now, journal: journal.clone() };
+    let exchange = Exchange { request, stage, deadline: Instant::now(), journal: journal.clone() };
     let response: Result<_, Infallible> = stack.oneshot(exchange).await;
     let response = match response {
         Ok(response) => response,

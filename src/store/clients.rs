@@ -305,7 +305,7 @@ impl Clock for TokioClock {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
-        Nanos::new(Timestamp::now().0)
+        Nanos::new(Timestamp::this_turn().0)
     }
 }
 

@@ -96,8 +96,8 @@ pub trait LimitStore: Send + Sync + 'static {
     /// Shuts a budget for `wait`: upstream said 429.
     fn penalise(&self, budget: BudgetId, wait: Duration) -> impl Future<Output = ()> + Send;
 
-    /// How a budget stands at `now` for a caller from whom `held_back` is held back, as far as this process knows without asking.
-    fn snapshot(&self, now: Timestamp, budget: BudgetId, held_back: u32) -> Snapshot;
+    /// How a budget stands for a caller from whom `held_back` is held back, as far as this process knows without asking.
+    fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot;
 
     /// The first moment at which it would have one for such a caller behind `ahead` others, were nothing more drawn.
     fn fits_at(&self, budget: BudgetId, ahead: u32, held_back: u32) -> Timestamp;

@@ -112,19 +112,19 @@ impl Queue {
 
     /// `client` asks for some of the budget: it is active from now on. What is held back from it.
     pub fn ask(&self, client: ClientKey, rule: Rule) -> u32 {
-        lock(&self.shares).ask(Timestamp::now().0, client, rule)
+        lock(&self.shares).ask(Timestamp::this_turn().0, client, rule)
     }
 
     /// What is held back from `client`.
     pub fn held_back(&self, client: ClientKey, rule: Rule) -> u32 {
         let mut shares = lock(&self.shares);
         // As for most: nothing is held back from who is alone.
-        if shares.active() < 2 { 0 } else { shares.held_back(Timestamp::now().0, client, rule) }
+        if shares.active() < 2 { 0 } else { shares.held_back(Timestamp::this_turn().0, client, rule) }
     }
 
     /// `client` spent one, and when that was.
     pub fn spend(&self, client: ClientKey) -> Timestamp {
-        let now = Timestamp::now();
+        let now = Timestamp::this_turn();
         lock(&self.shares).spend(now.0, client);
         now
     }
@@ -144,7 +144,7 @@ impl Queue {
         client: ClientKey,
         rule: Rule,
     ) -> Timestamp {
-        let steps = lock(&self.shares).steps(Timestamp::now().0, client, rule);
+        let steps = lock(&self.shares).steps(Timestamp::this_turn().0, client, rule);
         let mut slot = Timestamp::default();
         for (at, (from, held_back)) in steps.iter().enumerate() {
             let held = |budget: usize| if budget == 0 { *held_back } else { 0 };

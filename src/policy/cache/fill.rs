@@ -193,8 +193,7 @@ fn detached(
     let unless = kept.map(|page| page.validators.clone()).filter(|them| them.iter().any(Option::is_some));
     let stage = Permitted { permit: stage.permit.with_body(), unless: unless.map(Box::new), ..stage };
     let journal = Arc::new(journal.detached());
-    let now = Instant::now();
-    Exchange { request, stage, arrived: Timestamp::of(now), deadline: now + request_timeout, journal }
+    Exchange { request, stage, deadline: Instant::now() + request_timeout, journal }
 }
 
 /// A fill under way.

@@ -16,7 +16,6 @@ use crate::rejection::Rejection;
 use crate::store::limits::LimitStore;
 use crate::store::pages::{Page, PageStore};
 use crate::telemetry::labels::CacheResult;
-use crate::time::Timestamp;
 
 /// Fetches the page after `page`, where that is due.
 pub(super) async fn ahead<P, L, S>(
@@ -32,7 +31,7 @@ pub(super) async fn ahead<P, L, S>(
 {
     let (permit, Some(after)) = (&exchange.stage.permit, &page.next_after) else { return };
     let handle = permit.environment();
-    let left = shared.limits.snapshot(Timestamp::now(), handle.budget, 0).remaining;
+    let left = shared.limits.snapshot(handle.budget, 0).remaining;
     if share(left, handle.environment.limit.requests) <= shared.config.prefetch.above {
         return;
     }

@@ -58,8 +58,8 @@ impl<L: Link> LimitStore for Limits<L> {
         either!(self, limits => limits.penalise(budget, wait).await);
     }
 
-    fn snapshot(&self, now: Timestamp, budget: BudgetId, held_back: u32) -> Snapshot {
-        either!(self, limits => limits.snapshot(now, budget, held_back))
+    fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
+        either!(self, limits => limits.snapshot(budget, held_back))
     }
 
     fn fits_at(&self, budget: BudgetId, ahead: u32, held_back: u32) -> Timestamp {

@@ -32,7 +32,7 @@ impl<L: LimitStore> Bench<L> {
     }
 
     fn remaining(&self, budget: BudgetId) -> u32 {
-        self.store.snapshot(Timestamp::now(), budget, 0).remaining
+        self.store.snapshot(budget, 0).remaining
     }
 }
 
@@ -162,10 +162,10 @@ pub(crate) async fn what_is_held_back_from_a_caller_is_there_for_others(bench: B
     let held = Draw { held_back: 2, ..draw(budget, egress, 0) };
     for left in (0..8).rev() {
         assert!(bench.store.acquire(held).await.is_ok());
-        assert_eq!(bench.store.snapshot(Timestamp::now(), budget, 2).remaining, left);
+        assert_eq!(bench.store.snapshot(budget, 2).remaining, left);
     }
     let refused = bench.store.acquire(held).await.expect_err("the rest is held back");
-    assert_eq!(Some(refused.until.0), bench.store.snapshot(Timestamp::now(), budget, 2).grows_at);
+    assert_eq!(Some(refused.until.0), bench.store.snapshot(budget, 2).grows_at);
     assert!(bench.store.acquire(draw(budget, egress, 0)).await.is_ok());
 }
 

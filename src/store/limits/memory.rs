@@ -133,7 +133,7 @@ impl LimitStore for MemoryLimits {
     async fn acquire(&self, draw: Draw) -> Result<Charge, Refused> {
         let Draw { budgets, ahead, held_back } = draw;
         let mut entries = self.lock();
-        let at = Timestamp::now();
+        let at = Timestamp::this_turn();
         let mut refused: Option<Refused> = None;
         for (id, held_back) in budgets.into_iter().zip([held_back, 0]) {
             let budget = in_force(&mut entries, id);
@@ -164,7 +164,7 @@ impl LimitStore for MemoryLimits {
 
     fn settle(&self, charge: Charge, observation: Option<Observation>) -> bool {
         let mut entries = self.lock();
-        let now = Timestamp::now();
+        let now = Timestamp::this_turn();
         let mut more = false;
         for id in charge.budgets {
             more |= in_force(&mut entries, id).settle(charge.at.0, now.0);
@@ -181,7 +181,8 @@ impl LimitStore for MemoryLimits {
         self.with(budget, |budget| budget.penalise(until.0));
     }
 
-    fn snapshot(&self, now: Timestamp, budget: BudgetId, held_back: u32) -> Snapshot {
+    fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
+        let now = Timestamp::this_turn();
         self.with(budget, |budget| budget.snapshot(now.0, held_back))
     }
 

@@ -338,9 +338,9 @@ impl<L: Link> LimitStore for SharedLimits<L> {
         self.0.urge(&mut state);
     }
 
-    fn snapshot(&self, now: Timestamp, budget: BudgetId, held_back: u32) -> Snapshot {
+    fn snapshot(&self, budget: BudgetId, held_back: u32) -> Snapshot {
         let mut state = self.lock();
-        let (now, cut_off) = (state.clock.now(now), state.cut_off.is_some());
+        let (now, cut_off) = (state.now(), state.cut_off.is_some());
         let snapshot = state.ledger(budget).snapshot(now, held_back, cut_off);
         let grows_at = snapshot.grows_at.map(|at| state.local(at).0);
         Snapshot { grows_at, ..snapshot }

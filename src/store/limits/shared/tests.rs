@@ -48,7 +48,7 @@ impl Replica {
     }
 
     fn remaining(&self) -> u32 {
-        self.limits.snapshot(Timestamp::now(), self.budgets[0], 0).remaining
+        self.limits.snapshot(self.budgets[0], 0).remaining
     }
 }
 
