@@ -191,7 +191,8 @@ impl Pool {
             Connection::Http1(connection) => {
                 self.make_relative(&mut request);
                 match request.body() {
-                    RequestBody::Streaming(_) => self.upload(connection, request).await,
+                    // Boxed: with it, every request's future would be larger than the 1 KiB that the allocator has at hand.
+                    RequestBody::Streaming(_) => Box::pin(self.upload(connection, request)).await,
                     RequestBody::Empty | RequestBody::Held(_) => self.ask(connection, request).await,
                 }
             }

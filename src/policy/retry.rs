@@ -99,7 +99,7 @@ where
 {
     shared.budget.deposit();
     if let RequestBody::Streaming(_) = exchange.request.body() {
-        hold(&mut exchange.request, exchange.deadline).await?;
+        Box::pin(hold(&mut exchange.request, exchange.deadline)).await?;
     }
     let mut attempt = 1;
     let mut again_for: Option<RetryReason> = None;
