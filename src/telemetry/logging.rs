@@ -16,6 +16,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt};
 
 pub mod json;
+#[cfg(test)]
+pub mod testing;
 
 /// Lines that may wait for stderr; each is a few hundred bytes.
 const QUEUE: usize = 8192;

@@ -5,6 +5,7 @@ use tower::{ServiceExt, service_fn};
 use super::*;
 use crate::domain::rotation::Which;
 use crate::exchange::testing::permitted;
+use crate::telemetry::logging::testing::{Lines, listen};
 
 mod rotation;
 
@@ -106,37 +107,22 @@ async fn retries_as_a_whole_are_bounded_by_a_share_of_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn every_attempt_after_the_first_has_a_span_that_says_which_and_why() {
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let writer = log.clone();
+    let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt()
         .json()
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::NEW)
-        .with_writer(move || Line(writer.clone()))
+        .with_writer(lines.writer())
         .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let guard = listen(subscriber);
     assert_eq!(run(Method::GET, 4, vec![Err(REFUSED), Ok(429), Ok(200)]).await, (Ok(200), 3));
     drop(guard);
-    let text = String::from_utf8(log.lock().expect("unpoisoned").clone()).expect("text");
-    let spans: Vec<serde_json::Value> = text
+    let spans: Vec<serde_json::Value> = lines
+        .text()
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("json")["span"].take())
         .collect();
     let of = |attempt: u64, reason: &str| serde_json::json!({"name": "retry", "request_id": "req_test", "attempt": attempt, "reason": reason});
     assert_eq!(spans, [of(2, "NotConnected"), of(3, "RateLimited")]);
-}
-
-/// Writes into memory.
-struct Line(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Line {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("unpoisoned").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[tokio::test(start_paused = true)]

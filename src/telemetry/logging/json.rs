@@ -132,26 +132,12 @@ impl<'w> FormatFields<'w> for Fields {
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::{Arc, Mutex, PoisonError};
 
     use tracing::{info, info_span, warn};
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Buffer(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Buffer {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::telemetry::logging::testing::{Lines, listen};
 
     struct Noon;
 
@@ -163,15 +149,15 @@ mod tests {
 
     /// The lines that `work` logs, each of them valid JSON.
     fn logged(work: impl FnOnce()) -> String {
-        let buffer = Buffer::default();
-        let writer = buffer.clone();
+        let lines = Lines::default();
         let layer = tracing_subscriber::fmt::layer()
-            .with_writer(move || writer.clone())
+            .with_writer(lines.writer())
             .fmt_fields(Fields)
             .event_format(Line { timer: Noon });
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), work);
-        let bytes = buffer.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let text = String::from_utf8(bytes).expect("UTF-8");
+        let guard = listen(tracing_subscriber::registry().with(layer));
+        work();
+        drop(guard);
+        let text = lines.text();
         for line in text.lines() {
             let value: Value = serde_json::from_str(line).expect(line);
             assert!(value["level"].is_string(), "{line}");

@@ -167,17 +167,15 @@ async fn whatever_the_api_says_no_request_is_sent_twice_with_one_key() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_and_a_switch_name_the_keys_and_say_no_more_of_them() {
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().json().with_writer(move || Line(writer.clone())).finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let lines = Lines::default();
+    let guard = listen(tracing_subscriber::fmt().json().with_writer(lines.writer()).finish());
     let bench = Bench::new();
     assert!(bench.ask("a").await.is_err());
     bench.take([false, true]);
     assert!(bench.ask("b").await.is_err());
     assert!(bench.ask("c").await.is_ok());
     drop(guard);
-    let text = String::from_utf8(log.lock().expect("unpoisoned").clone()).expect("text");
+    let text = lines.text();
     let lines: Vec<[String; 4]> = text
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("json")["fields"].take())
