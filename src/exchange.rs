@@ -17,7 +17,7 @@ use crate::domain::environment::Environment;
 use crate::domain::rotation::Which;
 use crate::domain::secret_guard::SecretGuard;
 use crate::domain::target::{Extracted, Target};
-use crate::rejection::Rejection;
+use crate::rejection::{Gate, Rejection};
 use crate::store::limits::BudgetId;
 use crate::store::queues::Queue;
 use crate::store::secrets::Picked;
@@ -71,6 +71,12 @@ impl<S: Clone> Exchange<S> {
 }
 
 impl<S> Exchange<S> {
+    /// Not served: the request is left for what is told about that.
+    pub fn refuse<F>(self, rejection: Rejection) -> Gate<F> {
+        self.journal.leave(self.request);
+        Gate::refused(rejection)
+    }
+
     /// The same request, one stage further.
     pub fn stage<T>(self, next: impl FnOnce(S) -> T) -> Exchange<T> {
         Exchange {

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 
 use crate::body::{ResponseBody, UploadFault};
@@ -275,12 +275,20 @@ impl Rejection {
     }
 
     /// The answer. `Retry-After` is left out where the wait is longer than `max_retry_after`: SDKs sleep it silently.
-    pub fn to_response(&self, request_id: &str, max_retry_after: Duration) -> Response<ResponseBody> {
+    ///
+    /// Its fields go into `room`, which has none.
+    pub fn to_response(
+        &self,
+        request_id: &str,
+        max_retry_after: Duration,
+        room: HeaderMap,
+    ) -> Response<ResponseBody> {
         let described = self.describe();
         let retry_after = self.wait().map(|wait| whole_seconds(wait).max(1));
         let json = self.body(&described, retry_after, request_id);
         let mut response = Response::new(ResponseBody::full(json));
         *response.status_mut() = described.status;
+        *response.headers_mut() = room;
         let headers = response.headers_mut();
         headers.reserve(FIELDS);
         headers.insert(CONTENT_TYPE, PROBLEM);
@@ -302,9 +310,9 @@ impl Rejection {
     }
 
     /// The body. Written by hand, because refusals are what a flood is made of, and most of it is known beforehand.
-    fn body(&self, described: &Described<'_>, retry_after: Option<u64>, request_id: &str) -> Vec<u8> {
+    fn body(&self, described: &Described<'_>, retry_after: Option<u64>, request_id: &str) -> Box<[u8]> {
         static KNOWN: [OnceLock<Vec<u8>>; 4] = [const { OnceLock::new() }; 4];
-        let mut json = Vec::with_capacity(1024);
+        let mut json = Vec::with_capacity(512);
         match self {
             // All but the wait and the id are the same each time.
             Self::RateLimited { limit, .. } => {
@@ -325,7 +333,8 @@ impl Rejection {
         }
         member(&mut json, ",\"request_id\":", request_id);
         json.push(b'}');
-        json
+        // A body of just its size needs no count of its own beside it.
+        json.into_boxed_slice()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Fields: values that are made for every answer, and what a connection names as its own.
+//! Fields: values that are made for every answer, where they go, and what a connection names as its own.
 
 use std::io::Write as _;
 
@@ -6,6 +6,8 @@ use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 
 /// More than any value is long that is made here.
 const LONGEST: usize = 128;
+/// Fields that a request had room for, beyond which that is not kept: an idle connection would hold it.
+const LARGE: usize = 48;
 
 /// The value that these parts make up; `None` where they can be none, or are longer than 128 bytes.
 ///
@@ -18,6 +20,19 @@ pub fn of(parts: &[&str]) -> Option<HeaderValue> {
     }
     let length = LONGEST - rest.len();
     HeaderValue::from_bytes(&bytes[..length]).ok()
+}
+
+/// No fields, in the room of a request's, which nobody needs any more.
+///
+/// The library reads the next request of a connection into what the last answer's fields were in, so this is the one room a
+/// connection has, and large enough from its second request on; without it there would be four allocations for each request.
+pub fn room(mut fields: HeaderMap) -> HeaderMap {
+    // What has more lines than one keeps them in a list of its own, which may have grown as large as it likes.
+    if fields.capacity() > LARGE || fields.keys_len() < fields.len() {
+        return HeaderMap::new();
+    }
+    fields.clear();
+    fields
 }
 
 /// The fields that `Connection` names: they are for one hop only (RFC 9110 §7.6.1). What is no name there names nothing.
@@ -40,6 +55,29 @@ mod tests {
         }
         let named: Vec<HeaderName> = nominated(&headers).collect();
         assert_eq!(named, ["close", "x-hop", "x-other-hop"]);
+    }
+
+    #[test]
+    fn room_is_empty_and_that_of_many_fields_or_lines_is_not_kept() {
+        let fields = |names: &[String]| {
+            let mut fields = HeaderMap::new();
+            for name in names {
+                fields.append(name.parse::<HeaderName>().expect("a name"), HeaderValue::from_static("value"));
+            }
+            fields
+        };
+        let numbered =
+            |count: usize| -> Vec<String> { (0..count).map(|number| format!("x-{number}")).collect() };
+        for (names, kept) in [
+            (numbered(0), false),
+            (numbered(12), true),
+            (numbered(100), false),
+            (vec!["x-one".to_owned(); 100], false),
+        ] {
+            let room = room(fields(&names));
+            assert!(room.is_empty(), "{room:?}");
+            assert_eq!(room.capacity() > 0, kept, "{} {:?}", names.len(), names.first());
+        }
     }
 
     #[test]

@@ -217,7 +217,8 @@ impl Journal {
         self.notes(|notes| notes.place = Some(place));
     }
 
-    /// Leaves the request that an attempt was made of, without its body, for whoever may have to make another.
+    /// Leaves the request that an attempt was made of, without its body, for whoever may have to make another; or one that is
+    /// refused, for the answer to that.
     pub fn leave(&self, request: Box<Request<RequestBody>>) {
         self.notes(|notes| notes.left = Some(request));
     }

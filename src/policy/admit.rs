@@ -62,7 +62,7 @@ where
         let has_body = matches!(exchange.request.body(), RequestBody::Streaming(_));
         let Some(place) = self.shared.places.take(has_body) else {
             self.shared.metrics.decision(Policy::Admit, Outcome::Refused);
-            return Gate::refused(Rejection::Overloaded);
+            return exchange.refuse(Rejection::Overloaded);
         };
         self.shared.metrics.decision(Policy::Admit, Outcome::Allowed);
         // The journal lives until the response has been sent.

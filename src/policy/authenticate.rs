@@ -165,7 +165,7 @@ where
             Err(rejection) => {
                 metrics.decision(Policy::Authenticate, Outcome::Refused);
                 clients.penalise(exchange.stage.client, FAILURE);
-                Gate::refused(rejection)
+                exchange.refuse(rejection)
             }
         }
     }

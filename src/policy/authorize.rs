@@ -88,6 +88,7 @@ where
             Err(rejection) => {
                 self.metrics.decision(Policy::Authorize, Outcome::Refused);
                 journal.decided.set((environment, None)).ok();
+                journal.leave(request);
                 Gate::refused(rejection)
             }
         }

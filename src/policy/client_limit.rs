@@ -65,7 +65,7 @@ where
             Err(too_fast) => {
                 metrics.decision(Policy::Client, Outcome::Refused);
                 exchange.journal.client.set((exchange.stage.client, clients.spent(too_fast))).ok();
-                Gate::refused(Rejection::RateLimited { limit: Limit::Client, wait: too_fast.wait })
+                exchange.refuse(Rejection::RateLimited { limit: Limit::Client, wait: too_fast.wait })
             }
         }
     }

@@ -146,7 +146,7 @@ fn preflight(origin: Option<HeaderValue>, union: &Origins, journal: &Journal) ->
 
 /// A preflight that is refused tells the browser nothing but that.
 fn refused(rejection: Rejection, journal: &Journal) -> Response<ResponseBody> {
-    let mut response = rejection.to_response(&journal.request_id, Duration::ZERO);
+    let mut response = rejection.to_response(&journal.request_id, Duration::ZERO, HeaderMap::new());
     response.headers_mut().insert(VARY, BY_ORIGIN);
     journal.refused(rejection);
     response

@@ -105,14 +105,17 @@ where
                 Gate::passed(self.inner.call(exchange.stage(|_| Identified { target, extracted, client })))
             }
             // Whatever is wrong with a request, it counts as one.
-            Err(rejection) => Gate::refused(match clients.check(client) {
-                Ok(_) => rejection,
-                Err(too_fast) => {
-                    self.shared.metrics.decision(Policy::Client, Outcome::Refused);
-                    exchange.journal.client.set((client, clients.spent(too_fast))).ok();
-                    Rejection::RateLimited { limit: Limit::Client, wait: too_fast.wait }
-                }
-            }),
+            Err(rejection) => {
+                let rejection = match clients.check(client) {
+                    Ok(_) => rejection,
+                    Err(too_fast) => {
+                        self.shared.metrics.decision(Policy::Client, Outcome::Refused);
+                        exchange.journal.client.set((client, clients.spent(too_fast))).ok();
+                        Rejection::RateLimited { limit: Limit::Client, wait: too_fast.wait }
+                    }
+                };
+                exchange.refuse(rejection)
+            }
         }
     }
 }

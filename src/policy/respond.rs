@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,6 +19,7 @@ use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
 use crate::domain::client_ip::ClientKey;
+use crate::domain::field;
 use crate::domain::quota::Quota;
 use crate::domain::ratelimit::{self, RATELIMIT, RATELIMIT_POLICY, Standing};
 use crate::exchange::{EnvironmentHandle, Exchange, Journal, Received};
@@ -122,7 +124,10 @@ where
                 response
             }
             Err(rejection) => {
-                let response = rejection.to_response(&this.journal.request_id, this.shared.max_retry_after);
+                // Whoever refused it left it: a flood is made of refusals.
+                let left = this.journal.left().map(|mut request| mem::take(request.headers_mut()));
+                let (id, room) = (&this.journal.request_id, field::room(left.unwrap_or_default()));
+                let response = rejection.to_response(id, this.shared.max_retry_after, room);
                 let mut response = if *this.head { headless(response) } else { response };
                 this.shared.tell(response.headers_mut(), this.journal, Some(&rejection));
                 this.journal.refused(rejection);

@@ -39,7 +39,7 @@ fn every_rejection() -> Vec<Rejection> {
 async fn every_refusal_has_one_form() {
     let mut seen = String::new();
     for rejection in every_rejection() {
-        let response = rejection.to_response("req_1", Duration::from_secs(60));
+        let response = rejection.to_response("req_1", Duration::from_secs(60), HeaderMap::new());
         let (head, body) = response.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
         seen.push_str(&format!("{} {:?}\n{}\n\n", head.status, head.headers, String::from_utf8_lossy(&body)));
@@ -52,7 +52,7 @@ fn a_wait_that_sdks_would_sleep_silently_is_not_told_as_retry_after() {
     let told = |seconds| {
         let rejection =
             Rejection::RateLimited { limit: Limit::Environment, wait: Duration::from_secs(seconds) };
-        let response = rejection.to_response("req_1", Duration::from_secs(60));
+        let response = rejection.to_response("req_1", Duration::from_secs(60), HeaderMap::new());
         response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
     };
     assert_eq!(told(0), Some(1));

@@ -15,8 +15,6 @@ use crate::time::Timestamp;
 
 /// Fields that are added to a page's own, here and by the layers outside.
 const ADDED: usize = 12;
-/// Fields that a request had room for, beyond which that is not kept: an idle connection would hold it.
-const LARGE: usize = 48;
 
 /// One caller.
 pub(super) struct Asked {
@@ -46,15 +44,13 @@ impl Asked {
 
     /// The page, or that it has not changed. Its age is told where it has one.
     ///
-    /// `room` is where the answer's fields go: those of the request, which nobody needs any more. The library reads the next
-    /// request of the connection into what the last answer's fields were in, so this is the one room a connection has, and
-    /// large enough from its second request on.
+    /// The answer's fields go where those of the request, `fields`, were.
     pub(super) fn answer(
         &self,
         page: &Page,
         kept: bool,
         now: Timestamp,
-        room: HeaderMap,
+        fields: HeaderMap,
     ) -> Response<ResponseBody> {
         let coded = self.codings.best(&page.coded);
         let (bytes, etag) = coded.map_or((&page.body, &page.etag), |coded| (&coded.body, &coded.etag));
@@ -62,11 +58,8 @@ impl Asked {
         let body =
             if unchanged || self.head { ResponseBody::empty() } else { ResponseBody::full(bytes.clone()) };
         let mut response = Response::new(body);
+        *response.headers_mut() = field::room(fields);
         let headers = response.headers_mut();
-        if room.capacity() <= LARGE {
-            *headers = room;
-            headers.clear();
-        }
         headers.reserve(page.headers.len() + ADDED);
         for (name, value) in &page.headers {
             headers.append(name, value.clone());
@@ -208,14 +201,11 @@ mod tests {
         let extras = Extras { compress: false, next: false };
         let now = Timestamp::now();
         let page = page(kept, &Bytes::from_static(b"[]"), now, Freshness::default(), &none, extras);
-        let many: Vec<String> = (0..100).map(|number| format!("x-{number}")).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        for room in [fields(&[]), fields(&["x-asked", "x-asked", "x-twice", "age"]), fields(&many)] {
-            let answer = asked.answer(&page, false, now, room);
+        for fields in [fields(&[]), fields(&["x-asked", "x-twice", "age"])] {
+            let answer = asked.answer(&page, false, now, fields);
             let mut names: Vec<&str> = answer.headers().iter().map(|(name, _)| name.as_str()).collect();
             names.sort_unstable();
             assert_eq!(names, ["etag", "x-kept", "x-twice", "x-twice"]);
-            assert!(answer.headers().capacity() <= LARGE, "an idle connection holds room for many");
         }
     }
 
