@@ -34,8 +34,8 @@ const MISCONFIGURED: HeaderValue =
 const LATE: HeaderValue = HeaderValue::from_static("metorial-proxy; error=http_response_timeout");
 
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
-/// Those of a refusal, and what the layers outside add.
-const FIELDS: usize = 12;
+/// Fields of a refusal, at most.
+pub const FIELDS: usize = 4;
 
 /// Which limit was met: the names callers see in `violated-policies` and operators in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,7 +276,7 @@ impl Rejection {
 
     /// The answer. `Retry-After` is left out where the wait is longer than `max_retry_after`: SDKs sleep it silently.
     ///
-    /// Its fields go into `room`, which has none.
+    /// Its [`FIELDS`] go into `room`, which has none.
     pub fn to_response(
         &self,
         request_id: &str,
@@ -290,7 +290,6 @@ impl Rejection {
         *response.status_mut() = described.status;
         *response.headers_mut() = room;
         let headers = response.headers_mut();
-        headers.reserve(FIELDS);
         headers.insert(CONTENT_TYPE, PROBLEM);
         headers.insert(PROXY_STATUS, described.proxy_status);
         if let Some(seconds) = retry_after.filter(|seconds| *seconds <= whole_seconds(max_retry_after)) {

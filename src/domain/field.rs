@@ -8,6 +8,8 @@ use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 const LONGEST: usize = 128;
 /// Fields that a request had room for, beyond which that is not kept: an idle connection would hold it.
 const LARGE: usize = 48;
+/// Fields that an answer gets beside its own, from the cache and the layers outside of it.
+const ADDED: usize = 12;
 
 /// The value that these parts make up; `None` where they can be none, or are longer than 128 bytes.
 ///
@@ -22,16 +24,17 @@ pub fn of(parts: &[&str]) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&bytes[..length]).ok()
 }
 
-/// No fields, in the room of a request's, which nobody needs any more.
+/// No fields yet, but room for `count` of an answer, in that of a request's, which nobody needs any more.
 ///
 /// The library reads the next request of a connection into what the last answer's fields were in, so this is the one room a
 /// connection has, and large enough from its second request on; without it there would be four allocations for each request.
-pub fn room(mut fields: HeaderMap) -> HeaderMap {
+pub fn room(mut fields: HeaderMap, count: usize) -> HeaderMap {
     // What has more lines than one keeps them in a list of its own, which may have grown as large as it likes.
     if fields.capacity() > LARGE || fields.keys_len() < fields.len() {
-        return HeaderMap::new();
+        fields = HeaderMap::new();
     }
     fields.clear();
+    fields.reserve(count + ADDED);
     fields
 }
 
@@ -68,15 +71,16 @@ mod tests {
         };
         let numbered =
             |count: usize| -> Vec<String> { (0..count).map(|number| format!("x-{number}")).collect() };
-        for (names, kept) in [
-            (numbered(0), false),
-            (numbered(12), true),
-            (numbered(100), false),
-            (vec!["x-one".to_owned(); 100], false),
-        ] {
-            let room = room(fields(&names));
+        let new = room(HeaderMap::new(), 4).capacity();
+        assert!((4 + ADDED..LARGE).contains(&new), "{new}");
+        for (names, kept) in
+            [(numbered(30), true), (numbered(100), false), (vec!["x-one".into(); 100], false)]
+        {
+            let (fields, first) = (fields(&names), names.first());
+            let before = fields.capacity();
+            let room = room(fields, 4);
             assert!(room.is_empty(), "{room:?}");
-            assert_eq!(room.capacity() > 0, kept, "{} {:?}", names.len(), names.first());
+            assert_eq!(room.capacity(), if kept { before } else { new }, "{} {first:?}", names.len());
         }
     }
 

@@ -211,9 +211,9 @@ impl Pool {
     async fn ask(
         self: &Arc<Self>,
         mut connection: Box<Http1<Stream>>,
-        request: Box<Request<RequestBody>>,
+        mut request: Box<Request<RequestBody>>,
     ) -> Result<Answer, Unsent> {
-        let mut head = match connection.ask(&request).await {
+        let mut head = match connection.ask(&mut request).await {
             Ok(head) => head,
             Err(http1::Failed { fault, detail, unsent }) => {
                 // TLS does not tell how many of its records left before one did not.

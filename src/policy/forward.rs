@@ -211,7 +211,8 @@ impl Shared {
     ) -> Box<Request<RequestBody>> {
         let mut outgoing = Box::new(Request::new(RequestBody::Empty));
         let headers = outgoing.headers_mut();
-        headers.reserve(12);
+        // The answer's fields go there next.
+        headers.reserve(24);
         let bodyless = matches!(body, RequestBody::Empty);
         headers.insert(HOST, self.host.clone());
         for (name, value) in received {

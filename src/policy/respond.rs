@@ -23,7 +23,7 @@ use crate::domain::field;
 use crate::domain::quota::Quota;
 use crate::domain::ratelimit::{self, RATELIMIT, RATELIMIT_POLICY, Standing};
 use crate::exchange::{EnvironmentHandle, Exchange, Journal, Received};
-use crate::rejection::{Limit, Rejection};
+use crate::rejection::{FIELDS, Limit, Rejection};
 use crate::store::limits::LimitStore;
 use crate::time::{Timestamp, whole_seconds};
 
@@ -126,7 +126,7 @@ where
             Err(rejection) => {
                 // Whoever refused it left it: a flood is made of refusals.
                 let left = this.journal.left().map(|mut request| mem::take(request.headers_mut()));
-                let (id, room) = (&this.journal.request_id, field::room(left.unwrap_or_default()));
+                let (id, room) = (&this.journal.request_id, field::room(left.unwrap_or_default(), FIELDS));
                 let response = rejection.to_response(id, this.shared.max_retry_after, room);
                 let mut response = if *this.head { headless(response) } else { response };
                 this.shared.tell(response.headers_mut(), this.journal, Some(&rejection));

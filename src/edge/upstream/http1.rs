@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, StatusCode};
+use http::{Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::unconstrained;
 use tokio_util::io::poll_read_buf;
@@ -117,20 +117,20 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
         })
     }
 
-    /// Sends `request`, whose body is not a stream, and reads the head of the answer.
+    /// Sends `request`, whose body is not a stream, and reads the head of the answer into the room of its fields.
     ///
     /// # Errors
-    /// There is none; the connection is of no use any more.
-    pub(super) async fn ask(&mut self, request: &Request<RequestBody>) -> Result<Head, Failed> {
+    /// There is none; the connection is of no use any more. The request is as it was where nothing of it has left.
+    pub(super) async fn ask(&mut self, request: &mut Request<RequestBody>) -> Result<Head, Failed> {
         (self.outgoing, self.gone, self.sending) = (head::write(request), 0, Sending::UnderWay);
         let mut interim = 0;
-        poll_fn(|cx| self.poll_head(cx, request.method(), &mut interim)).await
+        poll_fn(|cx| self.poll_head(cx, request, &mut interim)).await
     }
 
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
-        method: &Method,
+        request: &mut Request<RequestBody>,
         interim: &mut u32,
     ) -> Poll<Result<Head, Failed>> {
         if let Err(error) = self.send(cx)
@@ -145,7 +145,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
             }
             // What came later without the end of a line leaves it no more whole than it was.
             while before == 0 || memchr::memchr(b'\n', &self.read[before..]).is_some() {
-                let Some(head) = head::parse(&mut self.read, method)? else { break };
+                let Some(head) = head::parse(&mut self.read, request)? else { break };
                 let status = head.parts.status;
                 if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
                     return Poll::Ready(Ok(head));

@@ -13,9 +13,6 @@ use crate::exchange::{Exchange, Permitted};
 use crate::store::pages::{Coded, Page};
 use crate::time::Timestamp;
 
-/// Fields that are added to a page's own, here and by the layers outside.
-const ADDED: usize = 12;
-
 /// One caller.
 pub(super) struct Asked {
     pub(super) head: bool,
@@ -58,9 +55,8 @@ impl Asked {
         let body =
             if unchanged || self.head { ResponseBody::empty() } else { ResponseBody::full(bytes.clone()) };
         let mut response = Response::new(body);
-        *response.headers_mut() = field::room(fields);
+        *response.headers_mut() = field::room(fields, page.headers.len());
         let headers = response.headers_mut();
-        headers.reserve(page.headers.len() + ADDED);
         for (name, value) in &page.headers {
             headers.append(name, value.clone());
         }

@@ -3,13 +3,14 @@
 use std::mem::{MaybeUninit, take};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version, response};
 use httparse::{ParserConfig, Status};
 
 use super::chunked::Chunked;
 use crate::body::RequestBody;
+use crate::domain::field;
 use crate::rejection::UpstreamFault;
 
 /// Fields of one answer; more is more than any API says.
@@ -71,11 +72,12 @@ pub(super) fn write(request: &Request<RequestBody>) -> Vec<u8> {
     out
 }
 
-/// Takes the head of an answer to a request by `method` out of what was read; `None` where it is not all there.
+/// Takes the head of the answer to `request` out of what was read; `None` where it is not all there. Its fields go where those of
+/// the request were, which is not sent again.
 ///
 /// # Errors
 /// What was read is no head, or one with too many fields.
-pub(super) fn parse(read: &mut BytesMut, method: &Method) -> Result<Option<Head>, Fault> {
+pub(super) fn parse(read: &mut BytesMut, request: &mut Request<RequestBody>) -> Result<Option<Head>, Fault> {
     // Empty lines in front say nothing, as often as they are looked at.
     while let Some(length) =
         [&b"\r\n"[..], b"\n"].iter().find(|end| read.starts_with(end)).map(|end| end.len())
@@ -102,7 +104,7 @@ pub(super) fn parse(read: &mut BytesMut, method: &Method) -> Result<Option<Head>
     let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok());
     parts.status = status.ok_or_else(|| malformed("invalid HTTP status-code parsed"))?;
     parts.version = if answer.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    parts.headers = HeaderMap::with_capacity(answer.headers.len());
+    parts.headers = field::room(take(request.headers_mut()), answer.headers.len());
     let old = parts.version < Version::HTTP_11;
     let mut told = Told { old, stays: !old, ..Told::default() };
     for field in answer.headers.iter() {
@@ -114,7 +116,7 @@ pub(super) fn parse(read: &mut BytesMut, method: &Method) -> Result<Option<Head>
         told.by(&name, &value)?;
         parts.headers.append(name, value);
     }
-    let framing = told.framing(parts.status, method);
+    let framing = told.framing(parts.status, request.method());
     let stays = told.stays && framing != Framing::Close && !told.says_too_much(parts.status);
     Ok(Some(Head { parts, framing, stays, rest: all.slice(length..) }))
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
 use hyper::client::conn;
 use hyper_util::rt::TokioIo;
@@ -60,7 +60,7 @@ fn fields(headers: &http::HeaderMap) -> Vec<(String, String)> {
     headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
 }
 
-async fn ask(io: DuplexStream, request: &Request<RequestBody>) -> Result<Outcome, String> {
+async fn ask(io: DuplexStream, request: &mut Request<RequestBody>) -> Result<Outcome, String> {
     let mut connection = Http1::new(io, Instant::now());
     let mut head = connection
         .ask(request)
@@ -72,8 +72,8 @@ async fn ask(io: DuplexStream, request: &Request<RequestBody>) -> Result<Outcome
 }
 
 async fn answered(method: Method, pieces: &[&[u8]], stays: bool) -> Result<Outcome, String> {
-    let request = request(method);
-    said(pieces, stays, async |io| ask(io, &request).await).await
+    let mut request = request(method);
+    said(pieces, stays, async |io| ask(io, &mut request).await).await
 }
 
 /// What hyper makes of the same.
@@ -211,7 +211,7 @@ async fn a_request_goes_out_as_it_is_with_the_length_of_its_body() {
     let mut request = request(Method::POST);
     *request.body_mut() = RequestBody::Held("{\"a\":1}".into());
     let mut connection = Http1::new(ours, Instant::now());
-    assert!(connection.ask(&request).now_or_never().is_none(), "no answer yet");
+    assert!(connection.ask(&mut request).now_or_never().is_none(), "no answer yet");
     let mut sent = vec![0; 1024];
     let count = theirs.read(&mut sent).await.expect("sent");
     let expected = "POST /providers?limit=1 HTTP/1.1\r\nhost: api.test\r\ncontent-length: 7\r\n\r\n{\"a\":1}";
@@ -224,7 +224,7 @@ async fn an_answer_before_the_request_has_left_counts_and_its_connection_does_no
     let mut request = request(Method::POST);
     *request.body_mut() = RequestBody::Held(vec![b'x'; 1000].into());
     let answer = b"HTTP/1.1 413 x\r\ncontent-length: 3\r\n\r\nbig";
-    let outcome = tokio::join!(ask(ours, &request), theirs.write_all(answer)).0;
+    let outcome = tokio::join!(ask(ours, &mut request), theirs.write_all(answer)).0;
     assert_eq!(outcome.map(|outcome| (outcome.0, outcome.2, outcome.3)), Ok((413, b"big".to_vec(), false)));
 }
 
@@ -256,10 +256,11 @@ async fn what_the_kernel_did_not_take_leaves_when_it_takes_more() {
         theirs.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("answered");
         read.split_off(before)
     };
-    let request = request(Method::GET);
-    let both = async { tokio::join!(connection.ask(&request), answer) };
+    let mut request = request(Method::GET);
+    let expected = head::write(&request);
+    let both = async { tokio::join!(connection.ask(&mut request), answer) };
     let (head, read) = timeout(Duration::from_secs(10), both).await.expect("no stall");
-    assert_eq!(read, head::write(&request));
+    assert_eq!(read, expected);
     assert!(head.expect("an answer").stays && connection.is_quiet());
 }
 
@@ -270,7 +271,7 @@ async fn little_pieces_of_a_long_body_share_their_room_and_an_idle_connection_ha
     let pieces: Vec<&[u8]> = [&answer[..]].into_iter().chain(body.chunks(100)).collect();
     said(&pieces, true, async |io| {
         let mut connection = Box::new(Http1::new(io, Instant::now()));
-        let mut head = connection.ask(&request(Method::GET)).await.expect("a head");
+        let mut head = connection.ask(&mut request(Method::GET)).await.expect("a head");
         assert_eq!(connection.whole(&mut head), None);
         let mut frames: Vec<Bytes> = Vec::new();
         while let Some(data) = poll_fn(|cx| connection.poll_body(cx, &mut head.framing)).await {
@@ -289,13 +290,16 @@ async fn little_pieces_of_a_long_body_share_their_room_and_an_idle_connection_ha
 async fn where_nothing_could_leave_the_request_is_as_good_as_new() {
     let (ours, theirs) = duplex(64);
     drop(theirs);
-    let failed = Http1::new(ours, Instant::now()).ask(&request(Method::POST)).await.err();
+    let mut request = request(Method::POST);
+    let whole = head::write(&request);
+    let failed = Http1::new(ours, Instant::now()).ask(&mut request).await.err();
     assert!(failed.is_some_and(|failed| failed.unsent));
+    assert_eq!(head::write(&request), whole);
     let (ours, mut theirs) = duplex(16);
-    let (request, mut sent) = (request(Method::POST), [0; 8]);
+    let mut sent = [0; 8];
     let mut connection = Http1::new(ours, Instant::now());
     let failed =
-        tokio::join!(connection.ask(&request), async move { theirs.read_exact(&mut sent).await }).0.err();
+        tokio::join!(connection.ask(&mut request), async move { theirs.read_exact(&mut sent).await }).0.err();
     assert!(failed.is_some_and(|failed| !failed.unsent), "some of it has");
 }
 
