@@ -8,8 +8,8 @@ use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 const LONGEST: usize = 128;
 /// Fields that a request had room for, beyond which that is not kept: an idle connection would hold it.
 const LARGE: usize = 48;
-/// Fields that an answer gets beside its own, from the cache and the layers outside of it.
-const ADDED: usize = 12;
+/// Fields that the layers outside give each answer: its limits, its request id, and what browsers may read.
+const ADDED: usize = 8;
 
 /// The value that these parts make up; `None` where they can be none, or are longer than 128 bytes.
 ///

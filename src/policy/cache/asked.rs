@@ -13,6 +13,9 @@ use crate::exchange::{Exchange, Permitted};
 use crate::store::pages::{Coded, Page};
 use crate::time::Timestamp;
 
+/// Fields that are added to a page's here.
+const OWN: usize = 4;
+
 /// One caller.
 pub(super) struct Asked {
     pub(super) head: bool,
@@ -55,7 +58,7 @@ impl Asked {
         let body =
             if unchanged || self.head { ResponseBody::empty() } else { ResponseBody::full(bytes.clone()) };
         let mut response = Response::new(body);
-        *response.headers_mut() = field::room(fields, page.headers.len());
+        *response.headers_mut() = field::room(fields, page.headers.len() + OWN);
         let headers = response.headers_mut();
         for (name, value) in &page.headers {
             headers.append(name, value.clone());
