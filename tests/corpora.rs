@@ -62,6 +62,7 @@ macro_rules! corpora {
 }
 
 corpora! {
+    answers,
     client_ip,
     configuration,
     frames,

@@ -1,14 +1,19 @@
 //! What holds for any input: one function for each parser that reads what a stranger wrote. The fuzzers feed them what they come
 //! up with, `tests/corpora.rs` what they have come up with before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
+use std::io;
 use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
+use http::{Method, Request};
 use ipnet::IpNet;
+use metorial_proxy::body::RequestBody;
 use metorial_proxy::config::{Sources, load};
 use metorial_proxy::domain::cache_control::Directives;
 use metorial_proxy::domain::client_ip::{X_FORWARDED_FOR, client_ip as find};
@@ -18,8 +23,11 @@ use metorial_proxy::domain::ratelimit::{RATELIMIT, Standing, observe, retry_hint
 use metorial_proxy::domain::secret_guard::SecretGuard;
 use metorial_proxy::domain::target::Target;
 use metorial_proxy::edge::proxy_protocol::{Parsed, parse};
+use metorial_proxy::edge::upstream::http1::Http1;
 use metorial_proxy::edge::wire::http1::{Reader, Stop};
 use metorial_proxy::edge::wire::http2::Counts;
+use metorial_proxy::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Takes the first byte off.
 fn byte(data: &mut &[u8]) -> u8 {
@@ -515,6 +523,123 @@ pub fn secret_guard(mut data: &[u8]) {
             assert!(!withheld, "there is none: {:?}", String::from_utf8_lossy(&text));
             passed.extend_from_slice(&scan.finish());
             assert!(passed == text, "what passes is what came");
+        }
+    }
+}
+
+/// What upstream says, piece by piece; then it leaves, or says no more.
+struct Said {
+    pieces: VecDeque<Vec<u8>>,
+    leaves: bool,
+}
+
+impl AsyncRead for Said {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.pieces.pop_front() {
+            Some(mut piece) => {
+                let rest = piece.split_off(piece.len().min(buf.remaining()));
+                buf.put_slice(&piece);
+                if !rest.is_empty() {
+                    self.pieces.push_front(rest);
+                }
+                Poll::Ready(Ok(()))
+            }
+            None if self.leaves => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for Said {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// How a body ends.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Whole,
+    Broken,
+    /// More may come.
+    Open,
+}
+
+/// An answer, and whether another request may follow.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    status: u16,
+    fields: Vec<(HeaderName, HeaderValue)>,
+    body: Vec<u8>,
+    end: Option<End>,
+    stays: bool,
+}
+
+/// What is made of it; `None` where there is no head.
+fn answer(connection: &mut Http1<Said>, method: &Method) -> Option<Outcome> {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut request = Request::new(RequestBody::Empty);
+    *request.method_mut() = method.clone();
+    request.headers_mut().insert("x-of-the-request", HeaderValue::from_static("1"));
+    let Poll::Ready(Ok(mut head)) = pin!(connection.ask(&mut request)).poll(&mut cx) else { return None };
+    let (mut body, mut end) = (Vec::new(), None);
+    if let Some(whole) = connection.whole(&mut head) {
+        (body, end) = (whole.to_vec(), Some(End::Whole));
+    }
+    while end.is_none() {
+        match connection.poll_body(&mut cx, &mut head.framing) {
+            Poll::Ready(Some(Ok(data))) => body.extend_from_slice(&data),
+            Poll::Ready(Some(Err(_))) => end = Some(End::Broken),
+            Poll::Ready(None) => end = Some(End::Whole),
+            Poll::Pending => end = Some(End::Open),
+        }
+    }
+    let fields = head.parts.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    Some(Outcome { status: head.parts.status.as_u16(), fields, body, end, stays: head.stays })
+}
+
+/// However upstream's answer is cut, one thing is made of it, and nothing that it did not say; and where the connection may serve
+/// again, the same said once more is the same answer, so nothing of one is ever taken for another's.
+pub fn answers(mut data: &[u8]) {
+    let mut cuts = Cuts::of(&mut data);
+    let choice = byte(&mut data);
+    let method = &[Method::GET, Method::HEAD, Method::POST, Method::OPTIONS][usize::from(choice) % 4];
+    let leaves = choice & 4 != 0;
+    let connection = |pieces| Http1::new(Said { pieces, leaves }, Instant::now());
+    let at_once = |times| {
+        let said = std::iter::repeat_n(data.to_vec(), times);
+        connection(said.filter(|said| !said.is_empty()).collect())
+    };
+    let quiet = |mut connection: Http1<Said>| {
+        let mut outcome = answer(&mut connection, method)?;
+        outcome.stays &= outcome.end == Some(End::Whole) && connection.is_quiet();
+        Some(outcome)
+    };
+    let mut rest = data;
+    let pieces = std::iter::from_fn(|| cuts.next(&mut rest).map(<[u8]>::to_vec)).collect();
+    let whole = quiet(at_once(1));
+    assert_eq!(whole, quiet(connection(pieces)));
+    let Some(whole) = whole else { return };
+    let said: usize = whole.fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    assert!(said + whole.body.len() <= data.len());
+    assert!(whole.fields.iter().all(|(name, _)| name != "x-of-the-request"));
+    if whole.stays {
+        assert!(!leaves, "who has left is not asked again");
+        let mut twice = at_once(2);
+        for _ in 0..2 {
+            assert_eq!(answer(&mut twice, method).as_ref(), Some(&whole));
         }
     }
 }

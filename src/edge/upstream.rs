@@ -28,7 +28,7 @@ use crate::time::{Instant, this_turn};
 
 mod connect;
 mod fault;
-mod http1;
+pub mod http1;
 mod interim;
 mod names;
 #[cfg(test)]

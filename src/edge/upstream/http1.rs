@@ -27,8 +27,9 @@ mod head;
 #[cfg(test)]
 mod tests;
 
+pub use chunked::Chunked;
 use chunked::Piece;
-pub(super) use head::{Framing, Head};
+pub use head::{Framing, Head};
 
 /// A head that is not whole by then is too long.
 const LONGEST_HEAD: usize = 512 * 1024;
@@ -40,7 +41,7 @@ const MUCH: usize = 64 * 1024;
 const LITTLE: usize = 1024;
 
 /// A connection, for one request at a time.
-pub(super) struct Http1<I> {
+pub struct Http1<I> {
     io: I,
     /// When it was made.
     pub(super) born: Instant,
@@ -62,11 +63,13 @@ enum Sending {
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(super) struct Failed {
-    pub(super) fault: UpstreamFault,
-    pub(super) detail: String,
+pub struct Failed {
+    /// What failed.
+    pub fault: UpstreamFault,
+    /// For the log.
+    pub detail: String,
     /// Surely nothing of the request has left.
-    pub(super) unsent: bool,
+    pub unsent: bool,
 }
 
 impl From<head::Fault> for Failed {
@@ -83,7 +86,7 @@ impl From<io::Error> for Failed {
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
     /// Over `io`, which is there since `born` and over which nothing is under way.
-    pub(super) fn new(io: I, born: Instant) -> Self {
+    pub fn new(io: I, born: Instant) -> Self {
         let (outgoing, read) = (Vec::new(), BytesMut::new());
         Self { io, born, outgoing, gone: 0, sending: Sending::Done, read }
     }
@@ -95,7 +98,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
 
     /// Whether all has left it, and upstream has said nothing since its last answer, not even that it leaves: then it may be
     /// asked again.
-    pub(super) fn is_quiet(&mut self) -> bool {
+    pub fn is_quiet(&mut self) -> bool {
         let (mut cx, mut room) = (Context::from_waker(Waker::noop()), [0]);
         let (idle, io) = (self.is_done(), &mut self.io);
         // Unconstrained: nothing to read is not the same as no more budget for reading.
@@ -121,7 +124,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
     ///
     /// # Errors
     /// There is none; the connection is of no use any more. The request is as it was where nothing of it has left.
-    pub(super) async fn ask(&mut self, request: &mut Request<RequestBody>) -> Result<Head, Failed> {
+    pub async fn ask(&mut self, request: &mut Request<RequestBody>) -> Result<Head, Failed> {
         (self.outgoing, self.gone, self.sending) = (head::write(request), 0, Sending::UnderWay);
         let mut interim = 0;
         poll_fn(|cx| self.poll_head(cx, request, &mut interim)).await
@@ -164,7 +167,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
     }
 
     /// The body behind `head`, where it has come with it; else it is [read](Self::poll_body).
-    pub(super) fn whole(&mut self, head: &mut Head) -> Option<Bytes> {
+    pub fn whole(&mut self, head: &mut Head) -> Option<Bytes> {
         let mut rest = take(&mut head.rest);
         if let Framing::Length(length) = head.framing
             && let Ok(length) = usize::try_from(length)
@@ -180,7 +183,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
     }
 
     /// The next of a body; `None` where it is whole.
-    pub(super) fn poll_body(
+    pub fn poll_body(
         &mut self,
         cx: &mut Context<'_>,
         framing: &mut Framing,

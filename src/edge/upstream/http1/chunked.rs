@@ -12,7 +12,7 @@ const TRAILERS: usize = 16 * 1024;
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::edge::upstream) enum Chunked {
+pub enum Chunked {
     /// A chunk's size is to come.
     Size,
     /// So much of a chunk is.

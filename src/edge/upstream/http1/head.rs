@@ -20,9 +20,10 @@ const USUAL: usize = 1024;
 
 /// How an answer's body is told from what comes behind it (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::edge::upstream) enum Framing {
+pub enum Framing {
     /// So many bytes of it are still to come.
     Length(u64),
+    /// In chunks.
     Chunked(Chunked),
     /// The connection's end is its end.
     Close,
@@ -32,11 +33,13 @@ pub(in crate::edge::upstream) enum Framing {
 
 /// The head of an answer.
 #[derive(Debug)]
-pub(in crate::edge::upstream) struct Head {
-    pub(in crate::edge::upstream) parts: response::Parts,
-    pub(in crate::edge::upstream) framing: Framing,
+pub struct Head {
+    /// Status, version and fields.
+    pub parts: response::Parts,
+    /// Of its body.
+    pub framing: Framing,
     /// Another request may follow over the connection.
-    pub(in crate::edge::upstream) stays: bool,
+    pub stays: bool,
     /// What was read behind it.
     pub(in crate::edge::upstream) rest: Bytes,
 }
