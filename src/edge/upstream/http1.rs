@@ -123,7 +123,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
     /// Sends `request`, whose body is not a stream, and reads the head of the answer into the room of its fields.
     ///
     /// # Errors
-    /// There is none; the connection is of no use any more. The request is as it was where nothing of it has left.
+    /// There is none; the connection is of no use any more. The request is as it was where it is unsent.
     pub async fn ask(&mut self, request: &mut Request<RequestBody>) -> Result<Head, Failed> {
         (self.outgoing, self.gone, self.sending) = (head::write(request), 0, Sending::UnderWay);
         let mut interim = 0;
@@ -139,7 +139,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
         if let Err(error) = self.send(cx)
             && self.gone == 0
         {
-            return Poll::Ready(Err(Failed { unsent: true, ..error.into() }));
+            // Who has answered, if only to say that more will come, has had something of it, and it has lost its fields to that.
+            return Poll::Ready(Err(Failed { unsent: *interim == 0, ..error.into() }));
         }
         loop {
             let mut before = self.read.len();

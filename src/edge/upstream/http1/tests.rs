@@ -7,7 +7,7 @@ use hyper::client::conn;
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, join};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::yield_now;
 use tokio_util::task::TaskTracker;
@@ -301,6 +301,20 @@ async fn where_nothing_could_leave_the_request_is_as_good_as_new() {
     let failed =
         tokio::join!(connection.ask(&mut request), async move { theirs.read_exact(&mut sent).await }).0.err();
     assert!(failed.is_some_and(|failed| !failed.unsent), "some of it has");
+}
+
+#[tokio::test]
+async fn behind_a_hint_the_request_does_not_count_as_unsent() {
+    let (reader, mut hints) = duplex(1024);
+    let (mut writer, full) = duplex(1);
+    writer.write_all(b"x").await.expect("there is room for it");
+    let mut request = request(Method::GET);
+    let mut connection = Http1::new(join(reader, writer), Instant::now());
+    let mut asked = Box::pin(connection.ask(&mut request));
+    hints.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await.expect("said");
+    assert!(asked.as_mut().now_or_never().is_none(), "no answer yet");
+    drop(full);
+    assert!(asked.await.err().is_some_and(|failed| !failed.unsent));
 }
 
 #[tokio::test]
