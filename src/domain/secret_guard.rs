@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use aho_corasick::automaton::{Automaton, StateID};
@@ -15,6 +16,10 @@ use bytes::{Bytes, BytesMut};
 use foldhash::fast::RandomState;
 use memchr::memmem::Finder;
 use memchr::{memchr, memchr_iter};
+
+mod grams;
+
+use grams::Grams;
 
 /// The secret was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +36,8 @@ struct Patterns {
     depth: HashMap<StateID, usize, RandomState>,
     /// Finds the first bytes of a pattern many times faster than the automaton walks; `None` where the CPU cannot.
     candidates: Option<packed::Searcher>,
+    /// Finds most of what holds no pattern by a tenth of it; `None` where a pattern is short.
+    grams: Option<Grams>,
     /// What to look for in the name of a field, which is in lower case.
     names: Vec<Finder<'static>>,
     /// Bytes of the shortest pattern.
@@ -67,10 +74,11 @@ impl SecretGuard {
         let beginnings: BTreeSet<&[u8]> =
             patterns.iter().map(|pattern| &pattern[..CANDIDATE.min(pattern.len())]).collect();
         let candidates = packed::Searcher::new(beginnings);
+        let grams = Grams::of(&patterns);
         let names =
             patterns.iter().map(|form| Finder::new(&form.to_ascii_lowercase()).into_owned()).collect();
         let shortest = patterns.iter().map(Vec::len).min().unwrap_or(0);
-        Ok(Self(Arc::new(Patterns { automaton, start, depth, candidates, names, shortest })))
+        Ok(Self(Arc::new(Patterns { automaton, start, depth, candidates, grams, names, shortest })))
     }
 
     /// Whether `text` holds one of them.
@@ -207,12 +215,14 @@ impl Scan {
         while at < tail {
             // The last piece goes to the end: an escape there may have a beginning that the tail does not reach back to.
             let piece = if at + PIECE < tail { at + PIECE } else { data.len() };
-            let escapes = memchr_iter(b'%', &data[at..piece]).map(|escape| at + escape);
-            let escape = escapes.into_iter().find(|escape| self.may_go_on(data, from, *escape));
+            // What begins in this piece, and how long it is at least.
+            let reach = data.len().min(piece + self.patterns.shortest);
+            let mut escapes = memchr_iter(b'%', &data[at..reach]).map(|escape| at + escape).peekable();
+            let plain = escapes.peek().copied().unwrap_or(reach);
+            let mut escapes = escapes.take_while(|escape| *escape < piece);
+            let escape = escapes.find(|escape| self.may_go_on(data, from, *escape));
             let end = escape.unwrap_or(piece);
-            // A candidate that begins before the end may reach beyond it.
-            if let Some(found) = candidates.find(&data[at..data.len().min(end + CANDIDATE - 1)]) {
-                let start = end.min(at + found.start());
+            if let Some(start) = self.candidate(candidates, data, at..end, plain) {
                 return (start, start);
             }
             if let Some(escape) = escape {
@@ -222,6 +232,30 @@ impl Scan {
         }
         // The last bytes may begin a candidate.
         (tail, tail)
+    }
+
+    /// Where the first candidate begins that may begin a pattern, if before the end of `range`. Up to `plain` there is no escape.
+    fn candidate(
+        &self,
+        candidates: &packed::Searcher,
+        data: &[u8],
+        range: Range<usize>,
+        plain: usize,
+    ) -> Option<usize> {
+        let (mut at, end, plain) = (range.start, range.end, &data[..plain]);
+        let grams = self.patterns.grams.as_ref();
+        loop {
+            at = grams.map_or(at, |grams| grams.skip(plain, at));
+            if at >= end {
+                return None;
+            }
+            let near = grams.and_then(|grams| grams.near(plain, at)).map_or(end, |near| near.min(end));
+            // A candidate that begins before that may reach beyond it.
+            if let Some(found) = candidates.find(&data[at..data.len().min(near + CANDIDATE - 1)]) {
+                return Some(near.min(at + found.start()));
+            }
+            at = near;
+        }
     }
 
     /// Whether the escape at `at`, with what stands before it, may be the beginning of a pattern. What is too short for a
