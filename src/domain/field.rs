@@ -38,6 +38,11 @@ pub fn room(mut fields: HeaderMap, count: usize) -> HeaderMap {
     fields
 }
 
+/// Whether a line of `Connection` may name any; what it says in most answers names none.
+pub fn names_some(line: &HeaderValue) -> bool {
+    !["keep-alive", "close"].iter().any(|option| line.as_bytes().eq_ignore_ascii_case(option.as_bytes()))
+}
+
 /// The fields that `Connection` names: they are for one hop only (RFC 9110 §7.6.1). What is no name there names nothing.
 pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
     let lines = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);

@@ -7,7 +7,7 @@ use http::header::{
 use http::{Version, response};
 use smallvec::SmallVec;
 
-use crate::domain::field::nominated;
+use crate::domain::field::{names_some, nominated};
 
 /// Whether a response field never passes, whatever `Connection` names.
 fn never_passes(name: &str) -> bool {
@@ -70,8 +70,8 @@ impl Told {
             } else if *name == SET_COOKIE {
                 told.cookie = true;
             } else if *name == CONNECTION {
-                // Whatever else it names goes, too; where it says no more than it does in most answers, that is nothing.
-                names |= !KNOWN_OPTIONS.iter().any(|known| value.as_bytes().eq_ignore_ascii_case(known));
+                // Whatever else it names goes, too.
+                names |= names_some(value);
             }
             if never_passes(name.as_str()) {
                 told.gone.push(name.clone());
@@ -94,9 +94,6 @@ impl Told {
         }
     }
 }
-
-/// What a `Connection` line says in most answers.
-const KNOWN_OPTIONS: [&[u8]; 2] = [b"keep-alive", b"close"];
 
 /// To name these in `Connection` would be an attack, not a hop's business.
 const KEPT: [HeaderName; 3] = [CONTENT_LENGTH, CONTENT_TYPE, CACHE_CONTROL];

@@ -117,7 +117,10 @@ pub(super) fn parse(read: &mut BytesMut, request: &mut Request<RequestBody>) -> 
             return Err(malformed("invalid HTTP header parsed"));
         };
         told.by(&name, &value)?;
-        parts.headers.append(name, value);
+        // Said to us alone, in most answers: whoever gets it would only have to find it and take it out.
+        if name != CONNECTION || field::names_some(&value) {
+            parts.headers.append(name, value);
+        }
     }
     let framing = told.framing(parts.status, request.method());
     let stays = told.stays && framing != Framing::Close && !told.says_too_much(parts.status);

@@ -87,7 +87,12 @@ async fn by_hyper(
         let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
-        Ok((head.status.as_u16(), fields(&head.headers), body.into()))
+        let mut fields = fields(&head.headers);
+        // What is said to the connection alone goes no further than ours.
+        fields.retain(|(name, value)| {
+            name != "connection" || !["close", "keep-alive"].contains(&&*value.to_ascii_lowercase())
+        });
+        Ok((head.status.as_u16(), fields, body.into()))
     };
     tokio::join!(asked, connection).0
 }
@@ -347,6 +352,8 @@ fn answers() -> impl Strategy<Value = Vec<u8>> {
         "transfer-encoding: chunked\r\n",
         "transfer-encoding: gzip\r\n",
         "connection: close\r\n",
+        "Connection: Keep-Alive\r\n",
+        "connection: x-hop\r\n",
         "x: y\r\n",
         "x:\t y \r\n",
         "x: \u{e9}\n",
