@@ -19,7 +19,6 @@ use tokio_util::task::TaskTracker;
 use crate::domain::key::SecretKey;
 use crate::domain::quota::Quota;
 use crate::mock::service::State;
-use crate::mock::sync::lock;
 use crate::time;
 
 pub use crate::mock::faults::{Fault, Reset};
@@ -42,7 +41,6 @@ mod routes;
 mod seed;
 mod service;
 mod store;
-mod sync;
 
 /// How the stand-in behaves.
 #[derive(Debug, Clone)]
@@ -143,27 +141,27 @@ pub struct MockHandle {
 impl MockHandle {
     /// Requests received, whatever became of them.
     pub fn received(&self) -> u64 {
-        lock(&self.state.recorder).received
+        self.state.recorder.lock().received
     }
 
     /// Requests that the limit per key let pass and counted.
     pub fn counted(&self) -> u64 {
-        lock(&self.state.recorder).counted
+        self.state.recorder.lock().counted
     }
 
     /// Requests that either limit refused with 429. Those of a fault aren't among them.
     pub fn refused(&self) -> u64 {
-        lock(&self.state.recorder).refused
+        self.state.recorder.lock().refused
     }
 
     /// The last requests, oldest first, 10,000 at most.
     pub fn requests(&self) -> Vec<Record> {
-        lock(&self.state.recorder).report().requests
+        self.state.recorder.lock().report().requests
     }
 
     /// Forgets requests and counts. What the limits have counted stays counted.
     pub fn reset(&self) {
-        lock(&self.state.recorder).reset();
+        self.state.recorder.lock().reset();
     }
 
     /// Lets something go wrong.
@@ -171,12 +169,12 @@ impl MockHandle {
     /// # Errors
     /// What of the fault makes no sense, by the field's name.
     pub fn fault(&self, fault: Fault) -> Result<(), String> {
-        lock(&self.state.faults).add(fault)
+        self.state.faults.lock().add(fault)
     }
 
     /// Forgets the faults that still wait for their requests.
     pub fn clear_faults(&self) {
-        lock(&self.state.faults).clear();
+        self.state.faults.lock().clear();
     }
 }
 

@@ -6,9 +6,9 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
 
 use http::Response;
+use parking_lot::Mutex;
 use tower::util::BoxService;
 use tower::{Service, ServiceBuilder};
 
@@ -44,7 +44,7 @@ pub type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, 
 impl Pipeline {
     /// Serves one request. No layer has anyone wait until it is ready: each refuses, or waits as part of the request.
     pub fn serve(&self, arrival: Arrival) -> Answering {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).call(arrival)
+        self.0.lock().call(arrival)
     }
 }
 

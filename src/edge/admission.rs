@@ -4,11 +4,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 
 use crate::domain::client_ip::{ClientIp, ClientKey};
 use crate::telemetry::labels::RefusedConnection;
@@ -69,7 +70,7 @@ impl Admission {
     /// Counts it for its client too.
     fn count(&self, admitted: Admitted) -> Result<Admitted, RefusedConnection> {
         if let Some(client) = admitted.client {
-            let mut per_client = self.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut per_client = self.per_client.lock();
             let open = per_client.entry(client).or_default();
             *open += 1;
             if *open > self.bounds.load().max_per_ip {
@@ -123,7 +124,7 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         self.admission.closed();
         let Some(client) = self.client else { return };
-        let mut per_client = self.admission.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut per_client = self.admission.per_client.lock();
         if let Some(open) = per_client.get_mut(&client) {
             *open -= 1;
             if *open == 0 {

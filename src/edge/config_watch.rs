@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -128,7 +129,7 @@ impl ConfigWatch {
     /// Once more also where a folder is watched already: another may be in its place.
     async fn watch_folders(&self) {
         let (Some(folders), files) = (self.folders.clone(), self.files()) else { return };
-        let watch = move || folders.lock().unwrap_or_else(PoisonError::into_inner).watch(&files);
+        let watch = move || folders.lock().watch(&files);
         blocking(watch).await.unwrap_or_default();
     }
 }

@@ -7,11 +7,12 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::outbox::Sent;
@@ -89,14 +90,14 @@ impl Deadlines {
         if self.draining.load(Ordering::Relaxed) {
             watch.attention.call();
         }
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watch.clone());
+        self.watched.lock().push(watch.clone());
         watch
     }
 
     /// All connections are to finish what is in flight, and close; those that are made from now on too.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
-        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = self.watched.lock();
         watched.iter().for_each(|watch| watch.attention.call());
     }
 
@@ -104,7 +105,7 @@ impl Deadlines {
     pub fn sweep(&self) {
         let now = Timestamp::now();
         self.clock.store(now.0, Ordering::Relaxed);
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         watched.retain(|watch| Arc::strong_count(watch) > 1);
         for watch in watched.iter().filter(|watch| watch.passed(now).is_some()) {
             watch.attention.call();
@@ -161,7 +162,7 @@ struct Attention {
 
 impl Attention {
     fn listening(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listening.lock()
     }
 
     fn call(&self) {
@@ -310,7 +311,7 @@ impl Watch {
     }
 
     fn answers(&self) -> MutexGuard<'_, Vec<Arc<AtomicU64>>> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.answers.lock()
     }
 
     /// Whether that is so of when any answer last moved.
@@ -632,6 +633,6 @@ mod tests {
         let deadlines = Deadlines::default();
         drop(deadlines.watch(LIMITS, Sent::default()));
         deadlines.sweep();
-        assert!(deadlines.watched.lock().expect("unpoisoned").is_empty());
+        assert!(deadlines.watched.lock().is_empty());
     }
 }

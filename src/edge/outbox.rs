@@ -9,10 +9,11 @@
 use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -41,7 +42,7 @@ struct Due {
 
 impl Outbox {
     fn due(&self) -> MutexGuard<'_, Due> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Sends what is held, for as long as this is polled; it never ends.
@@ -135,7 +136,7 @@ struct Side {
 
 impl Side {
     fn with<T>(&self, act: impl FnOnce(&mut Outgoing) -> T) -> T {
-        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outgoing = self.outgoing.lock();
         let done = act(&mut outgoing);
         self.waits.store(outgoing.full || outgoing.failed.is_some(), Ordering::Release);
         done

@@ -6,7 +6,7 @@
 //! The address is chosen by configuration alone: nothing a caller sends decides where a connection goes.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ mod upload;
 pub use connect::Connector;
 use connect::{Connection, Stream};
 use http1::{Framing, Http1};
+use parking_lot::Mutex;
 
 /// An older connection gets no new request: the name it was made for may stand for another address by now.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -85,18 +86,14 @@ impl Upstream {
     /// Closes what has been idle, or there, for too long, and what upstream has closed; to be called every second or so.
     pub fn close_idle(&self) {
         let now = Instant::now();
-        lock(&self.0.idle).retain_mut(|idle| self.0.may_serve(idle, now) && idle.connection.is_quiet());
+        self.0.idle.lock().retain_mut(|idle| self.0.may_serve(idle, now) && idle.connection.is_quiet());
         // What is under way over it goes on: it closes after the last answer.
-        lock(&self.0.shared).take_if(|shared| is_old(shared.born, now));
+        self.0.shared.lock().take_if(|shared| is_old(shared.born, now));
     }
 }
 
 fn is_old(born: Instant, now: Instant) -> bool {
     now.duration_since(born) >= MAX_AGE
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Transport for Upstream {
@@ -133,7 +130,7 @@ impl Transport for Upstream {
             }
         };
         if let Connection::Http2(sender, born) = &connection {
-            *lock(&self.0.shared) = Some(Shared { sender: sender.clone(), born: *born });
+            *self.0.shared.lock() = Some(Shared { sender: sender.clone(), born: *born });
         }
         journal.written(true);
         self.0.send_over(connection, request).await.map_err(|(mut error, unsent)| {
@@ -146,13 +143,13 @@ impl Transport for Upstream {
 impl Pool {
     /// A connection that is ready, the one used last first: the rest can grow old.
     fn checkout(&self) -> Option<Connection> {
-        if let Some(shared) = lock(&self.shared).as_ref()
+        if let Some(shared) = self.shared.lock().as_ref()
             && !shared.sender.is_closed()
             && !is_old(shared.born, this_turn())
         {
             return Some(Connection::Http2(shared.sender.clone(), shared.born));
         }
-        let (mut idle, now) = (lock(&self.idle), this_turn());
+        let (mut idle, now) = (self.idle.lock(), this_turn());
         while let Some(mut candidate) = idle.pop() {
             if self.may_serve(&candidate, now) && candidate.connection.is_quiet() {
                 return Some(Connection::Http1(candidate.connection));
@@ -170,7 +167,7 @@ impl Pool {
         if is_old(connection.born, since) {
             return;
         }
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle.lock();
         if idle.len() < self.max_idle {
             idle.push(Idle { connection, since });
         }
@@ -178,7 +175,7 @@ impl Pool {
 
     /// A shared connection that takes no more requests is not offered again.
     fn forget(&self, of: Instant) {
-        lock(&self.shared).take_if(|shared| shared.born == of);
+        self.shared.lock().take_if(|shared| shared.born == of);
     }
 
     /// Sends over one connection; where surely nothing was written, the request comes back.

@@ -3,10 +3,11 @@
 use std::fmt::{self, Display, Formatter};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use http::{HeaderValue, Request};
 use opentelemetry::trace::SpanContext;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{CacheStatus, EnvironmentHandle};
@@ -264,6 +265,6 @@ impl Journal {
     }
 
     fn notes<T>(&self, with: impl FnOnce(&mut Notes) -> T) -> T {
-        with(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+        with(&mut self.notes.lock())
     }
 }

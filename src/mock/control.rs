@@ -8,7 +8,6 @@ use crate::mock::answer::Answer;
 use crate::mock::body;
 use crate::mock::faults::Fault;
 use crate::mock::service::State;
-use crate::mock::sync::lock;
 
 /// What paths of the control begin with.
 pub(crate) const PREFIX: &str = "/_mock/";
@@ -19,26 +18,26 @@ pub(crate) async fn answer(state: &State, request: Request<Incoming>) -> Answer 
     let done = || Answer::json(StatusCode::OK, &json!({"ok": true}));
     match (&head.method, head.uri.path()) {
         (&Method::GET, "/_mock/requests") => {
-            let report = lock(&state.recorder).report();
+            let report = state.recorder.lock().report();
             Answer::json(StatusCode::OK, &report)
         }
         (&Method::DELETE, "/_mock/requests") => {
-            lock(&state.recorder).reset();
+            state.recorder.lock().reset();
             done()
         }
         (&Method::GET, "/_mock/faults") => {
-            let waiting = lock(&state.faults).waiting();
+            let waiting = state.faults.lock().waiting();
             Answer::json(StatusCode::OK, &json!({"faults": waiting}))
         }
         (&Method::POST, "/_mock/faults") => {
             let fault = serde_json::from_slice::<Fault>(&body).map_err(|error| error.to_string());
-            match fault.and_then(|fault| lock(&state.faults).add(fault)) {
+            match fault.and_then(|fault| state.faults.lock().add(fault)) {
                 Ok(()) => done(),
                 Err(error) => refused(StatusCode::BAD_REQUEST, &error),
             }
         }
         (&Method::DELETE, "/_mock/faults") => {
-            lock(&state.faults).clear();
+            state.faults.lock().clear();
             done()
         }
         _ => refused(

@@ -1,11 +1,11 @@
 //! The life of a request at the stand-in, in the order of the API: record, edge limit, authentication, limit, route.
 
 use std::net::IpAddr;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 
 use crate::domain::key::SecretKey;
 use crate::mock::Options;
@@ -20,7 +20,6 @@ use crate::mock::query::Query;
 use crate::mock::record::Recorder;
 use crate::mock::seed::Item;
 use crate::mock::store::Store;
-use crate::mock::sync::lock;
 use crate::time::{self, Timestamp};
 
 /// All that the stand-in remembers.
@@ -51,13 +50,13 @@ impl State {
     /// Answers a request of `peer`; the fault that it met is the connection's to act out.
     pub(crate) async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> (Answer, Option<Fault>) {
         let (head, incoming) = request.into_parts();
-        let number = lock(&self.recorder).receive(&head.method, &head.uri, &head.headers);
-        let admitted = lock(&self.egress).take(&peer, Timestamp::now()).allowed;
+        let number = self.recorder.lock().receive(&head.method, &head.uri, &head.headers);
+        let admitted = self.egress.lock().take(&peer, Timestamp::now()).allowed;
         let (mut answer, fault) = if admitted {
-            let fault = lock(&self.faults).take(&head.method, head.uri.path());
+            let fault = self.faults.lock().take(&head.method, head.uri.path());
             (self.api(&head, incoming, fault.as_ref()).await, fault)
         } else {
-            lock(&self.recorder).refused += 1;
+            self.recorder.lock().refused += 1;
             drain(incoming).await;
             (Answer::edge(), None)
         };
@@ -70,7 +69,7 @@ impl State {
         }
         let silent = fault.as_ref().is_some_and(|fault| fault.reset == Some(Reset::Before));
         if !silent {
-            lock(&self.recorder).answered(number, answer.status.as_u16());
+            self.recorder.lock().answered(number, answer.status.as_u16());
         }
         (answer, fault)
     }
@@ -102,7 +101,7 @@ impl State {
         if caller.publishable {
             answer.cors(&head.headers);
         }
-        answer.rate_limit(lock(&self.limits).quota(), &verdict);
+        answer.rate_limit(self.limits.lock().quota(), &verdict);
         answer
     }
 
@@ -122,7 +121,7 @@ impl State {
             answer.powered_by();
             Box::new(answer)
         })?;
-        let mut limits = lock(&self.limits);
+        let mut limits = self.limits.lock();
         let quota = limits.quota();
         let verdict = match refusal {
             Some(StatusCode::TOO_MANY_REQUESTS) => {
@@ -130,7 +129,7 @@ impl State {
             }
             _ => limits.take(&caller.organization, Timestamp::now()),
         };
-        let mut recorder = lock(&self.recorder);
+        let mut recorder = self.recorder.lock();
         if verdict.allowed {
             recorder.counted += 1;
             return Ok((caller, verdict));

@@ -4,11 +4,11 @@
 //! forgotten and its item is again as it was seeded.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use crate::mock::page::{Cursor, PageRequest};
 use crate::mock::seed::{self, Item, Naming};
-use crate::mock::sync::lock;
 use crate::time;
 
 /// Every collection of the API, by its concrete path.
@@ -74,7 +74,7 @@ impl Store {
 
     pub(crate) fn get(&self, of: Collection<'_>, id: &str) -> Option<Item> {
         let slot = of.slot(id);
-        let written = lock(&self.writes).read(of.path, slot);
+        let written = self.writes.lock().read(of.path, slot);
         match written {
             Some(item) => item,
             None => (slot < self.items).then(|| seed::item(of.naming, of.path, slot)),
@@ -83,19 +83,19 @@ impl Store {
 
     /// The one object behind a path that names no item, such as `/instance`.
     pub(crate) fn single(&self, of: Collection<'_>) -> Item {
-        let written = lock(&self.writes).read(of.path, 0);
+        let written = self.writes.lock().read(of.path, 0);
         written.flatten().unwrap_or_else(|| seed::item(of.naming, of.path, 0))
     }
 
     /// Merges `changes` into that one object.
     pub(crate) fn update_single(&self, of: Collection<'_>, changes: Item) -> Item {
         let item = merge(self.single(of), changes);
-        lock(&self.writes).write(of.path, 0, Some(item.clone()));
+        self.writes.lock().write(of.path, 0, Some(item.clone()));
         item
     }
 
     pub(crate) fn create(&self, of: Collection<'_>, changes: Item) -> Item {
-        let mut writes = lock(&self.writes);
+        let mut writes = self.writes.lock();
         let slot = self.items.saturating_add(writes.created).min(FOREIGN - 1);
         writes.created += 1;
         let blank = seed::blank(of.naming, seed::id(of.naming, of.path, slot), &seed::iso(time::unix_now()));
@@ -106,7 +106,7 @@ impl Store {
 
     pub(crate) fn update(&self, of: Collection<'_>, id: &str, changes: Item) -> Option<Item> {
         let item = merge(self.get(of, id)?, changes);
-        lock(&self.writes).write(of.path, of.slot(id), Some(item.clone()));
+        self.writes.lock().write(of.path, of.slot(id), Some(item.clone()));
         Some(item)
     }
 
@@ -115,13 +115,13 @@ impl Store {
         let now = seed::iso(time::unix_now());
         let item = self.get(of, id).unwrap_or_else(|| seed::blank(of.naming, id.to_owned(), &now));
         let item = merge(item, changes);
-        lock(&self.writes).write(of.path, of.slot(id), Some(item.clone()));
+        self.writes.lock().write(of.path, of.slot(id), Some(item.clone()));
         item
     }
 
     pub(crate) fn delete(&self, of: Collection<'_>, id: &str) -> Option<Item> {
         let item = self.get(of, id)?;
-        lock(&self.writes).write(of.path, of.slot(id), None);
+        self.writes.lock().write(of.path, of.slot(id), None);
         Some(item)
     }
 
@@ -134,7 +134,7 @@ impl Store {
         request: &PageRequest,
         keep: impl Fn(&Item) -> bool,
     ) -> Page {
-        let writes = lock(&self.writes);
+        let writes = self.writes.lock();
         let none = BTreeMap::new();
         let written = writes.collections.get(of.path).unwrap_or(&none);
         let gone = |slot: &u64| written.get(slot).is_some_and(|written| written.item.is_none());

@@ -1,9 +1,10 @@
 //! What runs: the parts that last, and what the configuration in force makes of them.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
@@ -97,11 +98,11 @@ impl Engine {
 
     /// How the last reload went.
     pub(super) fn reload_status(&self) -> ReloadStatus {
-        lock(&self.reload).clone()
+        self.reload.lock().clone()
     }
 
     pub(super) fn set_reload_status(&self, status: ReloadStatus) {
-        *lock(&self.reload) = status;
+        *self.reload.lock() = status;
     }
 
     /// Puts another configuration in force, in one step for all workers. Nothing here fails.
@@ -112,7 +113,7 @@ impl Engine {
         self.lasting.places.resize(config.server.max_in_flight);
         self.admission.bound(bounds(config));
         self.access.store(Arc::new(access(config)));
-        let mut old = lock(&self.wire);
+        let mut old = self.wire.lock();
         let same = old.is_like(&wire);
         // Connections to upstream stay where it is the same upstream.
         let pool = |worker: usize| match same {
@@ -127,10 +128,6 @@ impl Engine {
         self.current.swap(next);
         self.setup.store(Arc::new(setup));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn in_force(

@@ -10,8 +10,8 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -30,6 +30,7 @@ use crate::time::{Timestamp, whole_seconds};
 mod recent;
 mod sharing;
 
+use parking_lot::{Mutex, MutexGuard};
 use recent::Recent;
 
 /// The limit per client IP.
@@ -170,7 +171,7 @@ impl Table {
     fn shard(&self, key: &ClientKey) -> MutexGuard<'_, Shard> {
         // The high bits choose the shard, because the map inside uses the low ones.
         let shard = usize::try_from(self.hasher.hash_one(key) >> 58).unwrap_or_default();
-        lock(&self.shards[shard % SHARDS])
+        self.shards[shard % SHARDS].lock()
     }
 }
 
@@ -187,10 +188,6 @@ impl Shard {
         }
         self.arrivals.len() >= most
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The table as a limiter sees it, which counts from the moment it was made.
@@ -274,13 +271,13 @@ impl ShrinkableKeyedStateStore<ClientKey> for Shared {
     fn retain_recent(&self, drop_below: Nanos) {
         let drop_below = drop_below.as_u64().saturating_add(self.since);
         for shard in &self.table.shards {
-            lock(shard).arrivals.retain(|_, arrival| *arrival > drop_below);
+            shard.lock().arrivals.retain(|_, arrival| *arrival > drop_below);
         }
     }
 
     fn shrink_to_fit(&self) {
         for shard in &self.table.shards {
-            let arrivals = &mut lock(shard).arrivals;
+            let arrivals = &mut shard.lock().arrivals;
             // Only where it pays: a steady number of clients is not moved about every few seconds.
             if arrivals.capacity() > 64 && arrivals.capacity() > arrivals.len() * 4 {
                 arrivals.shrink_to_fit();
@@ -289,7 +286,7 @@ impl ShrinkableKeyedStateStore<ClientKey> for Shared {
     }
 
     fn len(&self) -> usize {
-        self.table.shards.iter().map(|shard| lock(shard).arrivals.len()).sum()
+        self.table.shards.iter().map(|shard| shard.lock().arrivals.len()).sum()
     }
 
     fn is_empty(&self) -> bool {

@@ -5,10 +5,11 @@
 //! one of another are served one by one in turns.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -40,8 +41,8 @@ impl Queues {
     /// environment stood in one.
     pub fn of(&self, budget: BudgetId, window: Duration, before: Option<&Arc<Queue>>) -> Arc<Queue> {
         let make = || before.cloned().unwrap_or_else(|| Arc::new(Queue::new(window, self.bell.clone())));
-        let queue = lock(&self.queues).entry(budget).or_insert_with(make).clone();
-        lock(&queue.shares).count_over(Timestamp::now().0, nanos(window));
+        let queue = self.queues.lock().entry(budget).or_insert_with(make).clone();
+        queue.shares.lock().count_over(Timestamp::now().0, nanos(window));
         queue
     }
 }
@@ -112,12 +113,12 @@ impl Queue {
 
     /// `client` asks for some of the budget: it is active from now on. What is held back from it.
     pub fn ask(&self, client: ClientKey, rule: Rule) -> u32 {
-        lock(&self.shares).ask(Timestamp::this_turn().0, client, rule)
+        self.shares.lock().ask(Timestamp::this_turn().0, client, rule)
     }
 
     /// What is held back from `client`.
     pub fn held_back(&self, client: ClientKey, rule: Rule) -> u32 {
-        let mut shares = lock(&self.shares);
+        let mut shares = self.shares.lock();
         // As for most: nothing is held back from who is alone.
         if shares.active() < 2 { 0 } else { shares.held_back(Timestamp::this_turn().0, client, rule) }
     }
@@ -125,13 +126,13 @@ impl Queue {
     /// `client` spent one, and when that was.
     pub fn spend(&self, client: ClientKey) -> Timestamp {
         let now = Timestamp::this_turn();
-        lock(&self.shares).spend(now.0, client);
+        self.shares.lock().spend(now.0, client);
         now
     }
 
     /// What `client` [spent](Self::spend) at `spent_at` was given back.
     pub fn refund(&self, client: ClientKey, spent_at: Timestamp) {
-        lock(&self.shares).refund(spent_at.0, client);
+        self.shares.lock().refund(spent_at.0, client);
     }
 
     /// The first moment at which each of `budgets` has a slot for `client` behind `ahead` others, were nothing more spent or
@@ -144,7 +145,7 @@ impl Queue {
         client: ClientKey,
         rule: Rule,
     ) -> Timestamp {
-        let steps = lock(&self.shares).steps(Timestamp::this_turn().0, client, rule);
+        let steps = self.shares.lock().steps(Timestamp::this_turn().0, client, rule);
         let mut slot = Timestamp::default();
         for (at, (from, held_back)) in steps.iter().enumerate() {
             let held = |budget: usize| if budget == 0 { *held_back } else { 0 };
@@ -224,10 +225,6 @@ impl Drop for Place {
 
 fn nanos(window: Duration) -> u64 {
     u64::try_from(window.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

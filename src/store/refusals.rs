@@ -3,7 +3,7 @@
 //! What was sent before the gate shut and is refused after it belongs to the same refusal: ten requests in flight are not ten
 //! refusals in a row. And what was sent before it and is answered says nothing of how it is now.
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::time::Timestamp;
 
@@ -38,8 +38,8 @@ impl Refusals {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
     }
 }
 

@@ -1,9 +1,11 @@
 //! The secret keys of an environment: which one is sent, and how old each is. Outlives pipelines, as what was learned of
 //! a key must not be forgotten by a reload.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::domain::environment::Environment;
 use crate::domain::key::KeyDigest;
@@ -118,7 +120,7 @@ impl Secrets {
     }
 
     fn rotation(&self) -> MutexGuard<'_, Rotation> {
-        self.rotation.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rotation.lock()
     }
 }
 

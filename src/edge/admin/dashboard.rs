@@ -5,7 +5,7 @@
 //! here whole, and works without a script; a script of its own puts in what the stream brings.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -19,6 +19,7 @@ use axum::{Json, Router};
 use futures_util::{StreamExt, stream};
 use http::header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -103,7 +104,7 @@ impl Dashboard {
 
     /// The figures, taken now or not longer ago than `fresh`.
     fn sample(&self, fresh: Duration) -> Arc<Figures> {
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.samples.lock();
         match &samples.last {
             Some((at, figures)) if at.elapsed() < fresh => figures.clone(),
             _ => {

@@ -51,7 +51,7 @@ impl Host {
 fn pool(addresses: &Arc<Mutex<Vec<SocketAddr>>>, timeout: Duration) -> Upstream {
     let addresses = addresses.clone();
     let lookup: Lookup = Arc::new(move |_, _| {
-        let found = lock(&addresses).clone();
+        let found = addresses.lock().clone();
         Box::pin(async move { Ok(found) })
     });
     let connector =
@@ -85,15 +85,15 @@ async fn a_busy_pool_follows_its_name_to_another_address_within_a_minute() {
     let addresses = Arc::new(Mutex::new(vec![old.address]));
     let pool = pool(&addresses, SOON);
     assert_eq!(ask(&pool).await.as_deref(), Ok("old"));
-    *lock(&addresses) = vec![new.address];
+    *addresses.lock() = vec![new.address];
     pass(MAX_AGE / 2).await;
     assert_eq!(ask(&pool).await.as_deref(), Ok("old"), "a connection is worth keeping");
     pass(MAX_AGE / 2).await;
     assert_eq!(ask(&pool).await.as_deref(), Ok("new"));
-    assert_eq!(lock(&pool.0.idle).len(), 1);
+    assert_eq!(pool.0.idle.lock().len(), 1);
     pass(MAX_AGE).await;
     pool.close_idle();
-    assert!(lock(&pool.0.idle).is_empty(), "and an idle one is closed");
+    assert!(pool.0.idle.lock().is_empty(), "and an idle one is closed");
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn a_pool_recovers_when_its_host_goes_and_comes_back_elsewhere() {
     while ask(&pool).await == Ok("old".to_owned()) {}
     assert_eq!(ask(&pool).await, Err(UpstreamFault::ConnectionRefused));
     let new = Host::at("127.0.0.2:0", "new").await;
-    *lock(&addresses) = vec![new.address];
+    *addresses.lock() = vec![new.address];
     pass(Duration::from_secs(1)).await;
     assert_eq!(ask(&pool).await.as_deref(), Ok("new"));
 }
@@ -120,7 +120,7 @@ async fn one_address_of_several_that_is_dead_costs_no_request() -> io::Result<()
     for dead in [vec![hole.address], vec![refused], vec![hole.address, refused, hole.address]] {
         let addresses = Arc::new(Mutex::new([dead, vec![alive.address]].concat()));
         assert_eq!(ask(&pool(&addresses, SOON)).await.as_deref(), Ok("alive"));
-        lock(&addresses).reverse();
+        addresses.lock().reverse();
         assert_eq!(ask(&pool(&addresses, SOON)).await.as_deref(), Ok("alive"));
     }
     Ok(())

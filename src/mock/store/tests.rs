@@ -92,7 +92,7 @@ fn only_so_much_is_remembered() {
     for _ in 0..6 {
         store.create(of, changes(json!({"name": large})));
     }
-    let writes = lock(&store.writes);
+    let writes = store.writes.lock();
     assert!(writes.bytes <= MAX_BYTES && writes.order.len() < 6, "{} bytes", writes.bytes);
     let kept: usize = writes.collections.values().flat_map(|slots| slots.values()).map(|w| w.bytes).sum();
     assert_eq!(kept, writes.bytes);

@@ -1,8 +1,9 @@
 //! Who fetches which page in this process, and who waits for it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::fill::Common;
@@ -15,7 +16,7 @@ pub struct Fills(Mutex<HashMap<PageKey, watch::Sender<Option<Common>>>>);
 
 impl Fills {
     fn lock(&self) -> MutexGuard<'_, HashMap<PageKey, watch::Sender<Option<Common>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Joins the fill of a page, as its leader where there is none.

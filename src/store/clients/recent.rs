@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 use foldhash::fast::RandomState;
+use parking_lot::{Mutex, MutexGuard};
 
-use super::{SHARDS, SWEEP, lock};
+use super::{SHARDS, SWEEP};
 use crate::domain::client_ip::ClientKey;
 
 /// Clients that a shard counts.
@@ -57,7 +57,7 @@ impl Default for Recent {
 impl Recent {
     fn shard(&self, key: ClientKey) -> MutexGuard<'_, Shard> {
         let shard = usize::try_from(self.hasher.hash_one(key) >> 58).unwrap_or_default();
-        lock(&self.shards[shard % SHARDS])
+        self.shards[shard % SHARDS].lock()
     }
 
     /// `cells` more of `key`.
@@ -77,7 +77,7 @@ impl Recent {
         }
         spent.cells = spent.cells.saturating_add(cells);
         if !spent.told && spent.cells >= noteworthy {
-            let mut fresh = lock(&self.fresh);
+            let mut fresh = self.fresh.lock();
             if fresh.len() < TOLD {
                 spent.told = true;
                 fresh.push(key);
@@ -93,7 +93,7 @@ impl Recent {
 
     /// Who came so far since the last call.
     pub(super) fn fresh(&self) -> Vec<ClientKey> {
-        std::mem::take(&mut *lock(&self.fresh))
+        std::mem::take(&mut *self.fresh.lock())
     }
 
     /// What `key` spent.
@@ -164,7 +164,7 @@ mod tests {
         for address in 0..200_000 {
             recent.add(ClientKey(address), 1, 0);
         }
-        let counted = || recent.shards.iter().map(|shard| lock(shard).spent.len()).sum::<usize>();
+        let counted = || recent.shards.iter().map(|shard| shard.lock().spent.len()).sum::<usize>();
         assert!(counted() <= MOST * SHARDS, "{}", counted());
         let late = ClientKey(1 << 40);
         recent.add(late, 100, SWEEP);

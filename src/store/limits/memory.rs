@@ -1,7 +1,8 @@
 //! Budgets in this process, all under one lock, so that a draw from several is one step.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{BudgetId, BudgetView, Charge, Draw, LimitStore, Refused};
 use crate::domain::budget::{Budget, Snapshot, Told, Wanted};
@@ -77,7 +78,7 @@ impl MemoryLimits {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
         // A budget is valid after every step, so a panic elsewhere leaves it usable.
-        self.budgets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.budgets.lock()
     }
 
     fn with<T>(&self, budget: BudgetId, with: impl FnOnce(&mut Budget) -> T) -> T {

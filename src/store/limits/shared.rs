@@ -5,9 +5,10 @@
 //! exchange is under way at a time; whatever comes up meanwhile goes with the next, so that a busy replica asks less often than
 //! it sends.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 
 use super::{BudgetId, BudgetView, Charge, Draw, EGRESS, LimitStore, Refused};
@@ -141,7 +142,7 @@ impl<L: Link> SharedLimits<L> {
 impl<L> Inner<L> {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is valid after every step, so a panic elsewhere leaves it usable.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn urge(&self, state: &mut State) {

@@ -9,11 +9,12 @@
 //! A replica whose lease has lapsed asks for another before it answers; one that is cut off goes on without, and says so.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use redis::{FromRedisValue, Value};
 use tokio::sync::{Notify, watch};
 
@@ -228,11 +229,11 @@ impl<L: Link> Generations<L> {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+        self.known.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Known> {
-        self.known.write().unwrap_or_else(PoisonError::into_inner)
+        self.known.write()
     }
 }
 
@@ -247,7 +248,7 @@ struct Storing<'a> {
 impl Drop for Storing<'_> {
     fn drop(&mut self) {
         if !self.done {
-            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known.write();
             known.failed(self.budget, self.collections);
         }
     }
@@ -340,7 +341,7 @@ impl Acknowledged {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use futures_util::FutureExt;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
+use parking_lot::RwLock;
 
 use super::{Claim, Entry, Fetched, Generation, Lease, Page, PageStore, Usage};
 use crate::domain::page_key::PageKey;
@@ -58,7 +58,7 @@ impl MemoryPages {
     }
 
     fn known_generation(&self, budget: &str, collection: &str) -> Generation {
-        let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
+        let generations = self.generations.read();
         let found = generations.get(budget).and_then(|collections| collections.get(collection));
         let number = found.map_or(0, |generation| generation.load(Ordering::Acquire));
         Generation { number, known: true }
@@ -107,7 +107,7 @@ impl PageStore for MemoryPages {
     }
 
     async fn invalidate(&self, budget: &str, collections: &[String]) {
-        let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
+        let mut generations = self.generations.write();
         let known = generations.entry(budget.to_owned()).or_default();
         for collection in collections {
             known.entry(collection.to_owned()).or_default().fetch_add(1, Ordering::AcqRel);

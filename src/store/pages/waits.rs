@@ -1,8 +1,8 @@
 //! Who waits in this process for pages that other replicas are fetching.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// What is heard of a page.
@@ -39,7 +39,7 @@ impl Waits {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<oneshot::Sender<Word>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -4,12 +4,12 @@
 //! first served. Whoever leaves, however that happens, frees the place and passes the turn on.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::lock;
 use crate::domain::client_ip::ClientKey;
 use crate::time::Instant;
 
@@ -48,14 +48,14 @@ impl Turns {
         if self.waiting() == 0 {
             return 0;
         }
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let mine = state.places.get(&client).copied().unwrap_or(0);
         let others = state.places.iter().filter(|(other, _)| **other != client);
         mine + others.map(|(_, places)| (*places).min(mine + 1)).sum::<u32>()
     }
 
     pub(super) fn enter(self: &Arc<Self>, client: ClientKey, per_client: usize) -> Option<Place> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let mine = state.places.get(&client).copied().unwrap_or(0);
         if mine as usize >= per_client {
             return None;
@@ -84,12 +84,12 @@ impl Turns {
         if self.waiting() == 0 {
             return None;
         }
-        lock(&self.state).since.first_key_value().map(|(_, since)| *since)
+        self.state.lock().since.first_key_value().map(|(_, since)| *since)
     }
 
     /// Gives the turn to the next client's first in line.
     fn pass(self: &Arc<Self>) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         while let Some(client) = state.round.pop_front() {
             let Some(mut line) = state.lines.remove(&client) else { continue };
             let next = line.pop_front();
@@ -109,7 +109,7 @@ impl Turns {
 
     #[cfg(test)]
     pub(super) fn is_forgotten(&self) -> bool {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         !state.taken
             && state.round.is_empty()
             && state.lines.is_empty()
@@ -157,7 +157,7 @@ impl Drop for Place {
         // First of all, so that the line below is known to have left it.
         drop(self.waits.take());
         drop(self.turn.take());
-        let mut state = lock(&self.turns.state);
+        let mut state = self.turns.state.lock();
         self.turns.waiting.fetch_sub(1, Ordering::Relaxed);
         state.since.remove(&self.number);
         if let Some(mine) = state.places.get_mut(&self.client) {
