@@ -14,6 +14,10 @@ use std::time::Duration;
 use tokio::time::error::Elapsed;
 pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
+mod timers;
+
+pub use timers::Timers;
+
 /// As [`timeout_at`], for what is most often there at once: a timer is made only where there is something to wait for.
 ///
 /// # Errors
@@ -35,7 +39,7 @@ thread_local! {
 enum Turn {
     None,
     Unasked,
-    Since(Instant),
+    Since(Instant, Timestamp),
 }
 
 /// Polls a task: until that is over, [`this_turn`] asks the clock once.
@@ -59,7 +63,7 @@ pub fn this_turn() -> Instant {
     match TURN.get() {
         Turn::None => Instant::now(),
         Turn::Unasked => look(),
-        Turn::Since(moment) => moment,
+        Turn::Since(moment, _) => moment,
     }
 }
 
@@ -67,7 +71,7 @@ pub fn this_turn() -> Instant {
 pub fn look() -> Instant {
     let now = Instant::now();
     if !matches!(TURN.get(), Turn::None) {
-        TURN.set(Turn::Since(now));
+        TURN.set(Turn::Since(now, Timestamp::of(now)));
     }
     now
 }
@@ -87,7 +91,11 @@ impl Timestamp {
 
     /// See [`this_turn`].
     pub fn this_turn() -> Self {
-        Self::of(this_turn())
+        let now = this_turn();
+        match TURN.get() {
+            Turn::Since(_, moment) => moment,
+            Turn::None | Turn::Unasked => Self::of(now),
+        }
     }
 
     /// `instant` on this scale.

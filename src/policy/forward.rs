@@ -28,7 +28,7 @@ use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::{Label, UpstreamFailure};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{AttemptSpan, Sent};
-use crate::time::{Instant, Timestamp, ready_by, this_turn, timeout_at};
+use crate::time::{Instant, Timers, Timestamp, ready_by, this_turn};
 
 mod fields;
 mod receipt;
@@ -117,10 +117,11 @@ struct Shared {
     metrics: Arc<Metrics>,
     health: Arc<UpstreamHealth>,
     traces: Option<Sent>,
+    timers: Timers,
 }
 
 impl ForwardLayer {
-    /// Sends by `rules`.
+    /// Sends by `rules`, from one worker.
     pub fn new(
         rules: Rules,
         metrics: Arc<Metrics>,
@@ -129,7 +130,8 @@ impl ForwardLayer {
     ) -> Self {
         // An authority is ASCII without control characters.
         let host = HeaderValue::from_str(rules.authority.as_str()).unwrap_or(HeaderValue::from_static(""));
-        Self(Arc::new(Shared { rules, host, metrics, health, traces }))
+        let timers = Timers::default();
+        Self(Arc::new(Shared { rules, host, metrics, health, traces, timers }))
     }
 }
 
@@ -185,8 +187,8 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
                 Some(_) => exchange.deadline,
                 None => exchange.deadline.min(call.started + shared.rules.attempt_timeout),
             };
-            let outcome = timeout_at(due, transport.send(request, journal)).await;
-            let answer = shared.received(outcome.unwrap_or_else(|_| Err(call.too_late())), &call, span)?;
+            let outcome = shared.timers.by(due, transport.send(request, journal)).await;
+            let answer = shared.received(outcome.unwrap_or_else(|| Err(call.too_late())), &call, span)?;
             let mut accepted = shared.accept(answer, &call);
             if let Ok(response) = &mut accepted
                 && let Err(failure) = read_ahead(response, due).await
