@@ -11,7 +11,7 @@ use metorial_proxy::body::{Arriving, RequestBody, ResponseBody};
 use metorial_proxy::config::{self, Config, Sources, Variables};
 use metorial_proxy::exchange::{Arrival, Journal};
 use metorial_proxy::pipeline::Pipeline;
-use metorial_proxy::policy::forward::{Answer, Transport, TransportError};
+use metorial_proxy::policy::forward::{Answer, Outgoing, Transport, TransportError};
 use metorial_proxy::server;
 use tokio::runtime::Runtime;
 
@@ -177,7 +177,7 @@ impl Memory {
 }
 
 impl Transport for Memory {
-    async fn send(&self, _: Box<Request<RequestBody>>, _: &Journal) -> Result<Answer, Box<TransportError>> {
+    async fn send(&self, _: &mut Outgoing, _: &Journal) -> Result<Answer, Box<TransportError>> {
         let (mut head, ()) = Response::new(()).into_parts();
         head.headers.clone_from(&self.0.headers);
         Ok(Answer { head, body: Arriving::Held(RequestBody::Held(self.0.body.clone())), lease: None })

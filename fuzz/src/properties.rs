@@ -9,11 +9,10 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use http::Method;
 use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request};
 use ipnet::IpNet;
-use metorial_proxy::body::RequestBody;
 use metorial_proxy::config::{Sources, load};
 use metorial_proxy::domain::cache_control::Directives;
 use metorial_proxy::domain::client_ip::{X_FORWARDED_FOR, client_ip as find};
@@ -26,6 +25,7 @@ use metorial_proxy::edge::proxy_protocol::{Parsed, parse};
 use metorial_proxy::edge::upstream::http1::Http1;
 use metorial_proxy::edge::wire::http1::{Reader, Stop};
 use metorial_proxy::edge::wire::http2::Counts;
+use metorial_proxy::policy::forward::Outgoing;
 use metorial_proxy::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -590,9 +590,8 @@ struct Outcome {
 /// What is made of it; `None` where there is no head.
 fn answer(connection: &mut Http1<Said>, method: &Method) -> Option<Outcome> {
     let mut cx = Context::from_waker(Waker::noop());
-    let mut request = Request::new(RequestBody::Empty);
-    *request.method_mut() = method.clone();
-    request.headers_mut().insert("x-request", HeaderValue::from_static("of the request"));
+    let mut request = Outgoing::new(method.clone(), PathAndQuery::from_static("/"));
+    request.room.insert("x-request", HeaderValue::from_static("of the request"));
     let Poll::Ready(Ok(mut head)) = pin!(connection.ask(&mut request)).poll(&mut cx) else { return None };
     let (mut body, mut end) = (Vec::new(), None);
     if let Some(whole) = connection.whole(&mut head) {

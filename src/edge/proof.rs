@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue};
 use http::uri::Authority;
-use http::{Method, Request, StatusCode};
+use http::{Method, StatusCode};
 
-use crate::body::RequestBody;
 use crate::domain::key::SecretKey;
 use crate::domain::ratelimit::{self, UPSTREAM_FIELDS};
 use crate::exchange::Journal;
-use crate::policy::forward::Transport;
+use crate::policy::forward::{Outgoing, Transport};
 use crate::policy::inject;
 use crate::store::limits::{BudgetId, Draw, LimitStore};
 use crate::telemetry::health::UpstreamHealth;
@@ -58,7 +57,7 @@ pub struct Prover<'a, L, T> {
 impl<L: LimitStore, T: Transport> Prover<'_, L, T> {
     /// Asks with `key`, for `environment`, on these budgets: its own and that of our address.
     pub async fn prove(&self, key: &SecretKey, environment: &str, budgets: [BudgetId; 2]) -> Verdict {
-        let Some(request) = self.request(key) else {
+        let Some(mut request) = self.request(key) else {
             return Verdict::Unknown("it cannot be sent in a field".into());
         };
         let due = Instant::now() + PATIENCE;
@@ -78,7 +77,7 @@ impl<L: LimitStore, T: Transport> Prover<'_, L, T> {
         };
         let journal = Journal::of("req_reload");
         let started = Instant::now();
-        let answer = timeout(self.attempt_timeout, self.transport.send(request, &journal)).await;
+        let answer = timeout(self.attempt_timeout, self.transport.send(&mut request, &journal)).await;
         match answer {
             Ok(Ok(answer)) => {
                 let (status, fields) = (answer.head.status, &answer.head.headers);
@@ -112,13 +111,13 @@ impl<L: LimitStore, T: Transport> Prover<'_, L, T> {
         }
     }
 
-    fn request(&self, key: &SecretKey) -> Option<Box<Request<RequestBody>>> {
-        let mut request = Box::new(Request::new(RequestBody::Empty));
-        *request.uri_mut() = format!("{}{PATH}", self.base_path).parse().ok()?;
-        let fields = request.headers_mut();
-        fields.insert(HOST, HeaderValue::from_str(self.authority.as_str()).ok()?);
-        fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        fields.insert(AUTHORIZATION, inject::field(key)?);
+    fn request(&self, key: &SecretKey) -> Option<Outgoing> {
+        let mut request = Outgoing::new(Method::GET, format!("{}{PATH}", self.base_path).parse().ok()?);
+        request.fields = vec![
+            (HOST, HeaderValue::from_str(self.authority.as_str()).ok()?),
+            (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+            (AUTHORIZATION, inject::field(key)?),
+        ];
         Some(request)
     }
 }

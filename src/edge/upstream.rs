@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderValue};
+use http::header::HOST;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
@@ -22,7 +22,7 @@ use hyper::client::conn::{TrySendError, http2};
 use super::outbox::Outbox;
 use crate::body::{Arriving, BodyError, Lease, RequestBody};
 use crate::exchange::{Delivery, Journal};
-use crate::policy::forward::{Answer, Transport, TransportError};
+use crate::policy::forward::{Answer, Outgoing, Transport, TransportError};
 use crate::rejection::UpstreamFault;
 use crate::time::{Instant, this_turn};
 
@@ -97,46 +97,29 @@ fn is_old(born: Instant, now: Instant) -> bool {
 }
 
 impl Transport for Upstream {
-    async fn send(
-        &self,
-        mut request: Box<Request<RequestBody>>,
-        journal: &Journal,
-    ) -> Result<Answer, Box<TransportError>> {
+    async fn send(&self, request: &mut Outgoing, journal: &Journal) -> Result<Answer, Box<TransportError>> {
         // A connection that was idle may have been closed just now; then nothing was written, and the next one is tried.
         while let Some(connection) = self.0.checkout() {
             journal.written(true);
             match self.0.send_over(connection, request).await {
-                Ok(answer) => return Ok(answer),
-                Err((error, unsent)) => match unsent {
-                    Some(unsent) => {
-                        journal.written(false);
-                        request = unsent;
-                    }
-                    None => return Err(error),
-                },
+                Err(error) if error.delivery == Delivery::Never && request.body.is_some() => {
+                    journal.written(false);
+                }
+                outcome => return outcome,
             }
         }
         let connection = match self.0.connector.connect(&self.0.outbox).await {
             Ok(connection) => connection,
             Err((fault, detail)) => {
-                let body = Some(request.into_body());
-                return Err(Box::new(TransportError {
-                    fault,
-                    delivery: Delivery::Never,
-                    detail,
-                    caller: None,
-                    body,
-                }));
+                let delivery = Delivery::Never;
+                return Err(Box::new(TransportError { fault, delivery, detail, caller: None }));
             }
         };
         if let Connection::Http2(sender, born) = &connection {
             *self.0.shared.lock() = Some(Shared { sender: sender.clone(), born: *born });
         }
         journal.written(true);
-        self.0.send_over(connection, request).await.map_err(|(mut error, unsent)| {
-            error.body = unsent.map(|request| request.into_body());
-            error
-        })
+        self.0.send_over(connection, request).await
     }
 }
 
@@ -178,28 +161,27 @@ impl Pool {
         self.shared.lock().take_if(|shared| shared.born == of);
     }
 
-    /// Sends over one connection; where surely nothing was written, the request comes back.
+    /// Sends over one connection; where surely nothing was written, the request has its body still.
     async fn send_over(
         self: &Arc<Self>,
         connection: Connection,
-        mut request: Box<Request<RequestBody>>,
-    ) -> Result<Answer, Unsent> {
+        request: &mut Outgoing,
+    ) -> Result<Answer, Box<TransportError>> {
         match connection {
-            Connection::Http1(connection) => {
-                self.make_relative(&mut request);
-                match request.body() {
-                    // Boxed: with it, every request's future would be larger than the 1 KiB that the allocator has at hand.
-                    RequestBody::Streaming(_) => Box::pin(self.upload(connection, request)).await,
-                    RequestBody::Empty | RequestBody::Held(_) => self.ask(connection, request).await,
-                }
-            }
+            Connection::Http1(connection) => match &request.body {
+                // Boxed: with it, every request's future would be larger than the 1 KiB that the allocator has at hand.
+                Some(RequestBody::Streaming(_)) => Box::pin(self.upload(connection, request)).await,
+                Some(RequestBody::Empty | RequestBody::Held(_)) | None => self.ask(connection, request).await,
+            },
             Connection::Http2(mut sender, born) => {
-                self.make_absolute(&mut request);
-                let response = sender.try_send_request(*request).await.map_err(unsent);
-                if matches!(response, Err((_, Some(_)))) {
-                    self.forget(born);
-                }
-                response.map(|response| answer(response, None))
+                let sent = sender.try_send_request(self.absolute(request)).await;
+                sent.map(|response| answer(response, None)).map_err(|error| {
+                    let failed = unsent(error, request);
+                    if request.body.is_some() {
+                        self.forget(born);
+                    }
+                    failed
+                })
             }
         }
     }
@@ -208,16 +190,15 @@ impl Pool {
     async fn ask(
         self: &Arc<Self>,
         mut connection: Box<Http1<Stream>>,
-        mut request: Box<Request<RequestBody>>,
-    ) -> Result<Answer, Unsent> {
-        let mut head = match connection.ask(&mut request).await {
+        request: &mut Outgoing,
+    ) -> Result<Answer, Box<TransportError>> {
+        let mut head = match connection.ask(request).await {
             Ok(head) => head,
             Err(http1::Failed { fault, detail, unsent }) => {
                 // TLS does not tell how many of its records left before one did not.
                 let unsent = unsent && self.scheme == Scheme::HTTP;
                 let delivery = if unsent { Delivery::Never } else { Delivery::Possible };
-                let error = TransportError { fault, delivery, detail, caller: None, body: None };
-                return Err((Box::new(error), unsent.then_some(request)));
+                return Err(Box::new(TransportError { fault, delivery, detail, caller: None }));
             }
         };
         let (whole, pool) = (connection.whole(&mut head), self.clone());
@@ -234,25 +215,17 @@ impl Pool {
     }
 
     /// HTTP/2 wants the authority in the target and no `Host`.
-    fn make_absolute(&self, request: &mut Request<RequestBody>) {
+    fn absolute(&self, request: &mut Outgoing) -> Request<RequestBody> {
+        let mut request = request.to_request();
         request.headers_mut().remove(HOST);
-        let mut parts = request.uri().clone().into_parts();
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
         // Scheme, authority and path are all there, so this is a URI. Were it none, the request would be refused without them.
         if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;
         }
-    }
-
-    /// Back to the form of HTTP/1.1, where a connection by HTTP/2 had not taken it.
-    fn make_relative(&self, request: &mut Request<RequestBody>) {
-        if request.uri().authority().is_some() {
-            let path = request.uri().path_and_query().cloned();
-            *request.uri_mut() = path.map(Uri::from).unwrap_or_default();
-            let host = HeaderValue::from_str(self.authority.as_str());
-            request.headers_mut().extend(host.ok().map(|host| (HOST, host)));
-        }
+        request
     }
 }
 
@@ -262,20 +235,17 @@ fn answer(response: Response<Incoming>, lease: Option<Box<dyn Lease>>) -> Answer
     Answer { head, body: Arriving::Wire(Box::new(body)), lease }
 }
 
-/// What failed, and the request, where surely nothing of it was written.
-type Unsent = (Box<TransportError>, Option<Box<Request<RequestBody>>>);
-
-fn unsent(mut error: TrySendError<Request<RequestBody>>) -> Unsent {
-    let request = error.take_message();
+/// What failed. Where surely nothing of it was written, `request` gets its body back.
+fn unsent(mut error: TrySendError<Request<RequestBody>>, request: &mut Outgoing) -> Box<TransportError> {
+    request.body = error.take_message().map(Request::into_body);
     let error = error.into_error();
-    let unsent = request.is_some() || fault::is_unprocessed(&error);
-    let delivery = if unsent { Delivery::Never } else { Delivery::Possible };
-    (failed(&error, delivery), request.map(Box::new))
+    let unsent = request.body.is_some() || fault::is_unprocessed(&error);
+    failed(&error, if unsent { Delivery::Never } else { Delivery::Possible })
 }
 
 fn failed(error: &hyper::Error, delivery: Delivery) -> Box<TransportError> {
     let (fault, detail, caller) = (fault::of_hyper(error), fault::chain(error), fault::of_caller(error));
-    Box::new(TransportError { fault, delivery, detail, caller, body: None })
+    Box::new(TransportError { fault, delivery, detail, caller })
 }
 
 fn held(body: Bytes) -> Arriving {

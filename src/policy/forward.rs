@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
-    HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
-use http::{Method, Request, Response, StatusCode, Uri, response};
+use http::{Method, Request, Response, StatusCode, response};
 use http_body::Body;
 use http_body_util::BodyExt;
 use tower::{Layer, Service};
@@ -31,9 +31,11 @@ use crate::telemetry::traces::{AttemptSpan, Sent};
 use crate::time::{Instant, Timers, Timestamp, ready_by, this_turn};
 
 mod fields;
+mod outgoing;
 mod receipt;
 
 use fields::Told;
+pub use outgoing::Outgoing;
 use receipt::Receipt;
 
 /// Request fields that are passed on, beside the operator's own.
@@ -47,6 +49,9 @@ const ALLOWED: [HeaderName; 7] = [
     HeaderName::from_static("baggage"),
 ];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Request fields that are ours alone, whatever the operator lists.
+const OURS: [HeaderName; 7] =
+    [HOST, ACCEPT_ENCODING, IF_NONE_MATCH, IF_MODIFIED_SINCE, REQUEST_ID, CONTENT_LENGTH, AUTHORIZATION];
 
 /// A body of known length up to this is read whole before the head is sent: head and body leave in one write, and a
 /// fault in it can still become a 502.
@@ -77,17 +82,14 @@ pub struct TransportError {
     pub detail: String,
     /// The caller's body broke, not upstream.
     pub caller: Option<Rejection>,
-    /// The request's body, where it was not used up.
-    pub body: Option<RequestBody>,
 }
 
 /// What carries a request to upstream and its answer back.
 pub trait Transport: Clone + Send + Sync + 'static {
-    /// Sends one request, in origin form, with a `Host`. Notes in the journal when it begins to write. Boxed: it is handed on
-    /// from here to there, and each place would be part of what is allocated for the request.
+    /// Sends one request. Notes in the journal when it begins to write.
     fn send(
         &self,
-        request: Box<Request<RequestBody>>,
+        request: &mut Outgoing,
         journal: &Journal,
     ) -> impl Future<Output = Result<Answer, Box<TransportError>>> + Send;
 }
@@ -123,13 +125,14 @@ struct Shared {
 impl ForwardLayer {
     /// Sends by `rules`, from one worker.
     pub fn new(
-        rules: Rules,
+        mut rules: Rules,
         metrics: Arc<Metrics>,
         health: Arc<UpstreamHealth>,
         traces: Option<Sent>,
     ) -> Self {
         // An authority is ASCII without control characters.
         let host = HeaderValue::from_str(rules.authority.as_str()).unwrap_or(HeaderValue::from_static(""));
+        rules.forward_headers.retain(|name| !OURS.contains(name));
         let timers = Timers::default();
         Self(Arc::new(Shared { rules, host, metrics, health, traces, timers }))
     }
@@ -165,20 +168,17 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
             // Both are read where they are: what is moved here has two places in what is allocated for the request.
             let (stage, journal) = (&exchange.stage, &exchange.journal);
             let mut received = exchange.request;
-            let Some(uri) = uri(&shared.rules.base_path, stage.permit.target().path_and_query()) else {
+            let Some(target) = target(&shared.rules.base_path, stage.permit.target().path_and_query()) else {
                 return Err(Failure::refused(
                     Rejection::BadRequest("the target is too long".into()),
                     received.into_body(),
                 ));
             };
-            let body = std::mem::take(received.body_mut());
-            let mut request = shared.request(received.headers(), body, uri, stage, &journal.request_id);
-            // Where it has to be sent again, it is made of the same once more.
-            journal.leave(received);
-            let span = shared.begin(stage, journal, request.headers_mut());
-            let upload = match request.body() {
-                RequestBody::Streaming(inbound) => Some(inbound.upload()),
-                RequestBody::Empty | RequestBody::Held(_) => None,
+            let mut outgoing = shared.outgoing(&mut received, target, stage, &journal.request_id);
+            let span = shared.begin(stage, journal, &mut outgoing.fields);
+            let upload = match &outgoing.body {
+                Some(RequestBody::Streaming(inbound)) => Some(inbound.upload()),
+                Some(RequestBody::Empty | RequestBody::Held(_)) | None => None,
             };
             journal.mended();
             let call = Call { stage, journal, started: this_turn(), upload };
@@ -187,68 +187,109 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
                 Some(_) => exchange.deadline,
                 None => exchange.deadline.min(call.started + shared.rules.attempt_timeout),
             };
-            let outcome = shared.timers.by(due, transport.send(request, journal)).await;
-            let answer = shared.received(outcome.unwrap_or_else(|| Err(call.too_late())), &call, span)?;
-            let mut accepted = shared.accept(answer, &call);
-            if let Ok(response) = &mut accepted
-                && let Err(failure) = read_ahead(response, due).await
-            {
-                accepted = Err(failure);
+            let outcome = shared.timers.by(due, transport.send(&mut outgoing, journal)).await;
+            let mut answered =
+                match shared.received(outcome.unwrap_or_else(|| Err(call.too_late())), &call, span) {
+                    Ok(answer) => {
+                        let mut accepted = shared.accept(answer, &call);
+                        if let Ok(response) = &mut accepted
+                            && let Err(failure) = read_ahead(response, due).await
+                        {
+                            accepted = Err(failure);
+                        }
+                        shared.judge(&accepted, journal);
+                        accepted
+                    }
+                    Err(failure) => Err(failure),
+                };
+            let again = match &mut answered {
+                Ok(response) => response.status() == StatusCode::TOO_MANY_REQUESTS,
+                Err(failure) => {
+                    failure.body = outgoing.body.take();
+                    true
+                }
+            };
+            if again {
+                shared.restore(&mut received, *outgoing);
+                journal.leave(received);
             }
-            shared.judge(&accepted, journal);
-            accepted
+            answered
         })
     }
 }
 
 impl Shared {
-    /// The request as upstream sees it.
-    fn request(
+    /// The request as upstream sees it, made of what was received.
+    fn outgoing(
         &self,
-        received: &HeaderMap,
-        body: RequestBody,
-        uri: Uri,
+        received: &mut Request<RequestBody>,
+        target: PathAndQuery,
         stage: &Armed,
         id: &RequestId,
-    ) -> Box<Request<RequestBody>> {
-        let mut outgoing = Box::new(Request::new(RequestBody::Empty));
-        let headers = outgoing.headers_mut();
-        // The answer's fields go there next.
-        headers.reserve(24);
+    ) -> Box<Outgoing> {
+        let mut outgoing = Box::new(Outgoing::new(stage.permit.method().clone(), target));
+        let body = std::mem::take(received.body_mut());
         let bodyless = matches!(body, RequestBody::Empty);
-        headers.insert(HOST, self.host.clone());
-        for (name, value) in received {
+        let fields = &mut outgoing.fields;
+        // More than most have.
+        fields.reserve(12);
+        fields.push((HOST, self.host.clone()));
+        let mut last = None;
+        for (name, value) in received.headers_mut().drain() {
+            // It names the first line of each name alone.
+            last = name.or(last);
+            let Some(name) = &last else { continue };
             // The API takes a Content-Type for the promise of a body and answers 400 where none comes.
             let misleads = bodyless && *name == CONTENT_TYPE;
-            if (ALLOWED.contains(name) || self.rules.forward_headers.contains(name)) && !misleads {
-                headers.append(name.clone(), value.clone());
+            if self.passes(name) && !misleads {
+                fields.push((name.clone(), value));
             }
         }
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        fields.push((ACCEPT_ENCODING, HeaderValue::from_static("identity")));
         // The cache's own question: a caller's is answered from the page.
         if let Some(unless) = &stage.unless {
-            let fields = [IF_NONE_MATCH, IF_MODIFIED_SINCE].into_iter().zip(unless.iter());
-            headers.extend(fields.filter_map(|(name, value)| Some((name, value.clone()?))));
+            let lines = [IF_NONE_MATCH, IF_MODIFIED_SINCE].into_iter().zip(unless.iter());
+            fields.extend(lines.filter_map(|(name, value)| Some((name, value.clone()?))));
         }
-        headers.insert(REQUEST_ID, id.field());
+        fields.push((REQUEST_ID, id.field()));
         // A method that means a body says how long it is, also where it is empty (RFC 9110 §8.6).
-        if bodyless && matches!(*stage.permit.method(), Method::POST | Method::PUT | Method::PATCH) {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        if bodyless && matches!(outgoing.method, Method::POST | Method::PUT | Method::PATCH) {
+            fields.push((CONTENT_LENGTH, HeaderValue::from_static("0")));
         }
-        // Last, and inserted: whatever was allowed above, this is the only credential.
-        headers.insert(AUTHORIZATION, stage.authorization.clone());
-        *outgoing.method_mut() = stage.permit.method().clone();
-        *outgoing.uri_mut() = uri;
-        *outgoing.body_mut() = body;
+        // None that was received passes: this is the only credential.
+        fields.push((AUTHORIZATION, stage.authorization.clone()));
+        outgoing.body = Some(body);
+        outgoing.room = std::mem::take(received.headers_mut());
         outgoing
     }
 
+    fn passes(&self, name: &HeaderName) -> bool {
+        ALLOWED.contains(name) || self.rules.forward_headers.contains(name)
+    }
+
+    /// What was received, as far as it passes: where it has to be sent again, it is made of the same once more.
+    fn restore(&self, received: &mut Request<RequestBody>, outgoing: Outgoing) {
+        let mut fields = outgoing.room;
+        fields.clear();
+        for (name, value) in outgoing.fields {
+            if self.passes(&name) {
+                fields.append(name, value);
+            }
+        }
+        *received.headers_mut() = fields;
+    }
+
     /// The span of this attempt, where there is one for the request.
-    fn begin(&self, stage: &Armed, journal: &Journal, headers: &mut HeaderMap) -> Option<AttemptSpan> {
+    fn begin(
+        &self,
+        stage: &Armed,
+        journal: &Journal,
+        fields: &mut Vec<(HeaderName, HeaderValue)>,
+    ) -> Option<AttemptSpan> {
         let (traces, parent) = (self.traces.as_ref()?, journal.trace.get()?);
         let (method, route) = (stage.permit.method(), stage.permit.route().template.as_str());
         let resent = journal.attempts().saturating_sub(1);
-        Some(traces.begin(parent, method, route, resent, headers))
+        Some(traces.begin(parent, method, route, resent, fields))
     }
 
     /// What came of an attempt: an answer, and what it says of our key.
@@ -374,7 +415,7 @@ impl Shared {
             self.health.set_healthy(false);
         }
         tracing::warn!(request_id, error = error.fault.name(), detail = error.detail, "upstream failed");
-        Failure { rejection: Rejection::Upstream(error.fault), delivery: error.delivery, body: error.body }
+        Failure { rejection: Rejection::Upstream(error.fault), delivery: error.delivery, body: None }
     }
 }
 
@@ -400,7 +441,6 @@ impl Call<'_> {
             delivery: Delivery::Possible,
             detail: "no answer in time".to_owned(),
             caller: callers_turn.then_some(Rejection::RequestTimeout),
-            body: None,
         })
     }
 }
@@ -418,11 +458,11 @@ fn possible(rejection: Rejection) -> Failure {
 }
 
 /// Origin form: the authority is the connection's business. `None`: both together are longer than a target can be.
-fn uri(base_path: &str, target: &PathAndQuery) -> Option<Uri> {
+fn target(base_path: &str, target: &PathAndQuery) -> Option<PathAndQuery> {
     if base_path.is_empty() {
-        return Some(Uri::from(target.clone()));
+        return Some(target.clone());
     }
-    PathAndQuery::try_from(format!("{base_path}{target}")).ok().map(Uri::from)
+    PathAndQuery::try_from(format!("{base_path}{target}")).ok()
 }
 
 /// Reads a short body whole, and of one that is of unknown length the first; a longer one is left to come.
@@ -501,10 +541,10 @@ mod tests {
 
     #[test]
     fn the_target_is_put_behind_the_upstreams_base_path() {
-        let target = PathAndQuery::from_static("/providers?limit=1");
-        assert_eq!(uri("", &target), Some(Uri::from_static("/providers?limit=1")));
-        assert_eq!(uri("/v1", &target), Some(Uri::from_static("/v1/providers?limit=1")));
+        let asked = PathAndQuery::from_static("/providers?limit=1");
+        assert_eq!(target("", &asked), Some(asked.clone()));
+        assert_eq!(target("/v1", &asked), Some(PathAndQuery::from_static("/v1/providers?limit=1")));
         let long = PathAndQuery::try_from(format!("/{}", "x".repeat(60_000))).expect("a path");
-        assert_eq!(uri(&format!("/{}", "y".repeat(10_000)), &long), None);
+        assert_eq!(target(&format!("/{}", "y".repeat(10_000)), &long), None);
     }
 }

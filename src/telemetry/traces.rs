@@ -9,13 +9,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Request, Version};
-use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer, TracerProvider,
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
-use opentelemetry_http::HeaderInjector;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span, SpanExporter};
@@ -206,14 +205,14 @@ impl Sent {
         Self { traces, peer }
     }
 
-    /// Begins the span of an attempt below `parent`, the so manieth again, and tells upstream of it in `headers`.
+    /// Begins the span of an attempt below `parent`, the so manieth again, and tells upstream of it in `fields`.
     pub fn begin(
         &self,
         parent: &SpanContext,
         method: &Method,
         route: &str,
         resent: u32,
-        headers: &mut HeaderMap,
+        fields: &mut Vec<(HeaderName, HeaderValue)>,
     ) -> AttemptSpan {
         let parent = Context::new().with_remote_span_context(parent.clone());
         let method = Verb::of(method).as_str();
@@ -228,13 +227,22 @@ impl Sent {
                 span.set_attribute(KeyValue::new("http.request.resend_count", i64::from(resent)));
             }
         }
-        headers.remove(TRACESTATE);
+        fields.retain(|(name, _)| name != TRACESTATE);
         let context = Context::new().with_remote_span_context(span.span_context().clone());
-        self.traces.context.inject_context(&context, &mut HeaderInjector(headers));
-        if headers.get(TRACESTATE).is_some_and(|state| state.is_empty()) {
-            headers.remove(TRACESTATE);
-        }
+        self.traces.context.inject_context(&context, &mut Fields(fields));
         AttemptSpan(Some(Box::new(span)))
+    }
+}
+
+/// What a context is written into; without a state where that is empty.
+struct Fields<'a>(&'a mut Vec<(HeaderName, HeaderValue)>);
+
+impl Injector for Fields<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        let Ok(name) = HeaderName::from_bytes(key.as_bytes()) else { return };
+        self.0.retain(|(known, _)| *known != name);
+        let value = HeaderValue::try_from(value).ok().filter(|value| !value.is_empty());
+        self.0.extend(value.map(|value| (name, value)));
     }
 }
 

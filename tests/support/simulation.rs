@@ -18,7 +18,7 @@ use metorial_proxy::domain::quota::{Algorithm, Quota};
 use metorial_proxy::exchange::{Arrival, Journal};
 use metorial_proxy::mock::{Algorithm as Counting, Counter};
 use metorial_proxy::pipeline::Pipeline;
-use metorial_proxy::policy::forward::{Answer, Transport, TransportError};
+use metorial_proxy::policy::forward::{Answer, Outgoing, Transport, TransportError};
 use metorial_proxy::server;
 use metorial_proxy::time::{Instant, Timestamp, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
@@ -289,11 +289,7 @@ impl Api {
 }
 
 impl Transport for Network {
-    async fn send(
-        &self,
-        _: Box<Request<RequestBody>>,
-        journal: &Journal,
-    ) -> Result<Answer, Box<TransportError>> {
+    async fn send(&self, _: &mut Outgoing, journal: &Journal) -> Result<Answer, Box<TransportError>> {
         journal.written(true);
         sleep(self.delay()).await;
         let answer = self.0.lock().expect("unpoisoned").answer();

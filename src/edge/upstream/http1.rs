@@ -11,14 +11,14 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, StatusCode};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::unconstrained;
 use tokio_util::io::poll_read_buf;
 
 use super::interim::MOST as MOST_INTERIM;
 use super::{BROKE, fault};
-use crate::body::RequestBody;
+use crate::policy::forward::Outgoing;
 use crate::rejection::UpstreamFault;
 use crate::time::Instant;
 
@@ -120,11 +120,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
         })
     }
 
-    /// Sends `request`, whose body is not a stream, and reads the head of the answer into the room of its fields.
+    /// Sends `request`, whose body is not a stream, and reads the head of the answer into the room that it has for that.
     ///
     /// # Errors
-    /// There is none; the connection is of no use any more. The request is as it was where it is unsent.
-    pub async fn ask(&mut self, request: &mut Request<RequestBody>) -> Result<Head, Failed> {
+    /// There is none; the connection is of no use any more.
+    pub async fn ask(&mut self, request: &mut Outgoing) -> Result<Head, Failed> {
         (self.outgoing, self.gone, self.sending) = (head::write(request), 0, Sending::UnderWay);
         let mut interim = 0;
         poll_fn(|cx| self.poll_head(cx, request, &mut interim)).await
@@ -133,14 +133,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
-        request: &mut Request<RequestBody>,
+        request: &mut Outgoing,
         interim: &mut u32,
     ) -> Poll<Result<Head, Failed>> {
         if let Err(error) = self.send(cx)
             && self.gone == 0
         {
-            // Who has answered, if only to say that more will come, has had something of it, and it has lost its fields to that.
-            return Poll::Ready(Err(Failed { unsent: *interim == 0, ..error.into() }));
+            return Poll::Ready(Err(Failed { unsent: true, ..error.into() }));
         }
         loop {
             let mut before = self.read.len();
@@ -159,6 +158,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
                     return Poll::Ready(Err(too_many().into()));
                 }
                 (self.read, before) = (head.rest.into(), 0);
+                request.room = head.parts.headers;
             }
             if self.read.len() > LONGEST_HEAD {
                 let (fault, detail) = (UpstreamFault::HeadTooLarge, "the answer's head is too long");

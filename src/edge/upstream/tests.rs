@@ -1,6 +1,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -61,9 +63,9 @@ fn pool(addresses: &Arc<Mutex<Vec<SocketAddr>>>, timeout: Duration) -> Upstream 
 }
 
 async fn ask(pool: &Upstream) -> Result<String, UpstreamFault> {
-    let mut request = Request::new(RequestBody::Empty);
-    request.headers_mut().insert(HOST, HeaderValue::from_static("api.test"));
-    let answer = pool.send(Box::new(request), &Journal::of("req_test")).await.map_err(|error| error.fault)?;
+    let mut request = Outgoing::new(Method::GET, PathAndQuery::from_static("/"));
+    request.fields = vec![(HOST, HeaderValue::from_static("api.test"))];
+    let answer = pool.send(&mut request, &Journal::of("req_test")).await.map_err(|error| error.fault)?;
     let body = Outbound::new(answer.body, None, Duration::from_secs(5), answer.lease);
     let body = ResponseBody::streaming(body).collect().await.expect("a body").to_bytes();
     Ok(String::from_utf8_lossy(&body).into_owned())

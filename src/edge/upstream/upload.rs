@@ -3,31 +3,30 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::Request;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use super::connect::Stream;
 use super::http1::Http1;
 use super::interim::{self, Counted};
-use super::{Pool, Unsent, answer, failed, fault, unsent};
+use super::{Pool, answer, failed, fault, unsent};
 use crate::body::{BodyError, Lease, RequestBody};
 use crate::exchange::Delivery;
-use crate::policy::forward::Answer;
+use crate::policy::forward::{Answer, Outgoing, TransportError};
 
 impl Pool {
     /// Sends a request whose body is a stream over a connection, which comes back to the pool when all is done.
     pub(super) async fn upload(
         self: &Arc<Self>,
         connection: Box<Http1<Stream>>,
-        request: Box<Request<RequestBody>>,
-    ) -> Result<Answer, Unsent> {
+        request: &mut Outgoing,
+    ) -> Result<Answer, Box<TransportError>> {
         let born = connection.born;
         let io = TokioIo::new(Counted::<_, interim::Http1>::new(connection.into_io()));
         let mut builder = http1::Builder::new();
         let (mut sender, connection) = match builder.max_buf_size(512 * 1024).handshake(io).await {
             Ok(connected) => connected,
-            Err(error) => return Err((failed(&error, Delivery::Never), Some(request))),
+            Err(error) => return Err(failed(&error, Delivery::Never)),
         };
         let (pool, done) = (self.clone(), Arc::new(AtomicBool::new(false)));
         let done_by_then = done.clone();
@@ -42,7 +41,8 @@ impl Pool {
                 Err(error) => tracing::debug!(error = fault::chain(&error), "a connection to upstream ended"),
             }
         });
-        let response = sender.try_send_request(*request).await.map_err(unsent)?;
+        let sent = sender.try_send_request(request.to_request()).await;
+        let response = sent.map_err(|error| unsent(error, request))?;
         Ok(answer(response, Some(Box::new(Returning { sender, done }))))
     }
 }

@@ -4,13 +4,13 @@ use std::mem::{MaybeUninit, take};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version, response};
+use http::{Method, Response, StatusCode, Version, response};
 use httparse::{ParserConfig, Status};
 
 use super::chunked::Chunked;
 use crate::body::RequestBody;
 use crate::domain::field;
+use crate::policy::forward::Outgoing;
 use crate::rejection::UpstreamFault;
 
 /// Fields of one answer; more is more than any API says.
@@ -48,23 +48,22 @@ pub struct Head {
 pub(super) type Fault = (UpstreamFault, String);
 
 /// The request as it goes out, with its body where that is at hand.
-pub(super) fn write(request: &Request<RequestBody>) -> Vec<u8> {
-    let body = match request.body() {
-        RequestBody::Held(bytes) => Some(bytes),
-        RequestBody::Empty | RequestBody::Streaming(_) => None,
+pub(super) fn write(request: &Outgoing) -> Vec<u8> {
+    let body = match &request.body {
+        Some(RequestBody::Held(bytes)) => Some(bytes),
+        Some(RequestBody::Empty | RequestBody::Streaming(_)) | None => None,
     };
     let mut out = Vec::with_capacity(USUAL + body.map_or(0, Bytes::len));
-    let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-    for part in [request.method().as_str(), " ", target, " HTTP/1.1\r\n"] {
+    for part in [request.method.as_str(), " ", request.target.as_str(), " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    for (name, value) in request.headers() {
+    for (name, value) in &request.fields {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             out.extend_from_slice(part);
         }
     }
     if let Some(body) = body
-        && !request.headers().contains_key(CONTENT_LENGTH)
+        && !request.fields.iter().any(|(name, _)| *name == CONTENT_LENGTH)
     {
         for part in ["content-length: ", itoa::Buffer::new().format(body.len()), "\r\n"] {
             out.extend_from_slice(part.as_bytes());
@@ -75,12 +74,11 @@ pub(super) fn write(request: &Request<RequestBody>) -> Vec<u8> {
     out
 }
 
-/// Takes the head of the answer to `request` out of what was read; `None` where it is not all there. Its fields go where those of
-/// the request were, which is not sent again.
+/// Takes the head of the answer to `request` out of what was read; `None` where it is not all there.
 ///
 /// # Errors
 /// What was read is no head, or one with too many fields.
-pub(super) fn parse(read: &mut BytesMut, request: &mut Request<RequestBody>) -> Result<Option<Head>, Fault> {
+pub(super) fn parse(read: &mut BytesMut, request: &mut Outgoing) -> Result<Option<Head>, Fault> {
     // Empty lines in front say nothing, as often as they are looked at.
     while let Some(length) =
         [&b"\r\n"[..], b"\n"].iter().find(|end| read.starts_with(end)).map(|end| end.len())
@@ -107,7 +105,7 @@ pub(super) fn parse(read: &mut BytesMut, request: &mut Request<RequestBody>) -> 
     let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok());
     parts.status = status.ok_or_else(|| malformed("invalid HTTP status-code parsed"))?;
     parts.version = if answer.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    parts.headers = field::room(take(request.headers_mut()), answer.headers.len());
+    parts.headers = field::room(take(&mut request.room), answer.headers.len());
     let old = parts.version < Version::HTTP_11;
     let mut told = Told { old, stays: !old, ..Told::default() };
     for field in answer.headers.iter() {
@@ -122,7 +120,7 @@ pub(super) fn parse(read: &mut BytesMut, request: &mut Request<RequestBody>) -> 
             parts.headers.append(name, value);
         }
     }
-    let framing = told.framing(parts.status, request.method());
+    let framing = told.framing(parts.status, &request.method);
     let stays = told.stays && framing != Framing::Close && !told.says_too_much(parts.status);
     Ok(Some(Head { parts, framing, stays, rest: all.slice(length..) }))
 }

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use http::header::HOST;
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
 use hyper::client::conn;
@@ -13,17 +15,16 @@ use tokio::task::yield_now;
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::body::RequestBody;
 use crate::edge::outbox::{Outbox, Socket};
 use crate::time::timeout;
 
 /// What was made of an answer: status, fields, body, and whether the connection may serve again.
 type Outcome = (u16, Vec<(String, String)>, Vec<u8>, bool);
 
-fn request(method: Method) -> Request<RequestBody> {
-    let mut request = Request::new(RequestBody::Empty);
-    *request.method_mut() = method;
-    *request.uri_mut() = http::Uri::from_static("/providers?limit=1");
-    request.headers_mut().insert("host", HeaderValue::from_static("api.test"));
+fn request(method: Method) -> Outgoing {
+    let mut request = Outgoing::new(method, PathAndQuery::from_static("/providers?limit=1"));
+    request.fields = vec![(HOST, HeaderValue::from_static("api.test"))];
     request
 }
 
@@ -60,7 +61,7 @@ fn fields(headers: &http::HeaderMap) -> Vec<(String, String)> {
     headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
 }
 
-async fn ask(io: DuplexStream, request: &mut Request<RequestBody>) -> Result<Outcome, String> {
+async fn ask(io: DuplexStream, request: &mut Outgoing) -> Result<Outcome, String> {
     let mut connection = Http1::new(io, Instant::now());
     let mut head = connection
         .ask(request)
@@ -79,12 +80,12 @@ async fn answered(method: Method, pieces: &[&[u8]], stays: bool) -> Result<Outco
 /// What hyper makes of the same.
 async fn by_hyper(
     io: DuplexStream,
-    request: Request<RequestBody>,
+    mut request: Outgoing,
 ) -> Result<(u16, Vec<(String, String)>, Vec<u8>), String> {
     let (mut sender, connection) =
         conn::http1::handshake(TokioIo::new(io)).await.map_err(|error| error.to_string())?;
     let asked = async move {
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let response = sender.send_request(request.to_request()).await.map_err(|error| error.to_string())?;
         let (head, body) = response.into_parts();
         let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
         let mut fields = fields(&head.headers);
@@ -214,7 +215,7 @@ async fn a_body_is_never_taken_for_whole_that_is_not() {
 async fn a_request_goes_out_as_it_is_with_the_length_of_its_body() {
     let (ours, mut theirs) = duplex(1024);
     let mut request = request(Method::POST);
-    *request.body_mut() = RequestBody::Held("{\"a\":1}".into());
+    request.body = Some(RequestBody::Held("{\"a\":1}".into()));
     let mut connection = Http1::new(ours, Instant::now());
     assert!(connection.ask(&mut request).now_or_never().is_none(), "no answer yet");
     let mut sent = vec![0; 1024];
@@ -227,7 +228,7 @@ async fn a_request_goes_out_as_it_is_with_the_length_of_its_body() {
 async fn an_answer_before_the_request_has_left_counts_and_its_connection_does_not_stay() {
     let (ours, mut theirs) = duplex(64);
     let mut request = request(Method::POST);
-    *request.body_mut() = RequestBody::Held(vec![b'x'; 1000].into());
+    request.body = Some(RequestBody::Held(vec![b'x'; 1000].into()));
     let answer = b"HTTP/1.1 413 x\r\ncontent-length: 3\r\n\r\nbig";
     let outcome = tokio::join!(ask(ours, &mut request), theirs.write_all(answer)).0;
     assert_eq!(outcome.map(|outcome| (outcome.0, outcome.2, outcome.3)), Ok((413, b"big".to_vec(), false)));
@@ -309,17 +310,19 @@ async fn where_nothing_could_leave_the_request_is_as_good_as_new() {
 }
 
 #[tokio::test]
-async fn behind_a_hint_the_request_does_not_count_as_unsent() {
+async fn behind_a_hint_too_the_request_is_as_good_as_new() {
     let (reader, mut hints) = duplex(1024);
     let (mut writer, full) = duplex(1);
     writer.write_all(b"x").await.expect("there is room for it");
     let mut request = request(Method::GET);
+    let whole = head::write(&request);
     let mut connection = Http1::new(join(reader, writer), Instant::now());
     let mut asked = Box::pin(connection.ask(&mut request));
     hints.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await.expect("said");
     assert!(asked.as_mut().now_or_never().is_none(), "no answer yet");
     drop(full);
-    assert!(asked.await.err().is_some_and(|failed| !failed.unsent));
+    assert!(asked.await.err().is_some_and(|failed| failed.unsent));
+    assert_eq!(head::write(&request), whole);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -10,9 +10,11 @@ use crate::body::Arriving;
 use crate::domain::environment::Environment;
 use crate::domain::key::SecretKey;
 use crate::exchange::{Journal, RequestId};
-use crate::policy::forward::{Answer, ForwardLayer, Rules, Transport, TransportError};
+use crate::policy::forward::{Answer, ForwardLayer, Outgoing, Rules, Transport, TransportError};
 use crate::policy::inject::InjectLayer;
 use crate::store::secrets::Secrets;
+
+type Sent = Vec<(String, String)>;
 
 /// An API that takes the keys it is told to take, and notes which request came with which.
 #[derive(Clone, Default)]
@@ -20,24 +22,33 @@ struct Api {
     /// The first and the next.
     takes: Arc<Mutex<[bool; 2]>>,
     seen: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
+    /// Of the last one, each time it was sent.
+    lines: Arc<Mutex<Vec<Sent>>>,
 }
 
 const NEXT: &str = "metorial_sk_the_next_one";
 
 impl Transport for Api {
-    async fn send(
-        &self,
-        request: Box<Request<RequestBody>>,
-        _: &Journal,
-    ) -> Result<Answer, Box<TransportError>> {
-        let key = usize::from(request.headers()[AUTHORIZATION] == format!("Bearer {NEXT}").as_str());
-        let id = request.headers()["x-request-id"].to_str().expect("text").to_owned();
+    async fn send(&self, request: &mut Outgoing, _: &Journal) -> Result<Answer, Box<TransportError>> {
+        let field = |name: &str| {
+            let mut found = request.fields.iter().filter(|(known, _)| known == name);
+            let (field, again) = (found.next().expect(name), found.next());
+            assert_eq!(again, None);
+            field.1.to_str().expect("text").to_owned()
+        };
+        let key = usize::from(field("authorization") == format!("Bearer {NEXT}"));
+        let id = field("x-request-id");
+        let text = |value: &HeaderValue| value.to_str().expect("text").to_owned();
+        let lines = request.fields.iter().map(|(name, value)| (name.to_string(), text(value)));
+        self.lines.lock().expect("unpoisoned").push(lines.collect());
         self.seen.lock().expect("unpoisoned").entry(id).or_default().push(key);
         sleep(Duration::from_millis(fastrand::u64(1..50))).await;
         let taken = self.takes.lock().expect("unpoisoned")[key];
         let status = if taken { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = status;
+        // As one by HTTP/1.1 does.
+        head.headers = std::mem::take(&mut request.room);
         Ok(Answer { head, body: Arriving::Held(RequestBody::Empty), lease: None })
     }
 }
@@ -68,7 +79,7 @@ impl Bench {
         let rules = Rules {
             authority: http::uri::Authority::from_static("api.test"),
             base_path: String::new(),
-            forward_headers: Vec::new(),
+            forward_headers: ["x-tenant", "authorization", "host"].map(HeaderName::from_static).to_vec(),
             attempt_timeout: Duration::from_secs(10),
             body_idle_timeout: Duration::from_secs(60),
         };
@@ -87,11 +98,20 @@ impl Bench {
 
     /// Sends one request.
     fn ask(&self, id: &str) -> impl Future<Output = Result<StatusCode, Rejection>> + Send + 'static {
+        self.ask_with(id, HeaderMap::new())
+    }
+
+    fn ask_with(
+        &self,
+        id: &str,
+        fields: HeaderMap,
+    ) -> impl Future<Output = Result<StatusCode, Rejection>> + Send + 'static {
         let forward = self.forward.layer(self.api.clone());
         let layers = self.retry.layer(self.inject.layer(forward));
         let mut exchange = permitted(Method::GET, "/provider-deployments/pde_1", 1);
         let id = HeaderValue::try_from(id).ok().and_then(RequestId::new).expect("an id");
         exchange.journal = Arc::new(Journal::new(id));
+        *exchange.request.headers_mut() = fields;
         async move { layers.oneshot(exchange).await.map(|response| response.status()) }
     }
 
@@ -117,6 +137,39 @@ async fn a_revoked_key_fails_none_of_many_and_each_is_sent_again_once() {
     assert_eq!(bench.sent("a"), vec![vec![0, 1]; 300]);
     assert_eq!(bench.ask_many("b", 10).await, vec![Ok(StatusCode::OK); 10]);
     assert_eq!(bench.sent("b"), vec![vec![1]; 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_again_has_the_fields_that_passed_at_first_and_no_key_but_the_other() {
+    let bench = Bench::new();
+    bench.take([false, true]);
+    let lines = [
+        ("accept", "a/b"),
+        ("origin", "https://app.example"),
+        ("host", "elsewhere.example"),
+        ("x-tenant", "t"),
+        ("accept", "c/d"),
+        ("authorization", "Bearer of the caller's"),
+    ];
+    let mut fields = HeaderMap::new();
+    for (name, value) in lines {
+        fields.append(name, HeaderValue::from_static(value));
+    }
+    assert_eq!(bench.ask_with("a", fields).await, Ok(StatusCode::OK));
+    let first = format!("Bearer {}", Environment::example("test").secret_key.expose());
+    let sent = [first.as_str(), &format!("Bearer {NEXT}")].map(|key| {
+        let lines = [
+            ("host", "api.test"),
+            ("accept", "a/b"),
+            ("accept", "c/d"),
+            ("x-tenant", "t"),
+            ("accept-encoding", "identity"),
+            ("x-request-id", "a"),
+            ("authorization", key),
+        ];
+        lines.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
+    });
+    assert_eq!(*bench.api.lines.lock().expect("unpoisoned"), sent);
 }
 
 #[tokio::test(start_paused = true)]
