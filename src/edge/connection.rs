@@ -77,8 +77,8 @@ impl Server {
     pub fn new(rules: Rules, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Self {
         let (longest, fields) = (rules.longest_head(), rules.max_header_bytes + rules.max_uri + 16 * 1024);
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // No header_read_timeout: `deadlines` sees to it, at no cost per request.
-        builder.http1().header_read_timeout(None).half_close(false).max_buf_size(longest);
+        // No header_read_timeout, and no reading while a request is served: `deadlines` sees to both, at no cost per request.
+        builder.http1().header_read_timeout(None).half_close(true).max_buf_size(longest);
         // No pings: a slow reader answers them behind all that is on its way to it, and `deadlines` sees to who is gone.
         builder
             .http2()

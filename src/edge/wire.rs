@@ -70,6 +70,8 @@ pub(super) struct Wire<I> {
     watch: Arc<Watch>,
     heads: Arc<Heads>,
     protocol: Protocol,
+    /// What came while a request was served, which the library has not asked for yet.
+    ahead: Vec<u8>,
     longest: usize,
     /// Our side is.
     closed: bool,
@@ -78,7 +80,7 @@ pub(super) struct Wire<I> {
 impl<I> Wire<I> {
     /// `longest`: bytes of a head that the parser takes.
     pub(super) fn new(io: I, watch: Arc<Watch>, heads: Arc<Heads>, longest: usize) -> Self {
-        Self { io, watch, heads, protocol: Protocol::Unknown(0), longest, closed: false }
+        Self { io, watch, heads, protocol: Protocol::Unknown(0), ahead: Vec::new(), longest, closed: false }
     }
 
     /// These bytes came in: how many of them are passed on.
@@ -130,10 +132,11 @@ impl<I> Wire<I> {
         }
     }
 
-    /// The peer sends no more: whether it has sent whole requests of which one is being served. The library, which takes
+    /// The peer sends no more: whether it has sent whole requests of which the last is being served. The library, which takes
     /// that for its leaving, does not hear of it then.
     fn half_closes(&mut self) -> bool {
-        let waits = matches!(&self.protocol, Protocol::Http1(reader) if reader.is_between())
+        let served = self.heads.served.load(Ordering::Relaxed);
+        let waits = matches!(&self.protocol, Protocol::Http1(reader) if reader.is_between() && reader.heads() == served)
             && self.watch.is_serving();
         if waits {
             self.watch.half_closes();
@@ -197,6 +200,38 @@ fn ended(heads: &Heads, fault: Fault) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, fault)
 }
 
+impl<I: AsyncRead + Unpin> Wire<I> {
+    /// What came ahead, or comes now.
+    fn poll_bytes(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let rest = self.ahead.split_off(self.ahead.len().min(buf.remaining()));
+        buf.put_slice(&self.ahead);
+        self.ahead = rest;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Hears whether the peer leaves, for as long as it says nothing else.
+    fn poll_leaving(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut bytes = [0; 1024];
+        let mut some = ReadBuf::new(&mut bytes);
+        if !matches!(self.protocol, Protocol::Http1(_)) || !self.ahead.is_empty() {
+            return Ok(());
+        }
+        let Poll::Ready(heard) = Pin::new(&mut self.io).poll_read(cx, &mut some) else { return Ok(()) };
+        heard?;
+        if some.filled().is_empty() {
+            self.half_closes();
+        } else {
+            self.ahead = some.filled().to_vec();
+            // It may be waited for.
+            cx.waker().wake_by_ref();
+        }
+        Ok(())
+    }
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -210,7 +245,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
             return if this.watch.is_serving() { Poll::Pending } else { Poll::Ready(Ok(())) };
         }
         if !matches!(this.protocol, Protocol::Ended(_)) {
-            match Pin::new(&mut this.io).poll_read(cx, buf) {
+            match this.poll_bytes(cx, buf) {
                 Poll::Ready(Ok(())) => {}
                 unready => return unready,
             }
@@ -253,7 +288,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
         self.io.is_write_vectored()
     }
 
+    /// Asked for each time that the connection is polled.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.watch.listens() {
+            self.poll_leaving(cx)?;
+        }
         let poll = Pin::new(&mut self.io).poll_flush(cx);
         match poll {
             Poll::Pending => self.watch.stalled(),
@@ -291,7 +330,7 @@ mod tests {
     use std::time::Duration;
 
     use futures_util::FutureExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
     use crate::edge::deadlines::{Deadlines, Limits};
@@ -318,6 +357,70 @@ mod tests {
                 drop(theirs);
                 closing.await.expect("closed");
             }
+        }
+    }
+
+    /// A connection over which so much has been read.
+    async fn having_read(
+        bytes: &[u8],
+    ) -> (Deadlines, Arc<Watch>, Arc<Heads>, Wire<DuplexStream>, DuplexStream) {
+        let (deadlines, second) = (Deadlines::default(), Duration::from_secs(1));
+        let limits = Limits { head: second, idle: second, silence: second };
+        let (watch, heads) = (deadlines.watch(limits, Sent::default()), Arc::new(Heads::default()));
+        let (ours, mut theirs) = duplex(64);
+        let mut wire = Wire::new(ours, watch.clone(), heads.clone(), 1024);
+        theirs.write_all(bytes).await.expect("sent");
+        wire.read_exact(&mut vec![0; bytes.len()]).await.expect("read");
+        (deadlines, watch, heads, wire, theirs)
+    }
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+
+    #[tokio::test]
+    async fn who_is_served_for_long_is_heard_leaving() {
+        let (deadlines, watch, heads, mut wire, theirs) = having_read(REQUEST).await;
+        let serving = watch.serve();
+        assert_eq!(heads.next(), None);
+        drop(theirs);
+        wire.flush().await.expect("flushed");
+        assert!(!serving.is_last(), "most are answered before anybody listens");
+        deadlines.sweep();
+        wire.flush().await.expect("flushed");
+        assert!(serving.is_last());
+        // The library does not hear of it before the answer.
+        assert!(wire.read_u8().now_or_never().is_none());
+        drop(serving);
+        assert!(wire.read_u8().await.is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof));
+    }
+
+    #[tokio::test]
+    async fn what_comes_while_one_is_served_is_read_behind_it_and_who_sent_it_has_not_left() {
+        let (deadlines, watch, heads, mut wire, mut theirs) = having_read(REQUEST).await;
+        let serving = watch.serve();
+        assert_eq!(heads.next(), None);
+        deadlines.sweep();
+        wire.flush().await.expect("flushed");
+        theirs.write_all(REQUEST).await.expect("sent");
+        wire.flush().await.expect("flushed");
+        drop(theirs);
+        wire.flush().await.expect("flushed");
+        assert!(!serving.is_last(), "there is another");
+        drop(serving);
+        let mut read = Vec::new();
+        assert_eq!(wire.read_to_end(&mut read).await.ok(), Some(REQUEST.len()));
+        assert_eq!(read, REQUEST);
+    }
+
+    #[tokio::test]
+    async fn who_is_to_be_served_again_has_not_left() {
+        let (deadlines, watch, heads, mut wire, theirs) = having_read(&REQUEST.repeat(2)).await;
+        drop(theirs);
+        for last in [false, true] {
+            let serving = watch.serve();
+            assert_eq!(heads.next(), None);
+            deadlines.sweep();
+            wire.flush().await.expect("flushed");
+            assert_eq!(serving.is_last(), last);
         }
     }
 }
