@@ -330,11 +330,15 @@ mod tests {
     use std::time::Duration;
 
     use futures_util::FutureExt;
+    use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::yield_now;
 
     use super::*;
     use crate::edge::deadlines::{Deadlines, Limits};
     use crate::edge::outbox::Sent;
+    use crate::time::timeout;
 
     #[tokio::test]
     async fn a_peer_of_http2_is_heard_until_it_has_closed_its_side_too() {
@@ -391,6 +395,32 @@ mod tests {
         assert!(wire.read_u8().now_or_never().is_none());
         drop(serving);
         assert!(wire.read_u8().await.is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof));
+    }
+
+    #[tokio::test]
+    async fn who_is_served_for_long_and_breaks_off_ends_the_connection() {
+        let (deadlines, second) = (Deadlines::default(), Duration::from_secs(1));
+        let watch = deadlines.watch(Limits { head: second, idle: second, silence: second }, Sent::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let (theirs, ours) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut theirs, ours) = (theirs.expect("connected"), ours.expect("accepted").0);
+        theirs.write_all(REQUEST).await.expect("sent");
+        let mut wire = Wire::new(ours, watch.clone(), Arc::default(), 1024);
+        wire.read_exact(&mut [0; REQUEST.len()]).await.expect("read");
+        let _serving = watch.serve();
+        SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).expect("a socket");
+        drop(theirs);
+        deadlines.sweep();
+        let broken = async {
+            loop {
+                match wire.flush().await {
+                    Ok(()) => yield_now().await,
+                    Err(error) => break error.kind(),
+                }
+            }
+        };
+        assert_eq!(timeout(second * 10, broken).await, Ok(io::ErrorKind::ConnectionReset));
     }
 
     #[tokio::test]
