@@ -277,5 +277,5 @@ GROWTH = (
     Growth("keys", "publishable keys", (1, 1000), _always(64), lambda size: size,
            request_text(LIST, key=KEYS[0].replace("0000", "{n}")), keys=True),
     Growth("client-ips", "client IPs", (1000, 1_000_000), _always(64), lambda size: size,
-           request_text(LIST, extra="X-Forwarded-For: {ip}\r\n"), Work(forwarded=1000)),
+           request_text(LIST, extra="X-Forwarded-For: {ip}\r\n"), Work(forwarded=2000)),
 )
