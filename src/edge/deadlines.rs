@@ -243,9 +243,9 @@ impl Watch {
         self.served.load(Ordering::Relaxed) > 0
     }
 
-    /// HTTP/1: whether the peer is to be listened to while a request of it is served. The library would listen in any case, for
-    /// whom most requests are answered before there is anything to hear: a hit would take 600 instructions more, and a
-    /// pass-through another 8 KiB.
+    /// HTTP/1: whether the peer is to be listened to while a request of it is served. The library would listen in any case, and
+    /// most requests are answered before there is anything to hear: a pass-through would take 650 instructions more, and
+    /// another 8 KiB to read into.
     pub fn listens(&self) -> bool {
         self.listens.load(Ordering::Relaxed)
     }

@@ -15,8 +15,8 @@ const KEPT: usize = 1024;
 
 /// The timers of one runtime, for what is most often there long before it is due.
 ///
-/// To arm a timer and to take it off again are two ways through the runtime's wheel. One that is only moved on stays where it
-/// is there until it would have been due, which costs a pass-through 900 instructions less.
+/// To arm a timer and to take it off again are two ways through the runtime's wheel, each under its lock. One that is only moved
+/// on stays there until it would have been due: that is one atomic step.
 #[derive(Debug, Default)]
 pub struct Timers(Mutex<Vec<Pin<Box<Sleep>>>>);
 

@@ -2,8 +2,8 @@
 //!
 //! Patterns are long. Wherever one begins within some bytes of a text, the same four bytes behind those are its own; where
 //! they are no pattern's, it begins at none of them (S. Wu, U. Manber, "A fast algorithm for multi-pattern searching",
-//! University of Arizona, TR 94-17, 1994). Of 2 KB of JSON that takes 0.4 of the instructions that looking for the first bytes
-//! of each pattern takes.
+//! University of Arizona, TR 94-17, 1994). Of 2 KB of JSON that takes 0.53 of the instructions that looking for the first bytes
+//! of each pattern takes, of 20 KB 0.42.
 
 use std::collections::BTreeSet;
 
