@@ -25,15 +25,18 @@ use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBod
 use crate::exchange::{Answered, Armed, Delivery, Exchange, Failure, Journal, RequestId};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::telemetry::health::UpstreamHealth;
-use crate::telemetry::labels::{Label, UpstreamFailure};
+use crate::telemetry::labels::Label;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{AttemptSpan, Sent};
 use crate::time::{Instant, Timers, Timestamp, ready_by, this_turn};
 
+mod fault;
 mod fields;
 mod outgoing;
 mod receipt;
 
+pub use fault::TransportError;
+use fault::{failure, possible, too_late};
 use fields::Told;
 pub use outgoing::Outgoing;
 use receipt::Receipt;
@@ -69,19 +72,6 @@ pub struct Answer {
     pub body: Arriving,
     /// Gives the connection back once the body was read.
     pub lease: Option<Box<dyn Lease>>,
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub struct TransportError {
-    /// What failed.
-    pub fault: UpstreamFault,
-    /// Whether upstream may have seen the request.
-    pub delivery: Delivery,
-    /// What the library said: for the log, never for the caller.
-    pub detail: String,
-    /// The caller's body broke, not upstream.
-    pub caller: Option<Rejection>,
 }
 
 /// What carries a request to upstream and its answer back.
@@ -187,21 +177,21 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
                 Some(_) => exchange.deadline,
                 None => exchange.deadline.min(call.started + shared.rules.attempt_timeout),
             };
-            let outcome = shared.timers.by(due, transport.send(&mut outgoing, journal)).await;
-            let mut answered =
-                match shared.received(outcome.unwrap_or_else(|| Err(call.too_late())), &call, span) {
-                    Ok(answer) => {
-                        let mut accepted = shared.accept(answer, &call);
-                        if let Ok(response) = &mut accepted
-                            && let Err(failure) = read_ahead(response, due).await
-                        {
-                            accepted = Err(failure);
-                        }
-                        shared.judge(&accepted, journal);
-                        accepted
+            let sent = shared.timers.by(due, transport.send(&mut outgoing, journal)).await;
+            let outcome = sent.unwrap_or_else(|| Err(too_late(call.is_callers_turn())));
+            let mut answered = match shared.received(outcome, &call, span) {
+                Ok(answer) => {
+                    let mut accepted = shared.accept(answer, &call);
+                    if let Ok(response) = &mut accepted
+                        && let Err(failure) = read_ahead(response, due).await
+                    {
+                        accepted = Err(failure);
                     }
-                    Err(failure) => Err(failure),
-                };
+                    shared.judge(&accepted, journal);
+                    accepted
+                }
+                Err(failure) => Err(failure),
+            };
             let again = match &mut answered {
                 Ok(response) => response.status() == StatusCode::TOO_MANY_REQUESTS,
                 Err(failure) => {
@@ -433,15 +423,9 @@ impl Call<'_> {
         &self.journal.request_id
     }
 
-    /// Upstream did not answer in time, or could not, because the caller has not sent all of its body.
-    fn too_late(&self) -> Box<TransportError> {
-        let callers_turn = self.upload.as_ref().is_some_and(|upload| !upload.is_whole());
-        Box::new(TransportError {
-            fault: UpstreamFault::ResponseTimeout,
-            delivery: Delivery::Possible,
-            detail: "no answer in time".to_owned(),
-            caller: callers_turn.then_some(Rejection::RequestTimeout),
-        })
+    /// Whether upstream could not answer in time, because the caller has not sent all of its body.
+    fn is_callers_turn(&self) -> bool {
+        self.upload.as_ref().is_some_and(|upload| !upload.is_whole())
     }
 }
 
@@ -451,10 +435,6 @@ fn anew(head: response::Parts, body: ResponseBody) -> Response<ResponseBody> {
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     response
-}
-
-fn possible(rejection: Rejection) -> Failure {
-    Failure { rejection, delivery: Delivery::Possible, body: None }
 }
 
 /// Origin form: the authority is the connection's business. `None`: both together are longer than a target can be.
@@ -515,24 +495,6 @@ async fn gather(body: &mut ResponseBody, length: u64) -> Result<Bytes, BodyError
         }
     }
     Ok(whole.map_or(first, BytesMut::freeze))
-}
-
-fn failure(fault: UpstreamFault) -> UpstreamFailure {
-    match fault {
-        UpstreamFault::Dns
-        | UpstreamFault::ConnectionRefused
-        | UpstreamFault::ConnectionTimeout
-        | UpstreamFault::Unavailable
-        | UpstreamFault::OutOfConnections => UpstreamFailure::Connect,
-        UpstreamFault::TlsCertificate(_) | UpstreamFault::TlsAlert(..) | UpstreamFault::TlsProtocol(_) => {
-            UpstreamFailure::Tls
-        }
-        UpstreamFault::ConnectionTerminated => UpstreamFailure::ConnectionLost,
-        UpstreamFault::ResponseTimeout => UpstreamFailure::Timeout,
-        UpstreamFault::HttpProtocol | UpstreamFault::HeadTooLarge | UpstreamFault::UnexpectedCoding => {
-            UpstreamFailure::Protocol
-        }
-    }
 }
 
 #[cfg(test)]
