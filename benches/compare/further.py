@@ -222,30 +222,35 @@ class Growth:
     most: float = 1.3
 
     def measure(self, contestant, site, rounds, say):
-        """One process for each size, in bursts that take turns."""
-        running, found = [], []
+        """A process for each size, in bursts that take turns; half-way each gets another."""
+        running = {}
+        found = [(size, Series(f"{size:,}", True)) for size in self.sizes]
         try:
-            for size in self.sizes:
-                series = Series(f"{size:,}", True)
-                found.append(series)
-                one = replace_keys(contestant, size) if self.keys else contestant
-                with faults_of(series):
-                    proxy = one.start(site, self.work)
-                    running.append(proxy)
-                    proxy.get(LIST)
-                    if self.variants(size) > 1:
-                        many(proxy, self.request, self.variants(size))
             for number in range(rounds):
-                pairs = list(zip(found, running, self.sizes))
-                for series, proxy, size in pairs if number % 2 == 0 else pairs[::-1]:
+                if number % max(1, rounds // 2) == 0:
+                    for size, series in found:
+                        if not series.fault:
+                            with faults_of(series):
+                                self.renew(contestant, size, running, site)
+                for size, series in found if number % 2 == 0 else found[::-1]:
                     if not series.fault:
                         with faults_of(series):
-                            series.values.append(self.burst(proxy, size))
+                            series.values.append(self.burst(running[size], size))
                 say(f"{self.title}: round {number + 1} of {rounds}")
         finally:
-            for proxy in running:
+            for proxy in running.values():
                 proxy.stop()
-        return found
+        return [series for _, series in found]
+
+    def renew(self, contestant, size, running, site):
+        """A process that has so much of it."""
+        if size in running:
+            running.pop(size).stop()
+        one = replace_keys(contestant, size) if self.keys else contestant
+        running[size] = one.start(site, self.work)
+        running[size].get(LIST)
+        if self.variants(size) > 1:
+            many(running[size], self.request, self.variants(size))
 
     def burst(self, proxy, size):
         with proxy.steady("closed", self.request, self.connections(size), 1, self.variants(size)) as steady:
