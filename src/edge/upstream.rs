@@ -18,6 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http2};
+use parking_lot::Mutex;
 
 use super::outbox::Outbox;
 use crate::body::{Arriving, BodyError, Lease, RequestBody};
@@ -38,7 +39,6 @@ mod upload;
 pub use connect::Connector;
 use connect::{Connection, Stream};
 use http1::{Framing, Http1};
-use parking_lot::Mutex;
 
 /// An older connection gets no new request: the name it was made for may stand for another address by now.
 const MAX_AGE: Duration = Duration::from_secs(60);
