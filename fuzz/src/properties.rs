@@ -232,7 +232,8 @@ fn exchange(mut data: &[u8]) -> Exchange {
         let (end, whole, padded) = (flags & 1 != 0, flags & 4 != 0, flags & 8 != 0);
         if goes_out {
             match kind {
-                0 | 1 => left = (left + 4 + size / 1024).min(256),
+                // What is gained by answers is saved beyond what there is to begin with.
+                0 | 1 => left = (left + 4 + size / 1024).min(4096),
                 // Only what has the length of a reason tells one.
                 3 if size == 4 && op != 0 => {
                     exchange.ends = left < 4;
