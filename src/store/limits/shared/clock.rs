@@ -39,17 +39,26 @@ impl Clock {
     }
 
     /// The server's clock said `server`, which was heard at `at`: it was read before, so it shows that much now at least.
-    /// How far the time known here jumps.
+    ///
+    /// How far moments that were noted by what was known before are to be moved: rather too late than too soon, for what was
+    /// spent then must not lapse before it does upstream.
     pub(super) fn hear(&mut self, at: Timestamp, server: Nanos) -> i128 {
         let before = self.now(at);
-        if let Some((heard, _)) = self.heard {
-            let late = before.saturating_sub(server);
-            if late > 0 && late < nanos(JITTER) && at.since(heard) < TRUSTED {
-                return 0;
-            }
+        let (late, jitter) = (before.saturating_sub(server), nanos(JITTER));
+        let known = self.heard.filter(|_| before.abs_diff(server) < jitter);
+        let slower = late > 0 && known.is_some();
+        if slower && known.is_some_and(|(heard, _)| at.since(heard) < TRUSTED) {
+            return 0;
         }
         self.heard = Some((at, server));
-        i128::from(server) - i128::from(before)
+        let jump = i128::from(server) - i128::from(before);
+        match known {
+            // Only an answer that took longer: the reading before was the better one.
+            Some(_) if slower => 0,
+            Some(_) => jump,
+            // Another clock, and nobody knows how long its answer took.
+            None => jump + i128::from(jitter),
+        }
     }
 }
 
@@ -69,7 +78,19 @@ mod tests {
         assert_eq!(clock.now(at(2000)), 501_010 * MILLI);
         assert_eq!(clock.local(501_010 * MILLI), at(2000));
         assert_eq!(clock.hear(at(3000), 502_015 * MILLI), 5 * i128::from(MILLI));
-        clock.hear(at(4000), 400_000 * MILLI);
+        assert_eq!(
+            clock.hear(at(4000), 400_000 * MILLI),
+            -103_015 * i128::from(MILLI) + i128::from(nanos(JITTER))
+        );
         assert_eq!(clock.now(at(4000)), 400_000 * MILLI);
+    }
+
+    #[test]
+    fn a_slower_answer_sets_it_back_in_the_long_run_and_moves_nothing_that_was_noted() {
+        let mut clock = Clock::default();
+        let at = |millis: u64| Timestamp(millis * MILLI);
+        clock.hear(at(1000), 500_010 * MILLI);
+        assert_eq!(clock.hear(at(12_000), 511_002 * MILLI), 0);
+        assert_eq!(clock.now(at(12_000)), 511_002 * MILLI);
     }
 }
