@@ -28,9 +28,10 @@ if sent > 0 and now - sent > late then return {'late', whole(now)} end
 
 local epoch = redis.call('HMGET', KEYS[1], 'id', 'born', 'expected')
 local id, born, expected = epoch[1], tonumber(epoch[2]) or 0, math.min(tonumber(epoch[3]) or 0, 10000)
-local older = false
+local versions, older = {}, false
 for k = 1, budgets do
   local version = number()
+  versions[k] = version
   if id == known and version > tonumber(redis.call('HGET', KEYS[3 * k - 1], 'version') or 0) then older = true end
 end
 if restoring == 0 and known ~= '' and (id ~= known or older) then return {'lost', whole(now)} end
@@ -48,9 +49,11 @@ local B = {}
 
 -- What was spent ------------------------------------------------------------------------------------------------------
 
+local function lacks(b, tat) return math.max(0, math.ceil((tat - now) / b.period - 1e-6)) end
+
 local function used(b)
   if b.len > 0 then return b.sum end
-  return math.max(0, math.ceil((b.tat - now) / b.period - 1e-6))
+  return lacks(b, b.tat)
 end
 
 local function charge(b, when, n)
@@ -114,6 +117,40 @@ local function recut(b, old)
     charge(b, (tonumber(pairs_[i]) + 1) * old - 1, tonumber(pairs_[i + 1]))
     b.charged = b.charged - tonumber(pairs_[i + 1])
   end
+end
+
+-- After a loss: the most that any replica last heard was spent, by sub-window (of a token bucket: until when it fills), beginning
+-- with what this server knew. What a replica has drawn since nobody else may have heard of: it is told apart, and comes on top.
+local function load_heard(b)
+  local heard, life = {}, id .. '/' .. whole(b.sub) .. ' '
+  local kept = redis.call('HGET', b.state, 'told') or ''
+  if string.sub(kept, 1, #life) == life then
+    for slot, n in string.gmatch(string.sub(kept, #life + 1), '(%d+):(%d+)') do heard[slot] = tonumber(n) end
+  elseif b.len == 0 then
+    heard['0'] = b.tat
+  else
+    local all = redis.call('HGETALL', b.spent)
+    for i = 1, #all, 2 do heard[all[i]] = tonumber(all[i + 1]) end
+  end
+  return heard
+end
+
+local function save_heard(b, heard)
+  local kept = {}
+  for slot, n in pairs(heard) do kept[#kept + 1] = slot .. ':' .. whole(n) end
+  redis.call('HSET', b.state, 'told', id .. '/' .. whole(b.sub) .. ' ' .. table.concat(kept, ' '))
+end
+
+-- How many of n that a replica heard were spent nobody has told of yet.
+local function untold(b, heard, slot, n)
+  if b.len > 0 then
+    local more = math.max(0, n - (heard[slot] or 0))
+    heard[slot] = math.max(heard[slot] or 0, n)
+    return more
+  end
+  local more = math.max(0, n - lacks(b, heard['0'] or 0))
+  heard['0'] = math.max(heard['0'] or 0, now + n * b.period)
+  return more
 end
 
 -- What others on the account have spent -----------------------------------------------------------------------------
@@ -246,14 +283,19 @@ for k = 1, budgets do
   local claim, share, flying, all = number(), number(), number(), number()
   b.whole = all == 1
   -- What it knows was spent, by all: nothing less is taken to be.
-  local snapshot = number()
-  for _ = 1, snapshot do
+  local heard = restoring == 1 and load_heard(b)
+  for _ = 1, number() do
     local when, n = number(), number()
-    local slot = math.floor(when / math.max(1, b.sub))
-    local have = b.len > 0 and tonumber(redis.call('HGET', b.spent, whole(slot)) or 0) or used(b)
-    charge(b, when, math.max(0, n - have))
+    local slot = whole(math.floor(when / math.max(1, b.sub)))
+    if heard then
+      charge(b, when, untold(b, heard, slot, n))
+    else
+      local have = b.len > 0 and tonumber(redis.call('HGET', b.spent, slot) or 0) or used(b)
+      charge(b, when, math.max(0, n - have))
+    end
   end
-  if restoring == 1 and snapshot > 0 and born == now then
+  if heard then save_heard(b, heard) end
+  if restoring == 1 and versions[k] > 0 and born == now then
     -- Replicas that it knew of and that are not back yet may spend their shares.
     for i = 1, expected - 1 do
       local r = {seen = now, promise = math.floor(math.max(0, b.limit - used(b)) / expected), share = 1 / expected,
@@ -273,8 +315,11 @@ for k = 1, budgets do
   -- Requests that upstream may have counted later than they were charged.
   for _ = 1, number() do
     local from, to = number(), number()
-    local taken = b.len > 0 and take(b, from, 1) or 0
-    if taken > 0 or (b.len > 0 and from <= now - b.len * b.sub) then charge(b, to, 1) end
+    if b.len > 0 then
+      -- Where it is not found, as after the clock was set, or has lapsed, it counts all the same.
+      take(b, from, 1)
+      charge(b, to, 1)
+    end
   end
   for _ = 1, number() do
     local when = number()

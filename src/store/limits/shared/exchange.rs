@@ -234,8 +234,11 @@ impl<L> Inner<L> {
             if state.restoring {
                 ledger.recall_gate(now);
             }
-            let snapshot =
-                if known && (state.restoring || ledger.recount) { ledger.account(now) } else { Vec::new() };
+            let snapshot = match (state.restoring, ledger.recount) {
+                (true, _) if known => ledger.last_account(now),
+                (false, true) if known => ledger.account(now),
+                _ => Vec::new(),
+            };
             promised.push(ledger.promised());
             let (claim, share) = ledger.bind(now, n as u64, nanos(late));
             words.number(claim);

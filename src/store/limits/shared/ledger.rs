@@ -29,9 +29,11 @@ pub(super) struct Ledger {
     /// A message is under way that may have renewed the promise: what lapses before this moment is not counted twice.
     resumes: Option<Nanos>,
     pub(super) blind: Blind,
-    /// The last whole account of the budget, and what this replica has drawn since: all there is if the server loses its data.
-    base: Vec<(Nanos, u32)>,
+    /// The last whole account of the budget, and what this replica has drawn and moved since: all there is if the server loses
+    /// its data.
+    base: Budget,
     drawn: Vec<(Nanos, u32)>,
+    moved_since: Vec<(Nanos, Nanos)>,
     /// The account is to be told, because the server may not know it.
     pub(super) recount: bool,
     /// To be told with the next message.
@@ -66,13 +68,16 @@ pub(super) struct News {
 /// So much of each is kept to be told: while nobody hears it, older news lose their worth.
 const NEWS: usize = 4096;
 
+fn bound<T>(news: &mut Vec<T>) {
+    news.drain(..news.len().saturating_sub(NEWS));
+}
+
 impl News {
     fn bound(&mut self) {
-        let over = |len: usize| len.saturating_sub(NEWS);
-        self.moves.drain(..over(self.moves.len()));
-        self.refunds.drain(..over(self.refunds.len()));
-        self.settled.drain(..over(self.settled.len()));
-        self.observed.drain(..over(self.observed.len()));
+        bound(&mut self.moves);
+        bound(&mut self.refunds);
+        bound(&mut self.settled);
+        bound(&mut self.observed);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -114,8 +119,9 @@ impl Ledger {
             promise: Promise { amount, share, ..Promise::default() },
             resumes: None,
             blind: Blind::new(plan),
-            base: Vec::new(),
+            base: Budget::new(plan),
             drawn: Vec::new(),
+            moved_since: Vec::new(),
             recount: false,
             news: News::default(),
             in_flight: 0,
@@ -134,6 +140,10 @@ impl Ledger {
         self.promise.lapsed = self.lapsed(now);
         self.blind.plan(plan);
         self.recount = true;
+        // It knows of them already.
+        self.news.refunds.clear();
+        self.news.moves.clear();
+        self.rebase(self.mirror.clone());
     }
 
     /// The first moment at which the draw would fit, as far as is known here: others can only have spent more.
@@ -206,6 +216,8 @@ impl Ledger {
         if latest / self.blind.sub_window > charged / self.blind.sub_window {
             if !blind || !self.blind.take(charged) {
                 self.news.moves.push((charged, latest));
+                self.moved_since.push((charged, latest));
+                bound(&mut self.moved_since);
             } else {
                 self.blind.charge(latest);
             }
@@ -294,17 +306,28 @@ impl Ledger {
         std::mem::take(&mut self.news)
     }
 
-    /// Everything that is known to be spent. Where the server lost it, what this replica drew since the last whole account is
-    /// told draw by draw: others do not know of it.
+    /// Everything that is known to be spent.
     pub(super) fn account(&mut self, now: Nanos) -> Vec<(Nanos, u32)> {
-        if std::mem::take(&mut self.recount) {
-            self.news.recount = true;
-            return self.mirror.spent(now);
-        }
+        self.recount = false;
+        self.news.recount = true;
+        self.mirror.spent(now)
+    }
+
+    /// The last whole account, for a server that lost its own. What this replica did since is to be told again, step by step:
+    /// others do not know of it.
+    pub(super) fn last_account(&mut self, now: Nanos) -> Vec<(Nanos, u32)> {
+        self.recount = false;
         for (at, n) in std::mem::take(&mut self.drawn) {
             self.blind.owe(at, n);
         }
-        self.base.clone()
+        self.news.moves.clone_from(&self.moved_since);
+        self.base.spent(now)
+    }
+
+    fn rebase(&mut self, base: Budget) {
+        self.base = base;
+        self.drawn.clear();
+        self.moved_since.clone_from(&self.news.moves);
     }
 
     /// Takes over what the server says, at `now` on its clock.
@@ -313,13 +336,15 @@ impl Ledger {
         self.version = account.version;
         self.replicas = account.replicas;
         if let Some(whole) = account.whole.filter(|_| !self.recount) {
-            let mut mirror = Budget::new(self.mirror.plan());
+            let (mut base, mut mirror) = (Budget::new(self.mirror.plan()), Budget::new(self.mirror.plan()));
             let mut all: Vec<(Nanos, u32)> = whole.iter().copied().chain(self.blind.spent()).collect();
             all.sort_unstable();
             mirror.recall(now, all);
+            base.recall(now, whole);
+            base.follow(now, &account.standing);
             self.lapsed_before = self.lapsed(now).saturating_sub(mirror.lapsed(now));
-            (self.base, self.mirror) = (whole, mirror);
-            self.drawn.clear();
+            self.mirror = mirror;
+            self.rebase(base);
         }
         let known = self.mirror.used(now);
         let others = (account.used + self.blind.sum(now)).saturating_sub(known);
@@ -391,7 +416,7 @@ impl Blind {
         if let Some(entry) =
             self.entries.iter_mut().rev().find(|entry| !entry.told && entry.at / self.sub_window == slot)
         {
-            entry.n += 1;
+            (entry.at, entry.n) = (entry.at.max(at), entry.n + 1);
             return;
         }
         self.owe(at, 1);

@@ -3,7 +3,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::contract::suite;
 use super::*;
-use crate::domain::quota::Quota;
+use crate::domain::quota::{Algorithm, Quota, RingPlan};
 use crate::virtual_redis::{VirtualLink, VirtualRedis};
 
 const QUOTA: Quota = Quota { requests: 100, window: Duration::from_secs(40) };
@@ -18,6 +18,10 @@ struct Replica {
 
 impl Replica {
     fn of(redis: &VirtualRedis, min_replicas: u32) -> Self {
+        Self::counting(redis, min_replicas, Plan::window(QUOTA))
+    }
+
+    fn counting(redis: &VirtualRedis, min_replicas: u32, plan: Plan) -> Self {
         let (link, stop) = (redis.link(), CancellationToken::new());
         let settings = Settings {
             prefix: "test".into(),
@@ -26,7 +30,7 @@ impl Replica {
             egress_group: "egress".into(),
         };
         let limits = SharedLimits::new(link.clone(), settings);
-        let budget = limits.budget("environment:acme", &["acme"], Plan::window(QUOTA));
+        let budget = limits.budget("environment:acme", &["acme"], plan);
         let egress = limits.budget(EGRESS, &[], Plan::window(AMPLE));
         TaskTracker::new().spawn(limits.clone().run(stop.clone()));
         Self { limits, link, budgets: [budget, egress], stop }
@@ -45,6 +49,13 @@ impl Replica {
             }
         }
         most
+    }
+
+    /// So many at once.
+    async fn drawn(&self, n: u32) -> u32 {
+        let drawn = futures_util::future::join_all((0..n).map(|_| self.draw())).await;
+        let charges = drawn.into_iter().flatten().map(|charge| self.limits.settle(charge, None));
+        u32::try_from(charges.count()).expect("few")
     }
 
     fn remaining(&self) -> u32 {
@@ -212,6 +223,98 @@ async fn a_server_that_lost_its_data_is_told_what_was_spent() {
         sum += replica.draws(200).await;
     }
     assert!((95..=100).contains(&sum), "{sum}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_drew_before_another_heard_of_it_and_what_that_one_drew_since_are_told_as_two() {
+    // In one sub-window of a second; and one of the two has heard of the other's draws, or not.
+    let plan = Plan::window(Quota { window: Duration::from_secs(600), ..QUOTA });
+    for after in (0..250).step_by(25) {
+        let redis = network();
+        let b = Replica::counting(&redis, 1, plan);
+        sleep(Duration::from_millis(60)).await;
+        let a = Replica::counting(&redis, 1, plan);
+        sleep(Duration::from_millis(3000 + after)).await;
+        assert_eq!(b.drawn(20).await, 20);
+        sleep(Duration::from_millis(60)).await;
+        assert_eq!(a.drawn(30).await, 30);
+        redis.forget();
+        sleep(Duration::from_secs(5)).await;
+        let sum = 50 + a.draws(200).await + b.draws(200).await;
+        assert!((70..=100).contains(&sum), "{sum}, begun {after} ms later");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lost_its_data_is_told_what_a_token_bucket_lacks() {
+    let redis = network();
+    let plan = Plan { quota: QUOTA, algorithm: Algorithm::TokenBucket };
+    let [a, b] = &[(); 2].map(|()| Replica::counting(&redis, 1, plan));
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(a.draws(60).await, 60);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(b.draws(20).await, 20);
+    redis.forget();
+    sleep(Duration::from_secs(4)).await;
+    // 2.5 a second flow back.
+    let drawn = a.draws(200).await + b.draws(200).await;
+    assert!((20..=34).contains(&drawn), "{drawn}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_upstream_counted_late_lapses_late_though_the_server_lost_its_data() {
+    let redis = network();
+    let [a, b, ..] = &four(&redis).await;
+    let mut slow = Vec::new();
+    for _ in 0..50 {
+        slow.push(a.draw().await.expect("free"));
+    }
+    sleep(Duration::from_secs(20)).await;
+    for charge in slow {
+        a.limits.settle(charge, None);
+    }
+    // Told, but nobody has asked for the whole account since.
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(a.draws(1).await, 1);
+    redis.forget();
+    sleep(Duration::from_secs(25)).await;
+    let drawn = a.draws(200).await + b.draws(200).await;
+    assert!(drawn < 50, "{drawn}, and upstream counts 51");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_cut_off_while_the_server_loses_its_data_keeps_its_part_though_nothing_was_spent() {
+    let redis = network();
+    let [a, b, c, d] = &four(&redis).await;
+    d.link.set_cut(true);
+    redis.forget();
+    sleep(Duration::from_secs(5)).await;
+    let connected = a.draws(200).await + b.draws(200).await + c.draws(200).await;
+    let alone = d.draws(200).await;
+    assert!(alone >= 20 && connected + alone <= 100, "{connected} {alone}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slower_answer_after_an_outage_makes_nothing_lapse_sooner() {
+    let ring = RingPlan::of(QUOTA);
+    let lapse = ring.sub_window * u32::try_from(ring.sub_windows()).expect("few");
+    for seed in 0..10 {
+        let redis = VirtualRedis::start(seed, Duration::from_millis(20));
+        let replica = Replica::of(&redis, 1);
+        sleep(Duration::from_secs(3)).await;
+        redis.set_down(true);
+        // The first moment of a sub-window.
+        let now = replica.limits.lock().now();
+        sleep(Duration::from_nanos(nanos(ring.sub_window) - now % nanos(ring.sub_window))).await;
+        let spent = Timestamp::now();
+        assert_eq!(replica.draws(100).await, 100);
+        sleep(Duration::from_secs(11)).await;
+        redis.forget();
+        redis.set_down(false);
+        sleep((spent + lapse).since(Timestamp::now()) - ring.sub_window / 2).await;
+        assert!(replica.limits.cut_off().is_none());
+        assert_eq!(replica.draws(1).await, 0, "seed {seed}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
