@@ -32,7 +32,11 @@ local versions, older = {}, false
 for k = 1, budgets do
   local version = number()
   versions[k] = version
-  if id == known and version > tonumber(redis.call('HGET', KEYS[3 * k - 1], 'version') or 0) then older = true end
+  -- Others may have gone on since this server went back: what it last answered this replica tells.
+  local mine = redis.call('HGET', KEYS[3 * k + 1], me)
+  local answered = mine and tonumber(string.match(mine, '(%d+) %d+$'))
+  if id == known and answered and version > answered then older = true end
+  if id == known and version and version > tonumber(redis.call('HGET', KEYS[3 * k - 1], 'version') or 0) then older = true end
 end
 if restoring == 0 and known ~= '' and (id ~= known or older) then return {'lost', whole(now)} end
 if not id or older then
@@ -41,6 +45,11 @@ if not id or older then
   -- Who was promised what has been lost too, or is what it was once.
   for k = 1, budgets do redis.call('DEL', KEYS[3 * k + 1]) end
   redis.call('HSET', KEYS[1], 'id', id, 'born', whole(born), 'expected', expected)
+end
+-- Begun by one that is new, and here is the first that knows of a life before.
+if restoring == 1 and born == 0 then
+  born, expected = now, replicas_known
+  redis.call('HSET', KEYS[1], 'born', whole(born), 'expected', expected)
 end
 -- Until every replica has had the time to tell what it knows, nothing is drawn.
 local waiting = born > 0 and now < born + grace
@@ -201,24 +210,34 @@ local function worth(b, r)
   return math.floor(r.promise + r.share * math.min(math.max(0, b.charged - used(b) - r.lapsed), r.spent))
 end
 
+local function save_replica(b, name, r)
+  redis.call('HSET', b.roster, name, table.concat({whole(r.seen), exact(r.promise), exact(r.share), whole(r.lapsed), whole(r.spent),
+    whole(r.in_flight), whole(r.applied), whole(r.version), whole(r.back)}, ' '))
+end
+
 local function load_replicas(b)
   b.replicas, b.shares, b.in_flight, b.count = {}, 0, 0, 0
   local all = redis.call('HGETALL', b.roster)
+  -- While this server could not be heard, nobody was silent. One that has just begun cannot tell that from all being gone.
+  local gap = known == id and b.last > 0 and now - b.last > silent and now - b.last or 0
+  if known == id then b.last = now end
   for i = 1, #all, 2 do
     local f = {}
     for field in string.gmatch(all[i + 1], '%S+') do f[#f + 1] = tonumber(field) end
-    local r = {seen = f[1], promise = f[2], share = f[3], lapsed = f[4], spent = f[5], in_flight = f[6], applied = f[7]}
+    local r = {seen = f[1] + gap, promise = f[2], share = f[3], lapsed = f[4], spent = f[5], in_flight = f[6], applied = f[7],
+      version = f[8] or 0, back = f[9] or 0}
     if now - r.seen > b.keep then
       redis.call('HDEL', b.roster, all[i])
     else
       b.replicas[all[i]] = r
+      if gap > 0 then save_replica(b, all[i], r) end
     end
   end
-  -- Those who were to come back and have.
-  local away = expected - (b.replicas[me] and 0 or 1)
-  for name in pairs(b.replicas) do
-    if string.sub(name, 1, 1) ~= '?' then away = away - 1 end
-  end
+  b.mine = b.replicas[me] or {applied = 0, promise = 0, share = 0, back = 0}
+  -- Those who were to come back and have; who has begun since is none of them.
+  local away = expected
+  if restoring == 1 then b.mine.back, b.replicas[me] = 1, b.mine end
+  for _, r in pairs(b.replicas) do away = away - r.back end
   for i = 1, expected - 1 do
     if b.replicas['?' .. i] then
       away = away - 1
@@ -264,21 +283,17 @@ for k = 1, budgets do
   b.limit, b.sub, b.len, b.period = number(), number(), number(), number()
   b.window, b.step, b.hold, b.keep = number(), number(), number(), number()
   local s = redis.call('HMGET', b.state, 'version', 'sum', 'head', 'tail', 'sub', 'charged', 'tat', 'gate', 'passed',
-    'foreign', 'lapses', 'probed', 'expires', 'before', 'heard', 'period', 'strangers')
-  for i = 1, 17 do s[i] = tonumber(s[i]) or 0 end
+    'foreign', 'lapses', 'probed', 'expires', 'before', 'heard', 'period', 'strangers', 'last')
+  for i = 1, 18 do s[i] = tonumber(s[i]) or 0 end
   b.version, b.sum, b.head, b.tail, b.charged, b.tat = s[1] + 1, s[2], s[3], s[4], s[6], s[7]
   b.gate, b.passed = s[8], s[9]
   b.foreign, b.lapses, b.probed, b.expires, b.before, b.heard = s[10], s[11], s[12], s[13], s[14], s[15]
-  b.strangers = s[17]
+  b.strangers, b.last = s[17], s[18]
   if b.len > 0 and s[5] > 0 and s[5] ~= b.sub then recut(b, s[5]) end
   if b.tat > now and s[16] > 0 and s[16] ~= b.period then b.tat = now + math.ceil((b.tat - now) / s[16]) * b.period end
   lapse(b)
   load_replicas(b)
-  local mine = b.replicas[me]
-  if not mine then
-    mine = {applied = 0, promise = 0, share = 0}
-  end
-  b.mine = mine
+  local mine = b.mine
 
   local claim, share, flying, all = number(), number(), number(), number()
   b.whole = all == 1
@@ -299,9 +314,9 @@ for k = 1, budgets do
     -- Replicas that it knew of and that are not back yet may spend their shares.
     for i = 1, expected - 1 do
       local r = {seen = now, promise = math.floor(math.max(0, b.limit - used(b)) / expected), share = 1 / expected,
-        lapsed = b.charged - used(b), spent = used(b), in_flight = 0, applied = 0}
+        lapsed = b.charged - used(b), spent = used(b), in_flight = 0, applied = 0, version = 0, back = 0}
       b.replicas['?' .. i] = r
-      redis.call('HSET', b.roster, '?' .. i, table.concat({whole(now), r.promise, r.share, r.lapsed, r.spent, 0, 0}, ' '))
+      save_replica(b, '?' .. i, r)
     end
   end
   -- What it spent without asking, each told until it is known to have been heard.
@@ -377,18 +392,21 @@ for _, b in ipairs(B) do
   local mine = b.mine
   local left = b.limit - used(b) - gone(b)
   local fair = math.min(math.floor(math.max(0, left) / b.count), left - b.promised)
+  -- What others have yet to tell may be spent.
+  if waiting then fair = 0 end
   mine.promise = math.max(mine.claim, fair, 0)
   mine.share = math.max(mine.share, math.min(1 / b.count, 1 - b.shares), 0)
   if leaving == 1 then
     redis.call('HDEL', b.roster, me)
   else
-    redis.call('HSET', b.roster, me, table.concat({whole(now), exact(mine.promise), exact(mine.share),
-      whole(b.charged - used(b)), whole(used(b)), whole(mine.in_flight), whole(mine.applied)}, ' '))
+    mine.seen, mine.lapsed, mine.spent, mine.version = now, b.charged - used(b), used(b), b.version
+    save_replica(b, me, mine)
   end
   redis.call('HSET', b.state, 'version', whole(b.version), 'sum', whole(b.sum), 'head', whole(b.head), 'tail', whole(b.tail),
     'sub', whole(b.sub), 'charged', whole(b.charged), 'tat', whole(b.tat), 'gate', whole(b.gate), 'passed', whole(b.passed),
     'foreign', whole(b.foreign), 'lapses', whole(b.lapses), 'probed', whole(b.probed), 'expires', whole(b.expires),
-    'before', whole(b.before), 'heard', whole(b.heard), 'period', exact(b.period), 'strangers', whole(b.strangers))
+    'before', whole(b.before), 'heard', whole(b.heard), 'period', exact(b.period), 'strangers', whole(b.strangers),
+    'last', whole(b.last))
   local keep = math.ceil((2 * b.window + b.keep) / 1000) + 60000
   for _, key in ipairs({b.state, b.spent, b.roster}) do redis.call('PEXPIRE', key, keep) end
   if recalled[b] then

@@ -332,7 +332,8 @@ impl Ledger {
 
     /// Takes over what the server says, at `now` on its clock.
     pub(super) fn learn(&mut self, now: Nanos, account: Account) {
-        self.blind.confirm(account.applied);
+        // Counted there, and in no account that was heard of yet.
+        self.drawn.extend(self.blind.confirm(account.applied));
         self.version = account.version;
         self.replicas = account.replicas;
         if let Some(whole) = account.whole.filter(|_| !self.recount) {
@@ -459,8 +460,10 @@ impl Blind {
         self.entries.iter().copied()
     }
 
-    fn confirm(&mut self, applied: u64) {
-        self.entries.retain(|entry| entry.serial > applied);
+    /// Those that are known to have been counted, which are no longer here.
+    fn confirm(&mut self, applied: u64) -> impl Iterator<Item = (Nanos, u32)> {
+        let counted = self.entries.partition_point(|entry| entry.serial <= applied);
+        self.entries.drain(..counted).map(|entry| (entry.at, entry.n))
     }
 
     fn shift(&mut self, by: i128) {

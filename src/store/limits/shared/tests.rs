@@ -295,6 +295,116 @@ async fn one_that_is_cut_off_while_the_server_loses_its_data_keeps_its_part_thou
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_begins_meanwhile_takes_nobodys_part() {
+    let redis = network();
+    let [a, b, c, d] = &four(&redis).await;
+    d.link.set_cut(true);
+    redis.forget();
+    sleep(Duration::from_secs(1)).await;
+    let e = Replica::of(&redis, 1);
+    sleep(Duration::from_secs(5)).await;
+    let mut connected = 0;
+    for replica in [a, b, c, &e] {
+        connected += replica.draws(200).await;
+    }
+    let alone = d.draws(200).await;
+    assert!(alone >= 20 && connected + alone <= 100, "{connected} {alone}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_new_may_be_the_first_to_find_the_data_lost() {
+    let redis = network();
+    let [a, b, c, d] = &four(&redis).await;
+    assert_eq!(a.draws(60).await, 60);
+    sleep(Duration::from_secs(1)).await;
+    d.link.set_cut(true);
+    redis.forget();
+    let e = Replica::of(&redis, 1);
+    sleep(Duration::from_secs(5)).await;
+    let mut sum = 60 + d.draws(200).await;
+    for replica in [a, b, c, &e] {
+        sum += replica.draws(200).await;
+    }
+    assert!((90..=100).contains(&sum), "{sum}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_spent_while_all_told_what_they_know_is_told_should_the_server_lose_its_data_again() {
+    for after in (0..250).step_by(25) {
+        let redis = network();
+        let [a, b, ..] = &four(&redis).await;
+        assert_eq!(a.draws(20).await, 20);
+        sleep(Duration::from_millis(200 + after)).await;
+        redis.forget();
+        sleep(Duration::from_millis(135)).await;
+        // Promised before; told with the next draw.
+        let mut sum = 20 + a.draws(10).await;
+        sleep(Duration::from_millis(10)).await;
+        sum += a.draws(1).await;
+        redis.forget();
+        sleep(Duration::from_secs(5)).await;
+        sum += a.draws(200).await + b.draws(200).await;
+        assert!((90..=100).contains(&sum), "{sum} in all, begun {after} ms later");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_promised_more_until_all_had_the_time_to_tell_what_they_know() {
+    for after in (0..125).step_by(25) {
+        let redis = network();
+        let [a, b] = &[(); 2].map(|()| Replica::of(&redis, 1));
+        sleep(Duration::from_millis(3000 + after)).await;
+        // Most of it, for which the other gives up what it was promised; then it is not there when all tell.
+        assert_eq!(a.drawn(70).await, 70);
+        sleep(Duration::from_millis(10)).await;
+        a.link.set_cut(true);
+        redis.forget();
+        let mut sum = 70 + b.drawn(1).await;
+        sleep(Duration::from_millis(20)).await;
+        sum += b.drawn(100).await;
+        a.link.set_cut(false);
+        sleep(Duration::from_secs(5)).await;
+        sum += a.draws(200).await + b.draws(200).await;
+        assert!((90..=100).contains(&sum), "{sum} in all, begun {after} ms later");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_longer_than_a_window_is_nobodys_death() {
+    let redis = network();
+    let replicas = &four(&redis).await;
+    redis.set_down(true);
+    sleep(Duration::from_secs(50)).await;
+    redis.set_down(false);
+    sleep(Duration::from_millis(50)).await;
+    redis.set_down(true);
+    let mut sum = 0;
+    for replica in replicas {
+        sum += replica.draws(200).await;
+    }
+    assert!((90..=100).contains(&sum), "{sum}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_goes_back_a_little_is_told_though_others_have_gone_on_since() {
+    for after in (0..250).step_by(25) {
+        let redis = network();
+        let [a, b, c, d] = &four(&redis).await;
+        sleep(Duration::from_millis(after)).await;
+        run(a, KEEP).await;
+        assert_eq!(b.drawn(20).await, 20);
+        run(a, REWIND).await;
+        // More exchanges than it lost.
+        let mut sum = 20 + a.draws(10).await;
+        sleep(Duration::from_secs(5)).await;
+        for replica in [a, b, c, d] {
+            sum += replica.draws(200).await;
+        }
+        assert!((90..=100).contains(&sum), "{sum} in all, begun {after} ms later");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slower_answer_after_an_outage_makes_nothing_lapse_sooner() {
     let ring = RingPlan::of(QUOTA);
     let lapse = ring.sub_window * u32::try_from(ring.sub_windows()).expect("few");
@@ -347,6 +457,11 @@ async fn nonsense_in_a_budgets_state_keeps_no_script_busy() {
     assert!(replica.draw().await.is_ok());
 }
 
+const KEEP: &str =
+    "for _, key in ipairs(redis.call('KEYS', '{test}*')) do redis.call('COPY', key, 'kept:' .. key) end";
+const REWIND: &str = "for _, key in ipairs(redis.call('KEYS', '{test}*')) do redis.call('DEL', key) end
+    for _, key in ipairs(redis.call('KEYS', 'kept:*')) do redis.call('COPY', key, string.sub(key, 6)) end";
+
 /// What the server does as one that comes back with an old copy of its data.
 async fn run(replica: &Replica, script: &'static str) {
     let done = Link::run(&replica.link, &crate::store::link::Script::new(script), &[], Vec::new()).await;
@@ -358,14 +473,10 @@ async fn a_server_that_goes_back_to_what_it_once_knew_is_told_too_and_counts_nob
     let redis = network();
     let replicas = &four(&redis).await;
     assert_eq!(replicas[0].draws(30).await, 30);
-    let keep =
-        "for _, key in ipairs(redis.call('KEYS', '{test}*')) do redis.call('COPY', key, 'kept:' .. key) end";
-    run(&replicas[0], keep).await;
+    run(&replicas[0], KEEP).await;
     assert_eq!(replicas[1].draws(20).await, 20);
     sleep(Duration::from_secs(1)).await;
-    let rewind = "for _, key in ipairs(redis.call('KEYS', '{test}*')) do redis.call('DEL', key) end
-        for _, key in ipairs(redis.call('KEYS', 'kept:*')) do redis.call('COPY', key, string.sub(key, 6)) end";
-    run(&replicas[0], rewind).await;
+    run(&replicas[0], REWIND).await;
     sleep(Duration::from_secs(5)).await;
     assert_eq!(replicas.iter().map(|replica| replica.limits.replicas()).max(), Some(4));
     let mut sum = 50;
