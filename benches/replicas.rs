@@ -50,7 +50,7 @@ const SCENARIO: Scenario = Scenario {
 const SCHEMES: [(&str, Scheme); 3] =
     [("shared", Scheme::Shared), ("N/4 each", Scheme::Split), ("N each", Scheme::Alone)];
 
-const OUTAGES: [(&str, Outage, u64); 9] = [
+const OUTAGES: [(&str, Outage, u64); 10] = [
     ("none", Outage::None, 0),
     ("server gone 1 s", Outage::Server, 1),
     ("server gone 60 s", Outage::Server, 60),
@@ -60,6 +60,7 @@ const OUTAGES: [(&str, Outage, u64); 9] = [
     ("2 of 4 cut off 60 s", Outage::Some(2), 60),
     ("3 of 4 cut off 60 s", Outage::Some(3), 60),
     ("the busiest killed", Outage::Killed, 0),
+    ("one fault after another", Outage::Random, 0),
 ];
 
 /// One line of the table.

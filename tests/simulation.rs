@@ -205,6 +205,15 @@ mod replicas {
     }
 
     #[test]
+    fn nor_does_one_fault_after_another() {
+        for seed in 0..4 {
+            let outcome = run(Scenario { outage: Outage::Random, tells: seed % 2 == 0, seed, ..SCENARIO });
+            assert_eq!(outcome.tripped, 0, "{seed}: {outcome:?}");
+            assert!(outcome.share() >= 0.6, "{seed}: {outcome:?} {}", outcome.share());
+        }
+    }
+
+    #[test]
     fn a_part_of_it_each_or_all_of_it_each_would_not_do() {
         let split = run(Scenario { scheme: Scheme::Split, spread: Spread::Skewed, ..SCENARIO });
         assert!(split.share() < 0.7, "{split:?}");

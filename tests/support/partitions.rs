@@ -57,6 +57,8 @@ pub(crate) enum Outage {
     Some(usize),
     /// The busiest replica is killed, and its callers go to the others.
     Killed,
+    /// One fault after another for three windows: a replica is cut off, nobody reaches the server, its data is lost.
+    Random,
 }
 
 /// One run.
@@ -296,6 +298,31 @@ async fn breaks(
         Outage::Killed => {
             replicas[0].stop.cancel();
             killed.store(1, Ordering::Relaxed);
+        }
+        Outage::Random => {
+            let mut random = fastrand::Rng::with_seed(scenario.seed);
+            let end = Instant::now() + scenario.quota.window * 3;
+            while Instant::now() < end {
+                let lasts = |random: &mut fastrand::Rng, most: Duration| {
+                    // As often some milliseconds as some seconds.
+                    Duration::from_millis((most.as_millis() as f64).powf(random.f64()) as u64)
+                };
+                match random.u32(..3) {
+                    0 => {
+                        let replica = &replicas[random.usize(..replicas.len())];
+                        replica.link.set_cut(true);
+                        sleep(lasts(&mut random, scenario.quota.window / 2)).await;
+                        replica.link.set_cut(false);
+                    }
+                    1 => {
+                        redis.set_down(true);
+                        sleep(lasts(&mut random, scenario.quota.window * 2)).await;
+                        redis.set_down(false);
+                    }
+                    _ => redis.forget(),
+                }
+                sleep(lasts(&mut random, Duration::from_secs(5))).await;
+            }
         }
     }
 }
