@@ -321,7 +321,8 @@ async fn breaks(
                     }
                     _ => redis.forget(),
                 }
-                sleep(lasts(&mut random, Duration::from_secs(5))).await;
+                // By then all that came back have told what they know.
+                sleep(Duration::from_secs(3) + lasts(&mut random, Duration::from_secs(5))).await;
             }
         }
     }
