@@ -36,7 +36,7 @@ for k = 1, budgets do
   local mine = redis.call('HGET', KEYS[3 * k + 1], me)
   local answered = mine and tonumber(string.match(mine, '(%d+) %d+$'))
   if id == known and answered and version > answered then older = true end
-  if id == known and version and version > tonumber(redis.call('HGET', KEYS[3 * k - 1], 'version') or 0) then older = true end
+  if id == known and version > tonumber(redis.call('HGET', KEYS[3 * k - 1], 'version') or 0) then older = true end
 end
 if restoring == 0 and known ~= '' and (id ~= known or older) then return {'lost', whole(now)} end
 if not id or older then

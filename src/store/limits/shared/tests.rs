@@ -487,6 +487,32 @@ async fn a_server_that_goes_back_to_what_it_once_knew_is_told_too_and_counts_nob
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_answered_late_counts_though_its_charge_is_not_found() {
+    let redis = network();
+    let replica = Replica::of(&redis, 1);
+    sleep(Duration::from_secs(3)).await;
+    let charge = replica.draw().await.expect("free");
+    let forget = "redis.call('DEL', '{test}:budget:environment:acme:spent')
+        redis.call('HSET', '{test}:budget:environment:acme', 'sum', 0)";
+    run(&replica, forget).await;
+    sleep(Duration::from_secs(1)).await;
+    replica.limits.settle(charge, None);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(replica.draws(200).await, 99);
+}
+
+#[test]
+fn what_was_spent_in_one_sub_window_goes_by_the_last_of_it_when_the_clock_is_set() {
+    let sub_window = nanos(RingPlan::of(QUOTA).sub_window);
+    let mut ledger = Ledger::new("environment:acme", Plan::window(QUOTA), 1);
+    ledger.spend_blind(10 * sub_window);
+    ledger.spend_blind(11 * sub_window - 1);
+    ledger.shift(-i128::from(sub_window / 2));
+    let told: Vec<(Nanos, u32)> = ledger.blind.tell().map(|entry| (entry.at / sub_window, entry.n)).collect();
+    assert_eq!(told, [(10, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_leaves_leaves_everything_and_one_that_dies_leaves_it_a_window_later() {
     let redis = network();
     let [a, b, c, d] = four(&redis).await;
