@@ -139,7 +139,8 @@ class Running:
 
     def steady(self, mode, request, connections, seconds, last):
         """Load of our own, on the core of the load."""
-        return Steady(self.site.steady, mode, self.port, self.site.cores.load, request, connections, seconds, last)
+        site, roots = self.site, self.site.certificate if self.work.tls else None
+        return Steady(site.steady, mode, self.port, site.cores.load, request, connections, seconds, last, roots)
 
     def get(self, path, **request):
         request.setdefault("key", self.key)

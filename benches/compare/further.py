@@ -208,7 +208,7 @@ FURTHER = (
 
 @dataclass(frozen=True)
 class Growth:
-    """The cost of a request with little of something and with much: ours against itself."""
+    """The cost of a request with little of something and with much: each against itself."""
 
     key: str
     title: str
@@ -220,6 +220,8 @@ class Growth:
     work: Work = Work()
     keys: bool = False
     most: float = 1.3
+    # Whose growth is told beside ours, for what of it is the kernel's and the library's.
+    beside: tuple = ()
 
     def measure(self, contestant, site, rounds, say):
         """A process for each size, in bursts that take turns; half-way each gets another."""
@@ -236,7 +238,7 @@ class Growth:
                     if not series.fault:
                         with faults_of(series):
                             series.values.append(self.burst(running[size], size))
-                say(f"{self.title}: round {number + 1} of {rounds}")
+                say(f"{self.title}, {contestant.name}: round {number + 1} of {rounds}")
         finally:
             for proxy in running.values():
                 proxy.stop()
@@ -253,10 +255,8 @@ class Growth:
             many(running[size], self.request, self.variants(size))
 
     def burst(self, proxy, size):
-        with proxy.steady("closed", self.request, self.connections(size), 1, self.variants(size)) as steady:
-            before = machine.cpu_seconds(proxy.pid)
-            requests = steady.go()["requests"]
-            return (machine.cpu_seconds(proxy.pid) - before) / requests * 1e6
+        connections, variants = self.connections(size), self.variants(size)
+        return load.steady(proxy, self.request, connections=connections, variants=variants).micros
 
 
 def replace_keys(contestant, count):
@@ -276,7 +276,8 @@ TRIED = (
 )
 
 GROWTH = (
-    Growth("connections", "connections", (10, 1000, 10_000), lambda size: size, _always(1), request_text(LIST)),
+    Growth("connections", "connections", (10, 1000, 10_000), lambda size: size, _always(1), request_text(LIST),
+           beside=("nginx", "bare hyper")),
     Growth("pages", "cached pages", (1, 100, 10_000), _always(64), lambda size: size,
            request_text("/providers?limit=20&after=pro_{n}")),
     Growth("keys", "publishable keys", (1, 1000), _always(64), lambda size: size,

@@ -28,9 +28,9 @@ def _fields(origin):
     return fields + (["-H", f"Origin: {origin}"] if origin else [])
 
 
-def wrk(pid, port, path, cores, *, seconds=1, connections=64, tls=False, origin=ORIGIN, threads=1, host="127.0.0.1"):
+def wrk(pid, port, path, cores, *, seconds=1, connections=64, origin=ORIGIN, threads=1, host="127.0.0.1"):
     """HTTP/1.1, each connection asking anew as soon as it is answered."""
-    url = f"{'https' if tls else 'http'}://{host}:{port}{path}"
+    url = f"http://{host}:{port}{path}"
     command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds}s", "-s", str(HERE / "burst.lua")]
     return _measure(pid, command + _fields(origin) + [url], cores, seconds, _of_wrk)
 
@@ -40,6 +40,15 @@ def h2load(pid, port, path, cores, *, seconds=1, origin=ORIGIN):
     command = ["h2load", "-t1", "-c8", "-m16", "-D", str(seconds)]
     url = f"http://127.0.0.1:{port}{path}"
     return _measure(pid, command + _fields(origin) + [url], cores, seconds, _of_h2load)
+
+
+def steady(proxy, request, *, seconds=1, connections=64, variants=1):
+    """As [`wrk`], and over TLS where the proxy speaks it: wrk's core would be full before a fast proxy's."""
+    with proxy.steady("closed", request, connections, seconds, variants) as generator:
+        before, started = machine.cpu_seconds(proxy.pid), time.monotonic()
+        came = generator.go()
+        cpu, wall = machine.cpu_seconds(proxy.pid) - before, time.monotonic() - started
+    return Burst(came["requests"], 0, came["bytes"] / came["requests"], wall, cpu)
 
 
 def _measure(pid, command, cores, seconds, understand):
@@ -76,12 +85,13 @@ def _of_h2load(output):
 class Steady:
     """The load generator beside this file, at the moment when all its connections are there."""
 
-    def __init__(self, binary, mode, port, cores, request, connections, seconds, last):
+    def __init__(self, binary, mode, port, cores, request, connections, seconds, last, roots=None):
         command = [str(binary), mode, f"127.0.0.1:{port}", str(connections), str(seconds), str(last)]
         with machine.on(cores):
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={"STEADY_REQUEST": request.decode()}, start_new_session=True,
+                env={"STEADY_REQUEST": request.decode(), **({"STEADY_ROOTS": str(roots)} if roots else {})},
+                start_new_session=True,
             )
         machine.go_first(self._process)
 

@@ -85,7 +85,7 @@ def limits(results):
 def growth(results):
     """The cost of a request with more of something, as a multiple of that with the least."""
     lines = ["| | cost of a hit, relative to the first | most | |", "|---|---|--:|---|"]
-    for row, name, series in results:
+    for row, contestant, series in results:
         steps, worst = [], 0
         for one in series:
             if one.fault or series[0].fault:
@@ -94,9 +94,10 @@ def growth(results):
             multiple = median(a / b for a, b in zip(one.values, series[0].values))
             worst = max(worst, multiple)
             steps.append(f"{one.name}: {multiple:.2f} ({one.middle():.1f} µs)")
-        title = row.title if name == OURS else f"{row.title}, {name}"
+        title = row.title if contestant.name == OURS else f"{row.title}, {contestant.name}"
         held = "held" if worst <= row.most and not any(one.fault for one in series) else "**not held**"
-        lines.append(f"| {title} | {' · '.join(steps)} | ≤ {row.most} × | {held} |")
+        judged = f"≤ {row.most} × | {held}" if contestant.ours else "|"
+        lines.append(f"| {title} | {' · '.join(steps)} | {judged} |")
     return "\n".join(lines)
 
 

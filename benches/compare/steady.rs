@@ -6,7 +6,8 @@
 //!   when all are connected and a line was read from standard input. With `SECONDS` 0 each variant is asked for once.
 //!
 //! The request is what `STEADY_REQUEST` says; in it `{n}` is the number of the variant, `{ip}` an address of its own. Each
-//! answer must be a 200 with a body. Prints `ready`, then one line of JSON.
+//! answer must be a 200 with a body. `closed` goes over TLS 1.3 where `STEADY_ROOTS` names the certificate to trust. Prints
+//! `ready`, then one line of JSON.
 
 #![expect(
     clippy::print_stdout,
@@ -14,17 +15,28 @@
     reason = "a load generator tells its figures, and its clock is the machine's"
 )]
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::error::Error;
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpSocket;
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_util::either::Either;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -52,17 +64,23 @@ fn main() -> Outcome<()> {
 struct Request(String);
 
 impl Request {
-    fn variant(&self, number: u64) -> Vec<u8> {
+    fn variant(&self, number: u64) -> Cow<'_, [u8]> {
+        if !self.0.contains('{') {
+            return Cow::Borrowed(self.0.as_bytes());
+        }
         let address = format!("10.{}.{}.{}", (number >> 16) & 255, (number >> 8) & 255, number & 255);
-        self.0.replace("{n}", &format!("{number:04}")).replace("{ip}", &address).into_bytes()
+        Cow::Owned(self.0.replace("{n}", &format!("{number:04}")).replace("{ip}", &address).into_bytes())
     }
 }
 
-/// Bytes of an answer as they come in.
+/// How much of an answer is there. A body is counted and not kept: ten thousand connections' would push out of the caches
+/// what the server has in them, and its callers are on other machines.
 #[derive(Default)]
 struct Answer {
-    bytes: Vec<u8>,
-    whole: Option<usize>,
+    head: Vec<u8>,
+    left: usize,
+    /// Of all answers so far.
+    bytes: u64,
 }
 
 impl Answer {
@@ -71,27 +89,33 @@ impl Answer {
         if read.is_empty() {
             return Err("the connection was closed".into());
         }
-        self.bytes.extend_from_slice(read);
-        if self.whole.is_none()
-            && let Some(head) = memchr::memmem::find(&self.bytes, b"\r\n\r\n")
-        {
-            let text = String::from_utf8_lossy(&self.bytes[..head]).to_ascii_lowercase();
-            if !text.starts_with("http/1.1 200 ") {
-                return Err(format!("not a 200: {text}").into());
-            }
-            let length = text.split("\r\ncontent-length:").nth(1).and_then(|rest| rest.lines().next());
-            self.whole = Some(head + 4 + length.ok_or("no length")?.trim().parse::<usize>()?);
-        }
-        match self.whole {
-            Some(whole) if self.bytes.len() > whole => Err("more than one answer".into()),
-            Some(whole) if self.bytes.len() == whole => {
-                self.bytes.clear();
-                self.whole = None;
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
+        self.bytes += read.len() as u64;
+        let (whole, there) = if self.left > 0 {
+            (self.left, read.len())
+        } else {
+            let bytes = if self.head.is_empty() { read } else { &[&self.head, read].concat() };
+            let Some(end) = memchr::memmem::find(bytes, b"\r\n\r\n") else {
+                self.head.extend_from_slice(read);
+                return Ok(false);
+            };
+            (end + 4 + length(&bytes[..end])?, bytes.len())
+        };
+        self.head.clear();
+        self.left = whole.checked_sub(there).ok_or("more than one answer")?;
+        Ok(self.left == 0)
     }
+}
+
+/// Bytes of the body that follows this head.
+fn length(head: &[u8]) -> Outcome<usize> {
+    let head = str::from_utf8(head)?;
+    if !head.starts_with("HTTP/1.1 200 ") {
+        return Err(format!("not a 200: {head}").into());
+    }
+    let mut fields = head.lines().filter_map(|line| line.split_once(':'));
+    let (_, length) =
+        fields.find(|(name, _)| name.eq_ignore_ascii_case("content-length")).ok_or("no length")?;
+    Ok(length.trim().parse()?)
 }
 
 struct Busy {
@@ -185,14 +209,19 @@ async fn closed(
     request: Request,
 ) -> Outcome<()> {
     let (request, next) = (Arc::new(request), Arc::new(AtomicU64::new(0)));
+    let tls = std::env::var("STEADY_ROOTS").ok().map(trusting).transpose()?;
     let mut streams = Vec::new();
     for number in 0..connections {
         let socket = TcpSocket::new_v4()?;
         // One address has too few ports, and may have too few connections.
         let source = [127, 0, 0, 1 + (number / 2000) as u8];
         socket.bind((source, 0).into())?;
-        let mut stream = socket.connect(address).await?;
+        let stream = socket.connect(address).await?;
         stream.set_nodelay(true)?;
+        let mut stream = match &tls {
+            Some(tls) => Either::Left(tls.connect(ServerName::try_from("localhost")?, stream).await?),
+            None => Either::Right(stream),
+        };
         if length > Duration::ZERO {
             ask(&mut stream, &request.variant(number as u64 % variants), &mut Answer::default()).await?;
         }
@@ -212,32 +241,55 @@ async fn closed(
                 let over =
                     if length.is_zero() { number >= variants } else { answered > 0 && Instant::now() >= end };
                 if over {
-                    return Outcome::Ok((stream, answered));
+                    return Outcome::Ok((stream, answered, answer.bytes));
                 }
                 ask(&mut stream, &request.variant(number % variants), &mut answer).await?;
                 answered += 1;
             }
         });
     }
-    let (mut kept, mut requests) = (Vec::new(), 0);
+    let (mut kept, mut requests, mut bytes) = (Vec::new(), 0, 0);
     while let Some(done) = tasks.join_next().await {
-        let (stream, answered) = done??;
+        let (stream, answered, read) = done??;
         kept.push(stream);
-        requests += answered;
+        (requests, bytes) = (requests + answered, bytes + read);
     }
-    println!("{{\"requests\":{requests}}}");
+    println!("{{\"requests\":{requests},\"bytes\":{bytes}}}");
     // Connections stay open until nobody wants to look at them any more.
     io::stdin().read_line(&mut String::new())?;
     Ok(())
 }
 
-async fn ask(stream: &mut tokio::net::TcpStream, request: &[u8], answer: &mut Answer) -> Outcome<()> {
+/// Callers that trust this certificate.
+fn trusting(path: String) -> Outcome<TlsConnector> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(path)?)?;
+    let config = ClientConfig::builder_with_protocol_versions(&[&TLS13])
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+async fn ask<S>(stream: &mut S, request: &[u8], answer: &mut Answer) -> Outcome<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     stream.write_all(request).await?;
-    let mut buffer = [0; 4096];
-    loop {
-        let read = stream.read(&mut buffer).await?;
-        if answer.push(&buffer[..read])? {
-            return Ok(());
-        }
-    }
+    stream.flush().await?;
+    poll_fn(|context| {
+        BUFFER.with_borrow_mut(|buffer| {
+            loop {
+                let mut read = ReadBuf::new(buffer);
+                ready!(Pin::new(&mut *stream).poll_read(context, &mut read))?;
+                if answer.push(read.filled())? {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        })
+    })
+    .await
+}
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 65536]);
 }
