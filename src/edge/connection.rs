@@ -25,7 +25,7 @@ use tokio::task::yield_now;
 
 use super::deadlines::{Call, FAREWELL, Limits, Overdue, Serving, Watch};
 use super::in_force::Place;
-use super::wire::{Heads, Wire};
+use super::wire::Wire;
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
 use crate::exchange::{Arrival, HadFragment, HadTwoLengths};
 use crate::pipeline::{Answering, Pipeline};
@@ -101,10 +101,8 @@ impl Server {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let heads = Arc::new(Heads::default());
-        let service =
-            Requests { place, ready: self.ready.clone(), peer, watch: watch.clone(), heads: heads.clone() };
-        let io = TokioIo::new(Wire::new(io, watch.clone(), heads.clone(), self.rules.longest_head()));
+        let service = Requests { place, ready: self.ready.clone(), peer, watch: watch.clone() };
+        let io = TokioIo::new(Wire::new(io, watch.clone(), self.rules.longest_head()));
         let mut connection = pin!(self.builder.serve_connection(io, service));
         let ended = match watch.attend(connection.as_mut(), false).await {
             Ok(ended) => ended,
@@ -131,7 +129,7 @@ impl Server {
                 }
             }
         };
-        if heads.was_flood() {
+        if watch.heads.was_flood() {
             self.metrics.connection_refused(RefusedConnection::Flood);
             tracing::debug!(%peer, "a connection was ended: it sent frames that bring nothing");
         } else if let Err(error) = ended
@@ -183,7 +181,6 @@ struct Requests {
     ready: Arc<AtomicBool>,
     peer: IpAddr,
     watch: Arc<Watch>,
-    heads: Arc<Heads>,
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -200,7 +197,7 @@ impl Service<Request<Incoming>> for Requests {
             _ if request.headers().contains_key(EXPECT) => Persistence::WithoutError,
             _ => Persistence::WithoutDoubt,
         };
-        if let Some(seen) = self.heads.next() {
+        if let Some(seen) = self.watch.heads.next() {
             // Nothing behind it is read.
             persistence = Persistence::None;
             if seen.fragment {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::outbox::Sent;
+use super::wire::Heads;
 use crate::time::{Timestamp, turn};
 
 /// How often the sweep looks, and so how late a deadline may be.
@@ -63,34 +63,33 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// Watches a connection that was just accepted and has to keep to `limits`, until the returned value is dropped; `sent`
-    /// tells what it took.
-    pub fn watch(&self, limits: Limits, sent: Sent) -> Arc<Watch> {
+    /// Watches a connection that was just accepted and has to keep to `limits`, until the returned value is dropped.
+    pub fn watch(&self, limits: Limits) -> Arc<Watch> {
+        let now = self.clock.load(Ordering::Relaxed);
         let watch = Arc::new(Watch {
-            limits,
             clock: self.clock.clone(),
-            draining: self.draining.clone(),
-            waiting_for_head: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
-            idle_since: AtomicU64::new(self.clock.load(Ordering::Relaxed)),
+            waiting_for_head: AtomicU64::new(now),
+            idle_since: AtomicU64::new(now),
+            moved: AtomicU64::new(0),
             full_since: AtomicU64::new(0),
-            sent,
-            sent_before: AtomicU64::new(0),
-            held_until: AtomicU64::new(0),
             half_closed_since: AtomicU64::new(0),
-            closed_since: AtomicU64::new(0),
-            heard: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            heads: Heads::default(),
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
             listens: AtomicBool::new(false),
             began: AtomicBool::new(false),
+            called: AtomicBool::new(self.draining.load(Ordering::Relaxed)),
+            limits,
+            sent_before: AtomicU64::new(0),
+            held_until: AtomicU64::new(0),
+            closed_since: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
             first: Notify::new(),
-            moved: AtomicU64::new(0),
             answers: Mutex::default(),
-            attention: Attention::default(),
+            draining: self.draining.clone(),
+            listening: Mutex::default(),
         });
-        if self.draining.load(Ordering::Relaxed) {
-            watch.attention.call();
-        }
         self.watched.lock().push(watch.clone());
         watch
     }
@@ -99,7 +98,7 @@ impl Deadlines {
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         let watched = self.watched.lock();
-        watched.iter().for_each(|watch| watch.attention.call());
+        watched.iter().for_each(|watch| watch.call());
     }
 
     /// Looks at every connection once; to be called every [`TICK`]. Where HTTP/1 is served for longer than that, the peer is
@@ -111,7 +110,7 @@ impl Deadlines {
         watched.retain(|watch| Arc::strong_count(watch) > 1);
         for watch in watched.iter() {
             if watch.passed(now).is_some() || watch.begins_to_listen() {
-                watch.attention.call();
+                watch.call();
             }
         }
         if watched.capacity() > 64 && watched.capacity() > watched.len() * 4 {
@@ -123,23 +122,21 @@ impl Deadlines {
 /// What one connection is doing, and since when.
 #[derive(Debug)]
 pub struct Watch {
-    limits: Limits,
     clock: Arc<AtomicU64>,
     /// Since when a head is under way; 0: none is.
     waiting_for_head: AtomicU64,
     idle_since: AtomicU64,
+    /// When the answer under way last moved; 0: there is none. Not when the socket did: a peer that takes nothing can still
+    /// send pings.
+    moved: AtomicU64,
     /// Since when the socket has been full; 0: it is not.
     full_since: AtomicU64,
-    sent: Sent,
-    /// What it had taken by then.
-    sent_before: AtomicU64,
-    /// Until when answers are held that the peer gives no window for; 0: there are not many.
-    held_until: AtomicU64,
     /// Since when the peer sends no more, although an answer is due; 0: it may send more.
     half_closed_since: AtomicU64,
-    /// Since when our side is closed, and when the peer last sent something; 0: it is open.
-    closed_since: AtomicU64,
-    heard: AtomicU64,
+    /// Bytes that the kernel has taken of what was written.
+    sent: AtomicU64,
+    /// What is wrong with its requests.
+    pub(super) heads: Heads,
     /// Requests being served.
     served: AtomicU32,
     /// HTTP/2: heads are read while others are served.
@@ -148,46 +145,23 @@ pub struct Watch {
     listens: AtomicBool,
     /// A request came.
     began: AtomicBool,
+    /// Its task is called.
+    called: AtomicBool,
+    limits: Limits,
+    /// What had been sent when the socket was last full.
+    sent_before: AtomicU64,
+    /// Until when answers are held that the peer gives no window for; 0: there are not many.
+    held_until: AtomicU64,
+    /// Since when our side is closed, and when the peer last sent something; 0: it is open.
+    closed_since: AtomicU64,
+    heard: AtomicU64,
     first: Notify,
-    /// When the answer under way last moved; 0: there is none. Not when the socket did: a peer that takes nothing can still
-    /// send pings.
-    moved: AtomicU64,
-    /// HTTP/2: the same of each answer.
+    /// HTTP/2: when each answer under way last moved.
     answers: Mutex<Vec<Arc<AtomicU64>>>,
     draining: Arc<AtomicBool>,
-    attention: Attention,
-}
-
-/// Calls a connection's task. It listens each time it is polled, with each request, so listening costs no more than a look,
-/// where a `select` would poll two futures of the runtime's besides.
-#[derive(Debug, Default)]
-struct Attention {
-    called: AtomicBool,
+    /// The task. It listens each time it is polled, with each request, so listening costs no more than a look, where a `select`
+    /// would poll two futures of the runtime's besides.
     listening: Mutex<Option<Waker>>,
-}
-
-impl Attention {
-    fn listening(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.listening.lock()
-    }
-
-    fn call(&self) {
-        self.called.store(true, Ordering::Release);
-        if let Some(waker) = &*self.listening() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// `known`: who listens already.
-    fn poll(&self, known: &mut Option<Waker>, cx: &Context<'_>) -> Poll<()> {
-        if !known.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            let waker = Some(cx.waker().clone());
-            self.listening().clone_from(&waker);
-            *known = waker;
-        }
-        let called = self.called.load(Ordering::Acquire) && self.called.swap(false, Ordering::Acquire);
-        if called { Poll::Ready(()) } else { Poll::Pending }
-    }
 }
 
 /// Why a connection is called.
@@ -200,6 +174,46 @@ pub enum Call {
 }
 
 impl Watch {
+    fn listening(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.listening.lock()
+    }
+
+    /// Calls the connection's task.
+    fn call(&self) {
+        self.called.store(true, Ordering::Release);
+        if let Some(waker) = &*self.listening() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether it is called; `known`: who listens already.
+    fn poll_called(&self, known: &mut Option<Waker>, cx: &Context<'_>) -> Poll<()> {
+        if !known.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            let waker = Some(cx.waker().clone());
+            self.listening().clone_from(&waker);
+            *known = waker;
+        }
+        let called = self.called.load(Ordering::Acquire) && self.called.swap(false, Ordering::Acquire);
+        if called { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Its first request is waited for from now on: what came before, like a handshake, had a deadline of its own.
+    pub fn is_ready(&self) {
+        let now = self.clock.load(Ordering::Relaxed);
+        self.waiting_for_head.store(now, Ordering::Relaxed);
+        self.idle_since.store(now, Ordering::Relaxed);
+    }
+
+    /// The kernel has taken so many bytes more of what was written.
+    pub fn add_sent(&self, count: u64) {
+        self.sent.store(self.sent() + count, Ordering::Relaxed);
+    }
+
+    /// How many it has taken.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
     /// Bytes came in: whether a head has ended with them, and whether one is under way now.
     pub fn head(&self, ended: bool, under_way: bool) {
         if ended {
@@ -217,7 +231,7 @@ impl Watch {
 
     /// The socket is full.
     pub fn stalled(&self) {
-        let (sent, before) = (self.sent.total(), self.sent_before.load(Ordering::Relaxed));
+        let (sent, before) = (self.sent(), self.sent_before.load(Ordering::Relaxed));
         if self.full_since.load(Ordering::Relaxed) == 0 || sent - before >= LEAST {
             self.sent_before.store(sent, Ordering::Relaxed);
             self.full_since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -288,7 +302,8 @@ impl Watch {
 
     /// A head is complete; the request is served until the returned value is dropped.
     pub fn serve(self: &Arc<Self>) -> Serving {
-        if !self.began.swap(true, Ordering::Relaxed) {
+        if !self.has_begun() {
+            self.began.store(true, Ordering::Relaxed);
             self.first.notify_one();
         }
         self.served.fetch_add(1, Ordering::Relaxed);
@@ -317,7 +332,7 @@ impl Watch {
             if let Poll::Ready(ended) = turn(|| connection.as_mut().poll(cx)) {
                 return Poll::Ready(Ok(ended));
             }
-            while self.attention.poll(&mut known, cx).is_ready() {
+            while self.poll_called(&mut known, cx).is_ready() {
                 // Between the sweep and here a request may have come.
                 if let Some(overdue) = self.passed(Timestamp(self.clock.load(Ordering::Relaxed))) {
                     return Poll::Ready(Err(Call::Overdue(overdue)));
@@ -483,7 +498,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn trickled_bytes_do_not_push_the_deadline_of_a_head_back() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickles_a_head).await), "the first");
         watch.head(true, false);
         drop(watch.serve());
@@ -491,9 +506,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_first_head_has_its_time_from_the_end_of_the_handshake_on() {
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
+        sleep(Duration::from_secs(8)).await;
+        deadlines.sweep();
+        watch.is_ready();
+        assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickles_a_head).await));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_pipelined_head_has_its_time_from_its_turn_on() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         let serving = watch.serve();
         watch.head(true, true);
         assert_eq!(ends_after(&deadlines, &watch, |_| ()).await, u64::MAX, "it waits for another's answer");
@@ -503,13 +528,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pipelined_head_is_not_late_while_the_answers_before_it_are_taken() {
-        let (deadlines, sent) = (Deadlines::default(), Sent::default());
+        let deadlines = Deadlines::default();
         for (in_head, then) in [(true, 10..=11), (false, 75..=76)] {
-            let watch = deadlines.watch(LIMITS, sent.clone());
+            let watch = deadlines.watch(LIMITS);
             watch.head(true, in_head);
             drop(watch.serve());
             let takes = |watch: &Watch| {
-                sent.add(LEAST);
+                watch.add_sent(LEAST);
                 watch.stalled();
             };
             assert_eq!(ends_after(&deadlines, &watch, takes).await, u64::MAX);
@@ -521,14 +546,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn over_http2_who_takes_answers_is_not_idle_but_its_heads_have_their_time() {
-        let (deadlines, sent) = (Deadlines::default(), Sent::default());
+        let deadlines = Deadlines::default();
         for (in_head, ends) in [(false, u64::MAX..=u64::MAX), (true, 10..=11)] {
-            let watch = deadlines.watch(LIMITS, sent.clone());
+            let watch = deadlines.watch(LIMITS);
             watch.multiplexes();
             watch.head(true, in_head);
             drop(watch.serve());
             let takes = |watch: &Watch| {
-                sent.add(LEAST);
+                watch.add_sent(LEAST);
                 watch.stalled();
             };
             let after = ends_after(&deadlines, &watch, takes).await;
@@ -542,7 +567,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn over_http2_a_head_has_its_time_whatever_else_is_served() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         watch.multiplexes();
         watch.head(true, false);
         let serving = std::cell::RefCell::new(watch.serve());
@@ -556,7 +581,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_ends_later_than_a_slow_head() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         watch.head(true, false);
         drop(watch.serve());
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
@@ -565,7 +590,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_take_its_time_as_long_as_it_moves_whatever_else_the_peer_sends() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         watch.multiplexes();
         let pings = |watch: &Watch| watch.head(true, false);
         let serving = std::cell::RefCell::new(watch.serve());
@@ -581,10 +606,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_may_go_on_taking_what_it_was_sent_but_not_for_long() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         watch.closes();
         assert!((1..=2).contains(&ends_after(&deadlines, &watch, |_| ()).await), "it says nothing");
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         watch.closes();
         assert!((30..=31).contains(&ends_after(&deadlines, &watch, Watch::closes).await));
     }
@@ -593,20 +618,19 @@ mod tests {
     async fn a_full_socket_has_to_empty_at_some_rate() {
         let deadlines = Deadlines::default();
         for (each_second, ends) in [(0, true), (1, true), (200, true), (300, false), (100_000, false)] {
-            let sent = Sent::default();
-            let watch = deadlines.watch(LIMITS, sent.clone());
+            let watch = deadlines.watch(LIMITS);
             watch.head(true, false);
             let serving = std::cell::RefCell::new(watch.serve());
             let drips = |watch: &Watch| {
                 serving.borrow_mut().moved();
-                sent.add(each_second);
+                watch.add_sent(each_second);
                 watch.stalled();
             };
             let after = ends_after(&deadlines, &watch, drips).await;
             assert_eq!((29..=32).contains(&after), ends, "{each_second} bytes a second: {after}");
         }
         // Once it has taken all there is, nothing is asked of it.
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         watch.head(true, false);
         watch.stalled();
         watch.drained();
@@ -616,7 +640,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_has_closed_its_side_is_answered_for_a_moment_and_as_long_as_the_answer_moves() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         watch.head(true, false);
         let serving = std::cell::RefCell::new(watch.serve());
         watch.half_closes();
@@ -633,7 +657,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn answers_are_held_from_when_the_last_of_them_moved_and_for_the_shortest_time_told() {
         let deadlines = Deadlines::default();
-        let watch = deadlines.watch(LIMITS, Sent::default());
+        let watch = deadlines.watch(LIMITS);
         watch.multiplexes();
         watch.head(true, false);
         let _serving = watch.serve();
@@ -653,7 +677,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_dropped_is_no_longer_watched() {
         let deadlines = Deadlines::default();
-        drop(deadlines.watch(LIMITS, Sent::default()));
+        drop(deadlines.watch(LIMITS));
         deadlines.sweep();
         assert!(deadlines.watched.lock().is_empty());
     }

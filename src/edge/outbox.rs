@@ -10,13 +10,14 @@ use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::deadlines::Watch;
 
 /// What is longer is written at once, without a copy. Held, a page of 20 KB costs 0.66 of what it does written at once.
 const SHORT: usize = 32 * 1024;
@@ -110,23 +111,7 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// Bytes that the kernel has taken of what was written to one socket.
-#[derive(Debug, Clone, Default)]
-pub struct Sent(Arc<AtomicU64>);
-
-impl Sent {
-    /// So many.
-    pub fn total(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// So many more.
-    pub(super) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-}
-
-/// The side of a socket that sends.
+/// A socket, for whoever writes to it and whoever sends for it.
 #[derive(Debug)]
 struct Side {
     outgoing: Mutex<Outgoing>,
@@ -143,10 +128,10 @@ impl Side {
     }
 }
 
-/// What a socket has to send.
+/// What a socket has to send. The socket is among it: in halves it would be one more place in memory to look at.
 #[derive(Debug)]
 struct Outgoing {
-    half: OwnedWriteHalf,
+    stream: TcpStream,
     held: Vec<u8>,
     /// Of which so much is sent.
     gone: usize,
@@ -157,13 +142,14 @@ struct Outgoing {
     failed: Option<io::Error>,
     /// Whoever writes.
     writer: Option<Waker>,
-    sent: Sent,
+    /// Whom it interests what the kernel has taken.
+    watch: Option<Arc<Watch>>,
 }
 
 impl Outgoing {
     fn send(&mut self) {
         while !self.full && self.gone < self.held.len() {
-            match self.half.try_write(&self.held[self.gone..]) {
+            match self.stream.try_write(&self.held[self.gone..]) {
                 Ok(0) => return self.fail(io::ErrorKind::WriteZero.into()),
                 Ok(count) => self.went(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -187,7 +173,14 @@ impl Outgoing {
 
     fn went(&mut self, count: usize) {
         self.gone += count;
-        self.sent.add(count as u64);
+        self.took(count);
+    }
+
+    /// The kernel has taken so much.
+    fn took(&self, count: usize) {
+        if let Some(watch) = &self.watch {
+            watch.add_sent(count as u64);
+        }
     }
 
     fn fail(&mut self, error: io::Error) {
@@ -209,7 +202,7 @@ impl Outgoing {
         }
         while self.gone < self.held.len() {
             self.full = true;
-            let count = ready!(Pin::new(&mut self.half).poll_write(cx, &self.held[self.gone..]))?;
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.held[self.gone..]))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -223,32 +216,25 @@ impl Outgoing {
 /// A socket whose short writes leave with those of others.
 #[derive(Debug)]
 pub struct Socket {
-    incoming: OwnedReadHalf,
     side: Arc<Side>,
     outbox: Outbox,
 }
 
 impl Socket {
-    /// One of the worker whose outbox that is.
-    pub fn new(stream: TcpStream, outbox: Outbox) -> Self {
-        let (incoming, half) = stream.into_split();
+    /// One of the worker whose outbox that is; `watch` is told what the kernel takes.
+    pub fn new(stream: TcpStream, outbox: Outbox, watch: Option<Arc<Watch>>) -> Self {
         let outgoing = Outgoing {
-            half,
+            stream,
             held: Vec::new(),
             gone: 0,
             full: false,
             due: false,
             failed: None,
             writer: None,
-            sent: Sent::default(),
+            watch,
         };
         let side = Side { outgoing: Mutex::new(outgoing), waits: AtomicBool::new(false) };
-        Self { incoming, side: Arc::new(side), outbox }
-    }
-
-    /// What has left it.
-    pub fn sent(&self) -> Sent {
-        self.side.with(|outgoing| outgoing.sent.clone())
+        Self { side: Arc::new(side), outbox }
     }
 
     fn take<'a>(
@@ -256,7 +242,7 @@ impl Socket {
         cx: &mut Context<'_>,
         total: usize,
         slices: impl Iterator<Item = &'a [u8]>,
-        at_once: impl FnOnce(Pin<&mut OwnedWriteHalf>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        at_once: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         self.side.with(|outgoing| {
             let fits = total <= SHORT && outgoing.held.len() + total <= MOST;
@@ -283,9 +269,9 @@ impl Socket {
                 return Poll::Ready(Ok(total));
             }
             ready!(outgoing.poll_send(cx))?;
-            let poll = at_once(Pin::new(&mut outgoing.half), cx);
+            let poll = at_once(Pin::new(&mut outgoing.stream), cx);
             if let Poll::Ready(Ok(count)) = &poll {
-                outgoing.sent.add(*count as u64);
+                outgoing.took(*count);
             }
             poll
         })
@@ -293,18 +279,14 @@ impl Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.incoming).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.side.outgoing.lock().stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.take(cx, bytes.len(), std::iter::once(bytes), |half, cx| half.poll_write(cx, bytes))
+        self.take(cx, bytes.len(), std::iter::once(bytes), |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -314,7 +296,7 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         let total = slices.iter().map(|slice| slice.len()).sum();
         let bytes = slices.iter().map(|slice| &**slice);
-        self.take(cx, total, bytes, |half, cx| half.poll_write_vectored(cx, slices))
+        self.take(cx, total, bytes, |stream, cx| stream.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -332,7 +314,7 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.side.with(|outgoing| {
             ready!(outgoing.poll_send(cx))?;
-            Pin::new(&mut outgoing.half).poll_shutdown(cx)
+            Pin::new(&mut outgoing.stream).poll_shutdown(cx)
         })
     }
 }
@@ -340,6 +322,7 @@ impl AsyncWrite for Socket {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::time::Duration;
 
     use futures_util::FutureExt;
     use proptest::prelude::*;
@@ -350,6 +333,17 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
+    use crate::edge::deadlines::{Deadlines, Limits};
+
+    fn watch() -> Arc<Watch> {
+        let second = Duration::from_secs(1);
+        Deadlines::default().watch(Limits { head: second, idle: second, silence: second })
+    }
+
+    /// Bytes that have left it.
+    fn sent(socket: &Socket) -> u64 {
+        socket.side.outgoing.lock().watch.as_ref().expect("watched").sent()
+    }
 
     /// A socket of the worker whose outbox that is, and its peer.
     async fn pair(outbox: &Outbox) -> (Socket, TcpStream) {
@@ -359,7 +353,7 @@ mod tests {
         let (ours, theirs) = (ours.expect("connected"), theirs.expect("accepted").0);
         // So that a lot does not fit.
         SockRef::from(&ours).set_send_buffer_size(32 * 1024).expect("small");
-        (Socket::new(ours, outbox.clone()), theirs)
+        (Socket::new(ours, outbox.clone(), Some(watch())), theirs)
     }
 
     /// One that is sent for.
@@ -388,14 +382,14 @@ mod tests {
         one.flush().await.expect("will be sent");
         other.write_all(b"other").await.expect("taken");
         one.write_all(b" and body").await.expect("taken");
-        assert_eq!((one.sent().total(), other.sent().total()), (0, 0), "held");
+        assert_eq!((sent(&one), sent(&other)), (0, 0), "held");
         yield_now().await;
-        assert_eq!((one.sent().total(), other.sent().total()), (13, 5));
+        assert_eq!((sent(&one), sent(&other)), (13, 5));
         assert_eq!(exactly(&mut peer, 13).await, b"head and body");
         assert_eq!(exactly(&mut other_peer, 5).await, b"other");
         one.write_all(b"short").await.expect("taken");
         assert!(one.write(&bytes(SHORT + 1, 0)).now_or_never().is_some_and(|wrote| wrote.is_ok()));
-        assert!(one.sent().total() > 13 + 5, "before the turn");
+        assert!(sent(&one) > 13 + 5, "before the turn");
         assert_eq!(exactly(&mut peer, 5).await, b"short");
     }
 
@@ -409,7 +403,7 @@ mod tests {
         for (socket, _) in &mut pairs {
             assert!(socket.write_all(b"x").now_or_never().is_some_and(|wrote| wrote.is_ok()));
         }
-        let sent: Vec<_> = pairs.iter().map(|(socket, _)| socket.sent().total()).collect();
+        let sent: Vec<_> = pairs.iter().map(|(socket, _)| sent(socket)).collect();
         assert_eq!(sent, [vec![1; SOCKETS], vec![0]].concat());
     }
 
@@ -466,12 +460,12 @@ mod tests {
         yield_now().await;
         let (mut socket, mut peer) = pair(&outbox).await;
         socket.write_all(b"held, ").await.expect("taken");
-        assert_eq!(socket.sent().total(), 0);
+        assert_eq!(sent(&socket), 0);
         sending.abort();
         assert!(sending.await.is_err());
-        assert_eq!(socket.sent().total(), 6, "sent as the sender ends");
+        assert_eq!(sent(&socket), 6, "sent as the sender ends");
         socket.write_all(b"written").await.expect("written");
-        assert_eq!(socket.sent().total(), 13);
+        assert_eq!(sent(&socket), 13);
         assert_eq!(exactly(&mut peer, 13).await, b"held, written");
     }
 
@@ -499,14 +493,14 @@ mod tests {
             written += socket.write(&bytes(SHORT, written)).now_or_never().expect("taken").expect("taken");
             yield_now().await;
         }
-        let sent = socket.sent().total();
-        assert!(sent < written as u64, "{sent} of {written}");
+        let gone = sent(&socket);
+        assert!(gone < written as u64, "{gone} of {written}");
         assert!(socket.write(b"x").now_or_never().is_none(), "no more is held than it was");
         let (flushed, read) = tokio::join!(socket.flush(), exactly(&mut peer, written));
         flushed.expect("sent");
         let expected: Vec<u8> = (0..written / SHORT).flat_map(|piece| bytes(SHORT, piece * SHORT)).collect();
         assert!(read == expected);
-        assert_eq!(socket.sent().total(), written as u64);
+        assert_eq!(sent(&socket), written as u64);
     }
 
     proptest! {

@@ -68,7 +68,6 @@ enum Protocol {
 pub(super) struct Wire<I> {
     io: I,
     watch: Arc<Watch>,
-    heads: Arc<Heads>,
     protocol: Protocol,
     /// What came while a request was served, which the library has not asked for yet.
     ahead: Vec<u8>,
@@ -79,8 +78,8 @@ pub(super) struct Wire<I> {
 
 impl<I> Wire<I> {
     /// `longest`: bytes of a head that the parser takes.
-    pub(super) fn new(io: I, watch: Arc<Watch>, heads: Arc<Heads>, longest: usize) -> Self {
-        Self { io, watch, heads, protocol: Protocol::Unknown(0), ahead: Vec::new(), longest, closed: false }
+    pub(super) fn new(io: I, watch: Arc<Watch>, longest: usize) -> Self {
+        Self { io, watch, protocol: Protocol::Unknown(0), ahead: Vec::new(), longest, closed: false }
     }
 
     /// These bytes came in: how many of them are passed on.
@@ -124,7 +123,7 @@ impl<I> Wire<I> {
                 let heads = counts.heads();
                 let read = counts.read(rest);
                 self.watch.head(counts.heads() > heads, counts.is_in_head());
-                read.map_err(|fault| ended(&self.heads, fault))?;
+                read.map_err(|fault| ended(&self.watch.heads, fault))?;
                 hold(&self.watch, counts);
                 Ok(bytes.len())
             }
@@ -135,7 +134,7 @@ impl<I> Wire<I> {
     /// The peer sends no more: whether it has sent whole requests of which the last is being served. The library, which takes
     /// that for its leaving, does not hear of it then.
     fn half_closes(&mut self) -> bool {
-        let served = self.heads.served.load(Ordering::Relaxed);
+        let served = self.watch.heads.served.load(Ordering::Relaxed);
         let waits = matches!(&self.protocol, Protocol::Http1(reader) if reader.is_between() && reader.heads() == served)
             && self.watch.is_serving();
         if waits {
@@ -151,7 +150,7 @@ impl<I> Wire<I> {
             Stop::After(seen) => {
                 let number = reader.heads();
                 // Nothing is read after it, so it is the only one.
-                self.heads.wrong.set((number, seen)).ok();
+                self.watch.heads.wrong.set((number, seen)).ok();
                 &[]
             }
             Stop::Head => NO_HEAD,
@@ -182,7 +181,7 @@ impl<I> Wire<I> {
             for slice in slices {
                 let written = &slice[..slice.len().min(left)];
                 left -= written.len();
-                counts.written(written).map_err(|fault| ended(&self.heads, fault))?;
+                counts.written(written).map_err(|fault| ended(&self.watch.heads, fault))?;
             }
             hold(&self.watch, counts);
         }
@@ -337,7 +336,6 @@ mod tests {
 
     use super::*;
     use crate::edge::deadlines::{Deadlines, Limits};
-    use crate::edge::outbox::Sent;
     use crate::time::timeout;
 
     #[tokio::test]
@@ -345,9 +343,9 @@ mod tests {
         for (begins, waits) in [(PREFACE, true), (b"GET / HTTP/1.1\r\n\r\n", false)] {
             let second = Duration::from_secs(1);
             let limits = Limits { head: second, idle: second, silence: second };
-            let watch = Deadlines::default().watch(limits, Sent::default());
+            let watch = Deadlines::default().watch(limits);
             let (ours, mut theirs) = duplex(64);
-            let mut wire = Wire::new(ours, watch, Arc::default(), 1024);
+            let mut wire = Wire::new(ours, watch, 1024);
             theirs.write_all(begins).await.expect("sent");
             wire.read_exact(&mut vec![0; begins.len()]).await.expect("read");
             let mut closing = pin!(wire.shutdown());
@@ -365,26 +363,24 @@ mod tests {
     }
 
     /// A connection over which so much has been read.
-    async fn having_read(
-        bytes: &[u8],
-    ) -> (Deadlines, Arc<Watch>, Arc<Heads>, Wire<DuplexStream>, DuplexStream) {
+    async fn having_read(bytes: &[u8]) -> (Deadlines, Arc<Watch>, Wire<DuplexStream>, DuplexStream) {
         let (deadlines, second) = (Deadlines::default(), Duration::from_secs(1));
         let limits = Limits { head: second, idle: second, silence: second };
-        let (watch, heads) = (deadlines.watch(limits, Sent::default()), Arc::new(Heads::default()));
+        let watch = deadlines.watch(limits);
         let (ours, mut theirs) = duplex(64);
-        let mut wire = Wire::new(ours, watch.clone(), heads.clone(), 1024);
+        let mut wire = Wire::new(ours, watch.clone(), 1024);
         theirs.write_all(bytes).await.expect("sent");
         wire.read_exact(&mut vec![0; bytes.len()]).await.expect("read");
-        (deadlines, watch, heads, wire, theirs)
+        (deadlines, watch, wire, theirs)
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
     #[tokio::test]
     async fn who_is_served_for_long_is_heard_leaving() {
-        let (deadlines, watch, heads, mut wire, theirs) = having_read(REQUEST).await;
+        let (deadlines, watch, mut wire, theirs) = having_read(REQUEST).await;
         let serving = watch.serve();
-        assert_eq!(heads.next(), None);
+        assert_eq!(watch.heads.next(), None);
         drop(theirs);
         wire.flush().await.expect("flushed");
         assert!(!serving.is_last(), "most are answered before anybody listens");
@@ -400,13 +396,13 @@ mod tests {
     #[tokio::test]
     async fn who_is_served_for_long_and_breaks_off_ends_the_connection() {
         let (deadlines, second) = (Deadlines::default(), Duration::from_secs(1));
-        let watch = deadlines.watch(Limits { head: second, idle: second, silence: second }, Sent::default());
+        let watch = deadlines.watch(Limits { head: second, idle: second, silence: second });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let address = listener.local_addr().expect("an address");
         let (theirs, ours) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (mut theirs, ours) = (theirs.expect("connected"), ours.expect("accepted").0);
         theirs.write_all(REQUEST).await.expect("sent");
-        let mut wire = Wire::new(ours, watch.clone(), Arc::default(), 1024);
+        let mut wire = Wire::new(ours, watch.clone(), 1024);
         wire.read_exact(&mut [0; REQUEST.len()]).await.expect("read");
         let _serving = watch.serve();
         SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).expect("a socket");
@@ -425,9 +421,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_while_one_is_served_is_read_behind_it_and_who_sent_it_has_not_left() {
-        let (deadlines, watch, heads, mut wire, mut theirs) = having_read(REQUEST).await;
+        let (deadlines, watch, mut wire, mut theirs) = having_read(REQUEST).await;
         let serving = watch.serve();
-        assert_eq!(heads.next(), None);
+        assert_eq!(watch.heads.next(), None);
         deadlines.sweep();
         wire.flush().await.expect("flushed");
         theirs.write_all(REQUEST).await.expect("sent");
@@ -443,11 +439,11 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_to_be_served_again_has_not_left() {
-        let (deadlines, watch, heads, mut wire, theirs) = having_read(&REQUEST.repeat(2)).await;
+        let (deadlines, watch, mut wire, theirs) = having_read(&REQUEST.repeat(2)).await;
         drop(theirs);
         for last in [false, true] {
             let serving = watch.serve();
-            assert_eq!(heads.next(), None);
+            assert_eq!(watch.heads.next(), None);
             deadlines.sweep();
             wire.flush().await.expect("flushed");
             assert_eq!(serving.is_last(), last);

@@ -221,15 +221,15 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr
         Ok(caller) => caller,
         Err(reason) => return shared.metrics.connection_refused(reason),
     };
-    let socket = Socket::new(stream, shared.outbox.clone());
-    let (place, sent) = (shared.place.clone(), socket.sent());
+    let watch = shared.deadlines.watch(terms.server.deadlines());
+    let socket = Socket::new(stream, shared.outbox.clone(), Some(watch.clone()));
+    let place = shared.place.clone();
     let Some(tls) = &terms.tls else {
-        let watch = shared.deadlines.watch(terms.server.deadlines(), sent);
         return terms.server.serve(socket, ip, place, watch).await;
     };
     match Box::pin(timeout(terms.handshake(), tls.accept(socket))).await {
         Ok(Ok(stream)) => {
-            let watch = shared.deadlines.watch(terms.server.deadlines(), sent);
+            watch.is_ready();
             Box::pin(terms.server.serve(stream, ip, place, watch)).await;
         }
         Ok(Err(error)) => {

@@ -96,7 +96,7 @@ impl Connector {
     async fn open(&self, outbox: &Outbox) -> Result<Connection, Fault> {
         let stream = self.dial().await?;
         stream.set_nodelay(true).ok();
-        let stream = Socket::new(stream, outbox.clone());
+        let stream = Socket::new(stream, outbox.clone(), None);
         let Some((connector, name)) = &self.tls else {
             let http2 = self.http2 == Http2::Always;
             return self.handshake(Either::Left(stream), http2).await;

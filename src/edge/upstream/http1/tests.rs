@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::body::RequestBody;
+use crate::edge::deadlines::{Deadlines, Limits};
 use crate::edge::outbox::{Outbox, Socket};
 use crate::time::timeout;
 
@@ -248,13 +249,14 @@ async fn what_the_kernel_did_not_take_leaves_when_it_takes_more() {
     let (outbox, tasks) = (Outbox::default(), TaskTracker::new());
     tasks.spawn(outbox.clone().run());
     yield_now().await;
-    let socket = Socket::new(ours, outbox);
-    let (sent, mut connection) = (socket.sent(), Http1::new(socket, Instant::now()));
+    let second = Duration::from_secs(1);
+    let watch = Deadlines::default().watch(Limits { head: second, idle: second, silence: second });
+    let mut connection = Http1::new(Socket::new(ours, outbox, Some(watch.clone())), Instant::now());
     let answer = async {
         for _ in 0..8 {
             yield_now().await;
         }
-        assert_eq!(sent.total(), 0, "there is no room for it");
+        assert_eq!(watch.sent(), 0, "there is no room for it");
         let mut read = Vec::new();
         while !read.ends_with(b"\r\n\r\n") {
             assert!(theirs.read_buf(&mut read).await.expect("more") > 0);
