@@ -265,6 +265,9 @@ async fn a_store_that_is_lost_or_stalls_under_load_costs_no_answer() {
     let mock = Mock::start().await;
     let mut redis = RedisServer::start();
     let all = replicas(2, &mock, &redis, "cache.ttl = '50ms'").await;
+    for replica in &all {
+        eventually("each has its part of the budget", || replica.status().store.replicas == 2).await;
+    }
     let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let callers = join_all((0..8).map(async |caller: usize| {
         let replica = &all[caller % 2];

@@ -289,7 +289,14 @@ impl<L: Link> LimitStore for SharedLimits<L> {
                     return Err(refused.unwrap_or(Refused { budget, until, gate: false }));
                 }
                 // Nobody knows, or nobody says: what was promised is there for that.
-                Ok((Drawn::Waiting, _)) | Err(_) => {
+                Ok((Drawn::Waiting, _)) => {
+                    let mut state = self.lock();
+                    let Some(alone) = state.alone(&draw) else { return Ok(state.spend_blind(&draw)) };
+                    // Of what is promised later than that, the server will know more before long.
+                    let until = alone.until.min(Timestamp::now() + LOOK_AGAIN);
+                    return Err(state.refusal(&draw).unwrap_or(Refused { until, ..alone }));
+                }
+                Err(_) => {
                     let mut state = self.lock();
                     let alone = state.alone(&draw);
                     return match alone {

@@ -312,6 +312,25 @@ async fn who_begins_meanwhile_takes_nobodys_part() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_begins_while_all_tell_what_they_know_asks_again_when_they_have() {
+    let redis = network();
+    let [a, ..] = &four(&redis).await;
+    redis.forget();
+    assert_eq!(a.draws(1).await, 1);
+    let e = Replica::of(&redis, 1);
+    let mut refused = None;
+    for _ in 0..40 {
+        sleep(Duration::from_millis(10)).await;
+        refused = refused.or(e.draw().await.err());
+    }
+    // It has its part until it has asked, and then none before all have told.
+    let refused = refused.expect("it has nothing yet");
+    let wait = refused.until.since(Timestamp::now());
+    assert!(wait <= LOOK_AGAIN, "{wait:?}");
+    assert_eq!(e.draws(10).await, 10);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_is_new_may_be_the_first_to_find_the_data_lost() {
     let redis = network();
     let [a, b, c, d] = &four(&redis).await;
