@@ -67,29 +67,31 @@ impl Deadlines {
     pub fn watch(&self, limits: Limits) -> Arc<Watch> {
         let now = self.clock.load(Ordering::Relaxed);
         let watch = Arc::new(Watch {
+            limits,
             clock: self.clock.clone(),
+            draining: self.draining.clone(),
+            attention: Attention::default(),
             waiting_for_head: AtomicU64::new(now),
             idle_since: AtomicU64::new(now),
-            moved: AtomicU64::new(0),
-            full_since: AtomicU64::new(0),
-            half_closed_since: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
             heads: Heads::default(),
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
             listens: AtomicBool::new(false),
             began: AtomicBool::new(false),
-            called: AtomicBool::new(self.draining.load(Ordering::Relaxed)),
-            limits,
+            first: Notify::new(),
+            moved: AtomicU64::new(0),
+            answers: Mutex::default(),
+            sent: AtomicU64::new(0),
+            full_since: AtomicU64::new(0),
             sent_before: AtomicU64::new(0),
             held_until: AtomicU64::new(0),
+            half_closed_since: AtomicU64::new(0),
             closed_since: AtomicU64::new(0),
             heard: AtomicU64::new(0),
-            first: Notify::new(),
-            answers: Mutex::default(),
-            draining: self.draining.clone(),
-            listening: Mutex::default(),
         });
+        if self.draining.load(Ordering::Relaxed) {
+            watch.attention.call();
+        }
         self.watched.lock().push(watch.clone());
         watch
     }
@@ -98,7 +100,7 @@ impl Deadlines {
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         let watched = self.watched.lock();
-        watched.iter().for_each(|watch| watch.call());
+        watched.iter().for_each(|watch| watch.attention.call());
     }
 
     /// Looks at every connection once; to be called every [`TICK`]. Where HTTP/1 is served for longer than that, the peer is
@@ -110,7 +112,7 @@ impl Deadlines {
         watched.retain(|watch| Arc::strong_count(watch) > 1);
         for watch in watched.iter() {
             if watch.passed(now).is_some() || watch.begins_to_listen() {
-                watch.call();
+                watch.attention.call();
             }
         }
         if watched.capacity() > 64 && watched.capacity() > watched.len() * 4 {
@@ -122,19 +124,13 @@ impl Deadlines {
 /// What one connection is doing, and since when.
 #[derive(Debug)]
 pub struct Watch {
+    limits: Limits,
     clock: Arc<AtomicU64>,
+    draining: Arc<AtomicBool>,
+    attention: Attention,
     /// Since when a head is under way; 0: none is.
     waiting_for_head: AtomicU64,
     idle_since: AtomicU64,
-    /// When the answer under way last moved; 0: there is none. Not when the socket did: a peer that takes nothing can still
-    /// send pings.
-    moved: AtomicU64,
-    /// Since when the socket has been full; 0: it is not.
-    full_since: AtomicU64,
-    /// Since when the peer sends no more, although an answer is due; 0: it may send more.
-    half_closed_since: AtomicU64,
-    /// Bytes that the kernel has taken of what was written.
-    sent: AtomicU64,
     /// What is wrong with its requests.
     pub(super) heads: Heads,
     /// Requests being served.
@@ -145,23 +141,56 @@ pub struct Watch {
     listens: AtomicBool,
     /// A request came.
     began: AtomicBool,
-    /// Its task is called.
-    called: AtomicBool,
-    limits: Limits,
-    /// What had been sent when the socket was last full.
+    first: Notify,
+    /// When the answer under way last moved; 0: there is none. Not when the socket did: a peer that takes nothing can still
+    /// send pings.
+    moved: AtomicU64,
+    /// HTTP/2: the same of each answer.
+    answers: Mutex<Vec<Arc<AtomicU64>>>,
+    /// Bytes that the kernel has taken of what was written.
+    sent: AtomicU64,
+    /// Since when the socket has been full, and what it had taken by then; 0: it is not.
+    full_since: AtomicU64,
     sent_before: AtomicU64,
     /// Until when answers are held that the peer gives no window for; 0: there are not many.
     held_until: AtomicU64,
+    /// Since when the peer sends no more, although an answer is due; 0: it may send more.
+    half_closed_since: AtomicU64,
     /// Since when our side is closed, and when the peer last sent something; 0: it is open.
     closed_since: AtomicU64,
     heard: AtomicU64,
-    first: Notify,
-    /// HTTP/2: when each answer under way last moved.
-    answers: Mutex<Vec<Arc<AtomicU64>>>,
-    draining: Arc<AtomicBool>,
-    /// The task. It listens each time it is polled, with each request, so listening costs no more than a look, where a `select`
-    /// would poll two futures of the runtime's besides.
+}
+
+/// Calls a connection's task. It listens each time it is polled, with each request, so listening costs no more than a look,
+/// where a `select` would poll two futures of the runtime's besides.
+#[derive(Debug, Default)]
+struct Attention {
+    called: AtomicBool,
     listening: Mutex<Option<Waker>>,
+}
+
+impl Attention {
+    fn listening(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.listening.lock()
+    }
+
+    fn call(&self) {
+        self.called.store(true, Ordering::Release);
+        if let Some(waker) = &*self.listening() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// `known`: who listens already.
+    fn poll(&self, known: &mut Option<Waker>, cx: &Context<'_>) -> Poll<()> {
+        if !known.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            let waker = Some(cx.waker().clone());
+            self.listening().clone_from(&waker);
+            *known = waker;
+        }
+        let called = self.called.load(Ordering::Acquire) && self.called.swap(false, Ordering::Acquire);
+        if called { Poll::Ready(()) } else { Poll::Pending }
+    }
 }
 
 /// Why a connection is called.
@@ -174,31 +203,8 @@ pub enum Call {
 }
 
 impl Watch {
-    fn listening(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.listening.lock()
-    }
-
-    /// Calls the connection's task.
-    fn call(&self) {
-        self.called.store(true, Ordering::Release);
-        if let Some(waker) = &*self.listening() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// Whether it is called; `known`: who listens already.
-    fn poll_called(&self, known: &mut Option<Waker>, cx: &Context<'_>) -> Poll<()> {
-        if !known.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            let waker = Some(cx.waker().clone());
-            self.listening().clone_from(&waker);
-            *known = waker;
-        }
-        let called = self.called.load(Ordering::Acquire) && self.called.swap(false, Ordering::Acquire);
-        if called { Poll::Ready(()) } else { Poll::Pending }
-    }
-
     /// Its first request is waited for from now on: what came before, like a handshake, had a deadline of its own.
-    pub fn is_ready(&self) {
+    pub fn opens(&self) {
         let now = self.clock.load(Ordering::Relaxed);
         self.waiting_for_head.store(now, Ordering::Relaxed);
         self.idle_since.store(now, Ordering::Relaxed);
@@ -332,7 +338,7 @@ impl Watch {
             if let Poll::Ready(ended) = turn(|| connection.as_mut().poll(cx)) {
                 return Poll::Ready(Ok(ended));
             }
-            while self.poll_called(&mut known, cx).is_ready() {
+            while self.attention.poll(&mut known, cx).is_ready() {
                 // Between the sweep and here a request may have come.
                 if let Some(overdue) = self.passed(Timestamp(self.clock.load(Ordering::Relaxed))) {
                     return Poll::Ready(Err(Call::Overdue(overdue)));
@@ -511,7 +517,7 @@ mod tests {
         let watch = deadlines.watch(LIMITS);
         sleep(Duration::from_secs(8)).await;
         deadlines.sweep();
-        watch.is_ready();
+        watch.opens();
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickles_a_head).await));
     }
 

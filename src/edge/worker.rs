@@ -229,7 +229,7 @@ async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr
     };
     match Box::pin(timeout(terms.handshake(), tls.accept(socket))).await {
         Ok(Ok(stream)) => {
-            watch.is_ready();
+            watch.opens();
             Box::pin(terms.server.serve(stream, ip, place, watch)).await;
         }
         Ok(Err(error)) => {
