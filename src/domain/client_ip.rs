@@ -87,19 +87,37 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, header: &HeaderName, trusted
     ClientIp(client)
 }
 
-/// The `for` of one forwarded-element.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
+/// The `for` of one forwarded-element (RFC 7239 §4). What has a comma within quotes was cut there and is not read: whoever
+/// chose it, as a caller chooses the `host`, must not choose what looks like an element of its own.
+fn forwarded_for(mut element: &str) -> Option<IpAddr> {
     let mut found = None;
-    for pair in element.split(';') {
-        let (name, value) = pair.trim().split_once('=')?;
-        if name.eq_ignore_ascii_case("for") {
-            let node = value.strip_prefix('"').map_or(Some(value), |quoted| quoted.strip_suffix('"'))?;
-            if found.replace(address(node)?).is_some() {
-                return None;
-            }
+    loop {
+        let (name, rest) = element.split_once('=')?;
+        let (value, rest) = parameter(rest)?;
+        if name.trim().eq_ignore_ascii_case("for") && found.replace(address(value)?).is_some() {
+            return None;
         }
+        let rest = rest.trim_start();
+        if rest.is_empty() {
+            return found;
+        }
+        element = rest.strip_prefix(';')?;
     }
-    found
+}
+
+/// A token or a quoted string (RFC 9110 §5.6), without its quotes, and what stands behind it.
+fn parameter(text: &str) -> Option<(&str, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let (value, rest) = text.split_at(text.find([';', ' ', '\t']).unwrap_or(text.len()));
+        return (!value.contains('"')).then_some((value, rest));
+    };
+    let mut escaped = false;
+    let end = quoted.find(|character| {
+        let ends = character == '"' && !escaped;
+        escaped = character == '\\' && !escaped;
+        ends
+    })?;
+    Some((&quoted[..end], &quoted[end + 1..]))
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`. Zone ids are refused.
@@ -172,8 +190,25 @@ mod tests {
             (&["for=_hidden"], "10.0.0.1"),
             (&["for=1.2.3.4;for=5.6.7.8"], "10.0.0.1"),
             (&["nonsense"], "10.0.0.1"),
+            (&["for=198.51.100.7; proto=https ;host=\"a;for=6.6.6.6\""], "198.51.100.7"),
+            (&["for=198.51.100.7;host=\"a\\\";for=6.6.6.6\""], "198.51.100.7"),
+            (&["host=\"a\", for=198.51.100.7"], "198.51.100.7"),
         ] {
             assert_eq!(find("10.0.0.1", FORWARDED, lines, &["10.0.0.0/8"]), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn who_chooses_a_quoted_value_chooses_no_address() {
+        for line in [
+            "for=198.51.100.7;host=\"a,for=6.6.6.6;q=\"",
+            "for=198.51.100.7;host=\"a,for=6.6.6.6\"",
+            "a=\", for=198.51.100.7;host=\";for=6.6.6.6;z=\"\"",
+            "for=\"198.51.100.7\"x",
+            "for=\"198.51.100.7",
+            "for=198.51.100.7\"",
+        ] {
+            assert_eq!(find("10.0.0.1", FORWARDED, &[line], &["10.0.0.0/8"]), "10.0.0.1", "{line}");
         }
     }
 
