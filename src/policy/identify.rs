@@ -96,9 +96,10 @@ where
 
     fn call(&mut self, mut exchange: Exchange<Received>) -> Self::Future {
         let Shared { rules, clients, .. } = &*self.shared;
-        strip_nominated(exchange.request.headers_mut());
-        let header = &rules.client_ip_header;
-        let ip = client_ip(exchange.stage.peer, exchange.request.headers(), header, &rules.trusted_proxies);
+        let headers = exchange.request.headers_mut();
+        // First: who calls is no caller's to take out, and a proxy before us may pass on what `Connection` it was sent.
+        let ip = client_ip(exchange.stage.peer, headers, &rules.client_ip_header, &rules.trusted_proxies);
+        strip_nominated(headers);
         let client = ip.key(rules.ipv6_prefix);
         match decide(rules, &exchange.request) {
             Ok((target, extracted)) => {
@@ -120,7 +121,8 @@ where
     }
 }
 
-/// Takes out what a `Connection` line names: it is for this hop only, so nothing below may see it, the page key least of all. Some fields are no hop's business: naming them would be an attack.
+/// Takes out what a `Connection` line names: it is for this hop only, so nothing below may see it, the page key least of all.
+/// Some fields are no hop's business: naming them would be an attack.
 fn strip_nominated(headers: &mut HeaderMap) {
     const KEPT: [HeaderName; 6] =
         [HOST, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, TRANSFER_ENCODING];

@@ -500,3 +500,19 @@ async fn a_limit_of_the_operators_own_is_not_mistaken_for_the_apis() {
         assert_eq!(proxy.get("/providers/1").await.status, 404);
     }
 }
+
+#[tokio::test]
+async fn no_caller_takes_its_address_out_of_what_a_proxy_in_front_tells() {
+    for header in ["x-forwarded-for", "forwarded"] {
+        let (_mock, proxy) = pair(&format!(
+            "server.trusted_proxies = ['127.0.0.1']\nserver.client_ip_header = '{header}'\n\
+             clients.limit = {{ requests = 1, window = '1h' }}"
+        ))
+        .await;
+        let address = if header == "forwarded" { "for=203.0.113.1" } else { "203.0.113.1" };
+        let ask = async |fields: &[(&str, &str)]| proxy.call("GET", "/providers", fields, "").await.status;
+        assert_eq!(ask(&[(header, address)]).await, 200);
+        assert_eq!(ask(&[(header, address)]).await, 429);
+        assert_eq!(ask(&[(header, address), ("connection", header)]).await, 429, "{header}");
+    }
+}
