@@ -10,6 +10,10 @@ use std::time::Duration;
 /// double what is sent for nothing.
 const HOLD_OFF: Duration = Duration::from_secs(1);
 
+/// A key that was taken so recently is still good, whatever one request says: there are routes that refuse any key, and
+/// whoever asks for those must not have everybody's requests fail.
+const PROVEN: Duration = Duration::from_secs(60);
+
 /// One of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Which {
@@ -65,10 +69,17 @@ impl Rotation {
     pub fn refuse(&mut self, key: Which, now: Duration) -> bool {
         let other = key.other();
         self.refused[key.index()] = Some(now);
-        self.sent = other;
+        // Else that waits until the other one is taken.
+        if !self.is_proven(key, now) {
+            self.sent = other;
+        }
         // What was refused before this one was taken may be taken now that this one is refused.
-        self.refused[other.index()]
-            .is_none_or(|at| now >= at + HOLD_OFF || self.taken[key.index()] >= Some(at))
+        let news = |at| now >= at + HOLD_OFF || self.taken[key.index()] >= Some(at);
+        self.refused[other.index()].is_none_or(news) || self.is_proven(other, now)
+    }
+
+    fn is_proven(&self, key: Which, now: Duration) -> bool {
+        self.taken[key.index()].is_some_and(|taken| now < taken + PROVEN)
     }
 
     /// Upstream took `key` in answer to a request that was sent at `sent`. Whether it is in use from now on and was not
@@ -107,7 +118,6 @@ mod tests {
         assert!(!rotation.accept(Current, at(0.0)));
         assert_eq!((rotation.sent(), rotation.in_use()), (Current, Current));
         assert!(rotation.refuse(Current, at(1.0)), "the next is tried at once");
-        assert_eq!((rotation.sent(), rotation.in_use()), (Next, Current));
         assert!(rotation.refuse(Current, at(1.1)), "by everyone whom the first one failed");
         assert!(rotation.accept(Next, at(1.1)) && !rotation.accept(Next, at(1.1)));
         assert_eq!((rotation.sent(), rotation.in_use()), (Next, Next));
@@ -148,10 +158,25 @@ mod tests {
         rotation.accept(Next, at(1.0));
         assert!(rotation.refuse(Next, at(1.2)), "it was taken since the first was refused");
         assert!(rotation.refuse(Next, at(1.2)), "and by everyone whom it failed");
-        assert!(!rotation.refuse(Current, at(1.2)), "but nothing was taken since");
-        assert!(!rotation.refuse(Next, at(1.3)));
+        rotation.refuse(Current, at(1.2));
+        assert!(!rotation.refuse(Next, at(1.3)), "but nothing was taken since");
+        assert_eq!(rotation.sent(), Next, "of two that are refused the one that was good just now");
         rotation.accept(Current, at(1.4));
         assert_eq!((rotation.sent(), rotation.in_use()), (Current, Current));
+    }
+
+    #[test]
+    fn a_route_that_refuses_any_key_fails_nobody_else() {
+        let mut rotation = Rotation::default();
+        rotation.accept(Current, at(0.0));
+        for tenths in 1..600 {
+            let now = at(f64::from(tenths) / 10.0);
+            rotation.refuse(Current, now);
+            assert!(rotation.refuse(Next, now), "whoever sent the next one may try the good one");
+            assert_eq!((rotation.sent(), rotation.in_use()), (Current, Current), "{now:?}");
+        }
+        rotation.refuse(Current, at(60.0));
+        assert_eq!(rotation.sent(), Next, "it was last taken a minute ago");
     }
 
     #[test]

@@ -187,7 +187,7 @@ mod tests {
         crate::time::sleep(Duration::from_secs(90)).await;
         let (first, second) = (both.pick(None), both.pick(None));
         assert!(!first.accepted() && first.refused() && second.refused());
-        let next = both.pick(None);
+        let next = both.pick(Some(Which::Current));
         assert_eq!(next.which(), Which::Next);
         let name = environment.next_secret_key.map(|key| key.fingerprint());
         assert!(next.accepted() && Some(next.fingerprint()) == name.as_deref());
