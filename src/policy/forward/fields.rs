@@ -30,7 +30,13 @@ fn never_passes(name: &str) -> bool {
             | "alt-svc"
             | "strict-transport-security"
             | "clear-site-data"
+            | "public-key-pins"
+            | "public-key-pins-report-only"
             | "proxy-status"
+            // What a browser saw of us is not told to those whom upstream's edge names.
+            | "nel"
+            | "report-to"
+            | "reporting-endpoints"
     ) || name.starts_with("access-control-")
 }
 
@@ -126,6 +132,10 @@ mod tests {
             ("access-control-anything", "x"),
             ("strict-transport-security", "max-age=1"),
             ("alt-svc", "h3=\":443\""),
+            ("nel", "{\"report_to\":\"edge\"}"),
+            ("report-to", "{\"group\":\"edge\"}"),
+            ("reporting-endpoints", "edge=\"https://edge.example\""),
+            ("public-key-pins", "max-age=1"),
             ("content-length", "3"),
             ("content-type", "application/json"),
             ("metorial-req-id", "req_1"),
