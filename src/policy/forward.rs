@@ -42,14 +42,13 @@ pub use outgoing::Outgoing;
 use receipt::Receipt;
 
 /// Request fields that are passed on, beside the operator's own.
-const ALLOWED: [HeaderName; 7] = [
+const ALLOWED: [HeaderName; 6] = [
     ACCEPT,
     CONTENT_TYPE,
     HeaderName::from_static("metorial-version"),
     USER_AGENT,
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
-    HeaderName::from_static("baggage"),
 ];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Request fields that are ours alone, whatever the operator lists.

@@ -48,11 +48,10 @@ fn route(method: &str, path: &str) -> Option<&'static str> {
     }
 }
 
-const PASSED_ON: [&str; 12] = [
+const PASSED_ON: [&str; 11] = [
     "accept",
     "accept-encoding",
     "authorization",
-    "baggage",
     "content-length",
     "content-type",
     "host",
