@@ -115,13 +115,17 @@ where
             };
             let attempt = Attempt::begin(&shared.limits, &asks, charge);
             let mut outcome = inner.call(exchange).await;
+            let mut tells = false;
             match &mut outcome {
                 Ok(response) => {
                     // A 429 has the gate speak for it. What else upstream says of its count is of our key, not of the caller's:
                     // what the caller sees is ours.
                     let heard = (response.status() != StatusCode::TOO_MANY_REQUESTS)
-                        .then(|| ratelimit::take_out(response.headers_mut(), unix_now));
-                    attempt.answered(heard.flatten());
+                        .then(|| ratelimit::take_out(response.headers_mut(), unix_now))
+                        .flatten();
+                    // In the middle of a trouble nobody may have looked at the count.
+                    tells = heard.is_some() || !response.status().is_server_error();
+                    attempt.answered(heard);
                     shared.listen(&asks, charge, response).await;
                 }
                 Err(failure) if matches!(failure.delivery, Delivery::Possible | Delivery::KeyRefused(_)) => {
@@ -132,7 +136,9 @@ where
                     return outcome; // It has told nothing of the past.
                 }
             }
-            if let Opening::First(first) = opening {
+            if let Opening::First(first) = opening
+                && tells
+            {
                 first.answered();
             }
             outcome

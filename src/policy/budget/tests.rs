@@ -5,6 +5,7 @@ use tower::{ServiceExt, service_fn};
 
 use super::*;
 use crate::domain::quota::{Plan, Quota};
+use crate::domain::rotation::Which;
 use crate::exchange::testing::waiting;
 use crate::rejection::UpstreamFault;
 use crate::store::limits::MemoryLimits;
@@ -443,4 +444,21 @@ async fn without_a_hint_429s_in_a_row_back_off_further_and_those_in_flight_toget
         assert_eq!(bench.send(1).await, Ok(429));
     }
     assert!(longest > RETRY.initial_backoff * 4, "{longest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_tells_nothing_of_the_past_leaves_it_to_another_to_ask() {
+    for answer in [
+        (|| failed(Delivery::Possible)) as fn() -> _,
+        || failed(Delivery::KeyRefused(Which::Current)),
+        || answered(503, &[]),
+    ] {
+        let mut bench = Bench::new(100);
+        bench.takes = Duration::from_millis(5);
+        bench.answer = answer;
+        let tasks = TaskTracker::new();
+        let _all: Vec<_> = (0..10).map(|client| tasks.spawn(bench.send(client))).collect();
+        sleep(Duration::from_millis(7)).await;
+        assert_eq!(bench.sent().len(), 2, "one after the other");
+    }
 }
