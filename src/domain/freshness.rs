@@ -43,10 +43,7 @@ impl Freshness {
         }
         let (directives, targeted) = directives(headers);
         let expires = if targeted { None } else { expires(headers, unix_now) };
-        // Whoever understands the status, as we do that of every answer that gets here, needs not heed `no-store` beside
-        // `must-understand` (§5.2.2.3).
-        let unkept = directives.has("no-store") && !directives.has("must-understand");
-        if unkept || directives.has("private") {
+        if is_kept_from_others(&directives) {
             return None;
         }
         let shared = directives.seconds("s-maxage");
@@ -82,6 +79,19 @@ fn directives(headers: &HeaderMap) -> (Directives, bool) {
 pub fn is_shared(headers: &HeaderMap) -> bool {
     let (directives, _) = directives(headers);
     ["public", "must-revalidate", "s-maxage"].iter().any(|name| directives.has(name))
+}
+
+/// Whether others who ask for the same at the same time may have an answer that is not kept: only what may be kept is theirs
+/// (RFC 9111 §4).
+pub fn may_pass_to_others(headers: &HeaderMap) -> bool {
+    !is_kept_from_others(&directives(headers).0) && varies(headers).is_some()
+}
+
+/// Whoever understands the status, as we do that of every answer that gets here, needs not heed `no-store` beside
+/// `must-understand` (RFC 9111 §5.2.2.3).
+fn is_kept_from_others(directives: &Directives) -> bool {
+    let unkept = directives.has("no-store") && !directives.has("must-understand");
+    unkept || directives.has("private")
 }
 
 /// Request fields that an answer varies by, beside those that are the same whoever asks. `None`: by more than can be told.

@@ -67,6 +67,11 @@ pub struct Page {
 /// A request field and its value, where it was there.
 pub type Varied = (HeaderName, Option<Box<[u8]>>);
 
+/// Whether what varies by these is the answer to a request with these fields.
+pub fn answers(varies: &[Varied], headers: &HeaderMap) -> bool {
+    varies.iter().all(|(name, value)| lines(headers, name).as_deref() == value.as_deref())
+}
+
 /// A body in a content coding (RFC 9110 §8.4).
 #[derive(Debug)]
 pub struct Coded {
@@ -96,7 +101,7 @@ impl Page {
 
     /// Whether it is the answer to a request with these fields.
     pub fn answers(&self, headers: &HeaderMap) -> bool {
-        self.varies.iter().all(|(name, value)| lines(headers, name).as_deref() == value.as_deref())
+        answers(&self.varies, headers)
     }
 
     /// Notes that it could not be fetched anew: not again before `retry_at`.

@@ -752,3 +752,56 @@ async fn a_next_page_that_cannot_be_kept_is_fetched_ahead_once() {
     }
     assert_eq!(mock.received(), 3);
 }
+
+#[tokio::test]
+async fn an_answer_that_is_no_page_is_shared_with_those_alone_whom_it_is_for() {
+    let (mock, proxy) = pair("upstream.retry.max_attempts = 1").await;
+    for (number, (status, name, value, requests)) in [
+        (403, "x-any", "thing", 1),
+        (404, "vary", "Accept", 1),
+        // Others' fields may be another thing to upstream, whatever the cache tells them apart by.
+        (403, "vary", "User-Agent", 2),
+        (404, "vary", "*", 2),
+        (404, "cache-control", "private", 2),
+        (404, "cache-control", "no-store", 2),
+        (400, "x-any", "thing", 2),
+        (431, "x-any", "thing", 2),
+        // A trouble of upstream's is not made greater.
+        (503, "cache-control", "no-store", 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = mock.received();
+        let headers = with(&[(name, value)]);
+        mock.fault(Fault { next: 2, status: Some(status), delay_ms: Some(300), headers, ..Fault::default() });
+        let target = format!("/providers?limit={}", number + 1);
+        let ask = async |agent| proxy.call("GET", &target, &[("user-agent", agent)], "").await;
+        let (one, two) = tokio::join!(ask("one"), async {
+            eventually("the first is on its way", || mock.received() > before).await;
+            ask("two").await
+        });
+        assert_eq!((one.status, two.status), (status, status));
+        assert_eq!(mock.received() - before, requests, "{status} {name}: {value}");
+        // What was not asked for is not left to the next.
+        if requests == 1 {
+            ask("three").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_upstream_finds_wrong_with_one_request_ends_no_page() {
+    for status in [400, 413, 414, 431] {
+        let settings =
+            "cache.ttl = '1ms'\ncache.stale_while_revalidate = '10m'\ncache.stale_if_error = '10m'";
+        let (mock, proxy) = pair(settings).await;
+        assert_eq!(proxy.get("/providers").await.status, 200);
+        stale().await;
+        mock.fault(Fault { next: 1, status: Some(status), ..Fault::default() });
+        assert_eq!(proxy.get("/providers").await.status, 200);
+        eventually("it is fetched anew", || mock.received() == 2).await;
+        let again = proxy.get("/providers").await;
+        assert!(again.field("cache-status").starts_with("metorial-proxy; hit"), "{status}: {again:?}");
+    }
+}

@@ -1,8 +1,8 @@
 //! Fills: one upstream request for all who ask for the same page at once.
 //!
 //! The leader's request runs in a task of its own; leader and waiters alike only listen. An error reaches all of them and
-//! is not stored. An answer that may not be shared (too large, `private`, with a cookie) goes to the leader, and the
-//! others ask for themselves. Where a page is kept that upstream can be asked about, it is asked whether it has changed.
+//! is not stored. An answer that may not be shared (too large, `private`, with a cookie, about the request itself) goes to the
+//! leader, and the others ask for themselves. Where a page is kept that upstream can be asked about, it is asked whether it has changed.
 //! Replicas that share pages do likewise among each other: a leader here first claims the page from the store.
 
 use std::pin::pin;
@@ -18,17 +18,17 @@ use tokio::select;
 use tokio::sync::{oneshot, watch};
 use tower::Service;
 
-use super::fills::Lead;
+use super::fills::{Joined, Lead};
 use super::made::{self, Extras};
 use super::usable::{Standing, Usable, Wishes, usable, useful};
 use super::{Shared, varied};
 use crate::body::{BodyError, ResponseBody};
 use crate::domain::freshness::{self, Freshness};
 use crate::domain::page_key::PageKey;
-use crate::exchange::{Answered, Exchange, Journal, Permitted};
+use crate::exchange::{Answered, EnvironmentHandle, Exchange, Journal, Permitted};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::store::limits::LimitStore;
-use crate::store::pages::{Claim, Entry, Fetched, Lease, Page, PageStore};
+use crate::store::pages::{Claim, Entry, Fetched, Lease, Page, PageStore, Varied, answers};
 use crate::time::{Instant, Timestamp, timeout, timeout_at, unix_now};
 
 /// After a fill that failed a stale page is not fetched anew for so long.
@@ -44,6 +44,8 @@ pub(super) struct Other {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// Request fields it varies by.
+    varies: Box<[Varied]>,
 }
 
 /// Who had a page.
@@ -75,6 +77,17 @@ pub(super) enum Common {
     /// The leader has the answer, and nobody else may.
     Unshared,
     Failed(Rejection),
+}
+
+impl Common {
+    /// Whether it answers everybody who asks for the page.
+    pub(super) fn is_for_all(&self) -> bool {
+        match self {
+            Self::Page(filled) => filled.page.varies.is_empty(),
+            Self::Other(other) => other.varies.is_empty(),
+            Self::Unshared | Self::Failed(_) => false,
+        }
+    }
 }
 
 /// What a fill came to for one caller.
@@ -111,13 +124,26 @@ where
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
     S::Future: Send,
 {
-    let (receiver, lead) = shared.fills.join(&wanted.key);
-    let Some(lead) = lead else {
+    let (client, permit) = (exchange.stage.client, exchange.stage.permit.clone());
+    // Whoever waits for another's request waits in that one's place in the queue, and it may have a better one.
+    let overtakes = |other| {
+        let EnvironmentHandle { queue, environment, .. } = &**permit.environment();
+        let rule = environment.rule();
+        client != other && queue.ask(client, rule) < queue.held_back(other, rule)
+    };
+    let queued = |other| !permit.environment().queue.is_empty() && overtakes(other);
+    let (lead, receiver) = loop {
+        let (receiver, other) = match shared.fills.join(&wanted.key, client, queued) {
+            Joined::Lead(lead, receiver) => break (lead, receiver),
+            Joined::Wait(receiver, other) => (receiver, other),
+        };
+        let request = exchange.request.headers();
         let outcome = match published(receiver, &exchange.journal).await {
-            Common::Page(filled) if filled.page.answers(exchange.request.headers()) => Outcome::Page(filled),
-            Common::Other(other) => Outcome::Other(other),
+            Common::Page(filled) if filled.page.answers(request) => Outcome::Page(filled),
+            Common::Other(other) if answers(&other.varies, request) => Outcome::Other(other),
+            Common::Failed(Rejection::RateLimited { .. }) if overtakes(other) => continue,
             Common::Failed(rejection) => Outcome::Failed(rejection),
-            Common::Page(_) | Common::Unshared => {
+            Common::Page(_) | Common::Other(_) | Common::Unshared => {
                 let own = inner.call(exchange).await;
                 return (own.map_or_else(Outcome::Failed, Outcome::Own), false);
             }
@@ -129,6 +155,7 @@ where
     let journal = exchange.journal.clone();
     let exchange = detached(exchange, shared.request_timeout, wanted.kept.as_deref());
     let theirs = exchange.journal.clone();
+    lead.begins(&theirs);
     let fill = Fill { shared: shared.clone(), wanted, lead, own };
     shared.tasks.spawn(fill.run(inner, exchange));
     let common = published(receiver, &journal).await;
@@ -159,8 +186,10 @@ where
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
     S::Future: Send,
 {
-    let (receiver, Some(lead)) = shared.fills.join(&wanted.key) else { return false };
+    let joined = shared.fills.join(&wanted.key, exchange.stage.client, |_| false);
+    let Joined::Lead(lead, receiver) = joined else { return false };
     let exchange = detached(exchange, shared.request_timeout, wanted.kept.as_deref());
+    lead.begins(&exchange.journal);
     let (own, _) = oneshot::channel();
     let fill = Fill { shared: shared.clone(), wanted, lead, own };
     shared.tasks.spawn(async move {
@@ -284,7 +313,7 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
             Ok(response) => match self.answered(response, journal.answer(), &request, ttl, deadline).await {
                 Ok(common) => common,
                 Err(own) => {
-                    if !self.is_personal(&request, ttl) {
+                    if is_final(own.status()) && !self.is_personal(&request, ttl) {
                         self.superseded().await;
                     }
                     // Where the leader has left, its answer goes with it.
@@ -362,7 +391,7 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
             false => Freshness::of(response.status(), response.headers(), ttl, unix_now()),
         };
         let freshness = freshness.filter(|freshness| of_use(freshness, response.headers()));
-        let may_share = freshness.is_some() || (response.status() != StatusCode::OK && !own_cookie);
+        let may_share = freshness.is_some() || (is_for_others(&response) && !own_cookie);
         let too_large = response.body().size_hint().lower() > config.max_page as u64;
         if !may_share || too_large || is_endless(response.headers()) {
             return Err(response);
@@ -378,7 +407,9 @@ impl<P: PageStore, L: LimitStore> Fill<P, L> {
             Err(_) => return Ok(Common::Failed(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
         };
         let Some(freshness) = freshness else {
-            return Ok(Common::Other(Arc::new(Other { status: head.status, headers: head.headers, body })));
+            let varies = made::varies(&head.headers, request);
+            let other = Other { status: head.status, headers: head.headers, body, varies };
+            return Ok(Common::Other(Arc::new(other)));
         };
         let extras = Extras { compress: config.compress, next: config.prefetch.enabled };
         let page = match extras.compress && body.len() > made::LARGE {
@@ -423,11 +454,32 @@ fn speaks_of_another(response: &Result<Response<ResponseBody>, Rejection>, kept:
         && etag.is_some_and(|etag| Some(etag) != kept.validators[0].as_ref())
 }
 
-/// Whether upstream's answer stands for the page from now on, rather than being a trouble that passes.
+/// Whether all who asked may have an answer that is no page. What fails fails for all, so that a trouble of upstream's is not
+/// made greater.
+fn is_for_others(response: &Response<ResponseBody>) -> bool {
+    let status = response.status();
+    let fails = !is_final(status) && !is_about_request(status);
+    status != StatusCode::OK
+        && (fails || is_final(status) && freshness::may_pass_to_others(response.headers()))
+}
+
+/// Whether upstream's answer stands for the page from now on, rather than being a trouble that passes, or one with the request.
 fn is_final(status: StatusCode) -> bool {
     !status.is_server_error()
         && status != StatusCode::TOO_MANY_REQUESTS
         && status != StatusCode::REQUEST_TIMEOUT
+        && !is_about_request(status)
+}
+
+/// Whether upstream does not take the request as it is, for what is not in the key may be: fields that are too long for it.
+fn is_about_request(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::URI_TOO_LONG
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    )
 }
 
 /// Whether the body is to be read as it comes, because it may have no end.

@@ -1,33 +1,77 @@
 //! Who fetches which page in this process, and who waits for it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::watch;
+use tokio::select;
+use tokio::sync::{Notify, watch};
 
 use super::fill::Common;
+use crate::domain::client_ip::ClientKey;
 use crate::domain::page_key::PageKey;
 use crate::exchange::Journal;
 
 /// Fills under way, by page. Outlives the pipeline.
 #[derive(Default)]
-pub struct Fills(Mutex<HashMap<PageKey, watch::Sender<Option<Common>>>>);
+pub struct Fills(Mutex<HashMap<PageKey, Arc<UnderWay>>>);
+
+/// A fill, as those see it who wait for it.
+struct UnderWay {
+    outcome: watch::Sender<Option<Common>>,
+    /// For whom it is fetched: it waits for the budget in this one's place.
+    client: ClientKey,
+    /// Its request.
+    journal: OnceLock<Arc<Journal>>,
+    /// Whoever overtook it has brought the outcome.
+    answered: Notify,
+}
+
+impl UnderWay {
+    fn is_written(&self) -> bool {
+        self.journal.get().is_some_and(|journal| journal.is_written())
+    }
+}
+
+/// What becomes of whoever wants a page.
+pub(super) enum Joined {
+    /// It fetches it.
+    Lead(Lead, watch::Receiver<Option<Common>>),
+    /// It waits, for what is fetched for this client.
+    Wait(watch::Receiver<Option<Common>>, ClientKey),
+}
 
 impl Fills {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PageKey, watch::Sender<Option<Common>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PageKey, Arc<UnderWay>>> {
         self.0.lock()
     }
 
-    /// Joins the fill of a page, as its leader where there is none.
-    pub(super) fn join(self: &Arc<Self>, key: &PageKey) -> (watch::Receiver<Option<Common>>, Option<Lead>) {
+    /// Joins the fill of a page, as its leader where there is none. Where one waits for the budget still, `client` may be one
+    /// that `overtakes` its leader: then it has a fill of its own, and that one hears of what comes of it.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        key: &PageKey,
+        client: ClientKey,
+        overtakes: impl FnOnce(ClientKey) -> bool,
+    ) -> Joined {
         let mut fills = self.lock();
-        if let Some(sender) = fills.get(key) {
-            return (sender.subscribe(), None);
+        let before = fills.get(key).cloned();
+        if let Some(before) = before.as_ref().filter(|fill| fill.is_written() || !overtakes(fill.client)) {
+            return Joined::Wait(before.outcome.subscribe(), before.client);
         }
-        let (sender, receiver) = watch::channel(None);
-        fills.insert(key.clone(), sender.clone());
-        (receiver, Some(Lead { fills: self.clone(), key: key.clone(), sender }))
+        let (outcome, receiver) = watch::channel(None);
+        let (journal, answered) = (OnceLock::new(), Notify::new());
+        let fill = Arc::new(UnderWay { outcome, client, journal, answered });
+        fills.insert(key.clone(), fill.clone());
+        Joined::Lead(Lead { fills: self.clone(), key: key.clone(), fill, before }, receiver)
+    }
+
+    fn leave(&self, key: &PageKey, fill: &Arc<UnderWay>) {
+        let mut fills = self.lock();
+        // Its place may be another's by now.
+        if fills.get(key).is_some_and(|present| Arc::ptr_eq(present, fill)) {
+            fills.remove(key);
+        }
     }
 }
 
@@ -35,23 +79,38 @@ impl Fills {
 pub(super) struct Lead {
     fills: Arc<Fills>,
     key: PageKey,
-    sender: watch::Sender<Option<Common>>,
+    fill: Arc<UnderWay>,
+    before: Option<Arc<UnderWay>>,
 }
 
 impl Lead {
-    pub(super) fn publish(self, common: Common) {
-        self.sender.send_replace(Some(common));
+    /// This is its request.
+    pub(super) fn begins(&self, journal: &Arc<Journal>) {
+        self.fill.journal.set(journal.clone()).ok();
     }
 
-    /// Resolves when everybody has left and nothing of `journal`'s request is on its way: then nobody can join any more. What
-    /// has gone upstream is paid for, and its answer is awaited.
+    pub(super) fn publish(self, common: Common) {
+        // Whoever asks once more is not to find it again.
+        self.fills.leave(&self.key, &self.fill);
+        self.fill.outcome.send_replace(Some(common));
+    }
+
+    /// Resolves when nobody waits for the outcome, because everybody has left or has it from another fill, and nothing of
+    /// `journal`'s request is on its way: then nobody can join any more. What has gone upstream is paid for, and its answer is
+    /// awaited.
     pub(super) async fn abandoned(&self, journal: &Journal) {
+        let UnderWay { outcome, answered, .. } = &*self.fill;
         loop {
-            self.sender.closed().await;
+            select! {
+                () = outcome.closed() => {}
+                () = answered.notified() => {}
+            }
             journal.idle().await;
             let mut fills = self.fills.lock();
-            if self.sender.receiver_count() == 0 {
-                fills.remove(&self.key);
+            if outcome.receiver_count() == 0 || outcome.borrow().is_some() {
+                if fills.get(&self.key).is_some_and(|present| Arc::ptr_eq(present, &self.fill)) {
+                    fills.remove(&self.key);
+                }
                 return;
             }
         }
@@ -60,10 +119,16 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        let mut fills = self.fills.lock();
-        // Abandoned, its place may be another's by now.
-        if fills.get(&self.key).is_some_and(|sender| sender.same_channel(&self.sender)) {
-            fills.remove(&self.key);
+        self.fills.leave(&self.key, &self.fill);
+        let Some(before) = self.before.take() else { return };
+        let Some(common) = self.fill.outcome.borrow().clone().filter(Common::is_for_all) else { return };
+        let is_news = before.outcome.send_if_modified(|outcome| {
+            let is_news = outcome.is_none();
+            outcome.get_or_insert(common);
+            is_news
+        });
+        if is_news {
+            before.answered.notify_one();
         }
     }
 }

@@ -136,7 +136,7 @@ fn validators(headers: &HeaderMap) -> [Option<HeaderValue>; 2] {
     })
 }
 
-fn varies(headers: &HeaderMap, request: &HeaderMap) -> Box<[Varied]> {
+pub(super) fn varies(headers: &HeaderMap, request: &HeaderMap) -> Box<[Varied]> {
     let names = freshness::varies(headers).unwrap_or_default().into_iter();
     names.map(|name| (name.clone(), lines(request, &name).map(|value| value.into_owned().into()))).collect()
 }

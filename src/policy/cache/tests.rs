@@ -13,10 +13,13 @@ use tower::{ServiceExt, service_fn};
 use super::*;
 use crate::body::{Arriving, Outbound, RequestBody};
 use crate::config::{LowBudget, Prefetch};
+use crate::domain::client_ip::ClientKey;
+use crate::domain::environment::Environment;
 use crate::domain::quota::{Plan, Quota};
-use crate::exchange::testing::permitted;
+use crate::exchange::testing::{permitted, waiting};
 use crate::store::limits::{EGRESS, MemoryLimits};
 use crate::store::pages::MemoryPages;
+use crate::store::queues::{Bounds, Lane, Queue};
 use crate::time::Instant;
 
 const LIST: &str = "/provider-deployments";
@@ -170,9 +173,7 @@ async fn after_a_write_has_been_answered_no_list_lacks_it_in_whatever_order_thin
                 second = Some(tasks.spawn(list()));
             }
             upstream.steps.send_modify(|steps| steps.push(step));
-            for _ in 0..50 {
-                tokio::task::yield_now().await;
-            }
+            settled().await;
             if write.is_finished() {
                 // Whoever asks from now on must see it: whatever is kept, and whatever is under way.
                 upstream.steps.send_modify(|steps| {
@@ -258,4 +259,96 @@ async fn a_write_whose_caller_has_left_shows_as_soon_as_upstream_has_answered_it
         tokio::task::yield_now().await;
     }
     assert_eq!(text(ask(Method::GET)).await, "1");
+}
+
+/// A client that has had more than its share and one that has had nothing.
+const GREEDY: u64 = 1;
+const FRUGAL: u64 = 2;
+
+/// A list that all may have but the greedy client, whose turn comes when it is `told`, or never.
+struct Scarce {
+    layer: CacheLayer<MemoryPages, MemoryLimits>,
+    queue: Arc<Queue>,
+    told: Arc<Notify>,
+    asked: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Scarce {
+    fn new() -> Self {
+        let queue = Arc::new(Queue::new(Duration::from_secs(600), Arc::default()));
+        let rule = Environment::example("test").rule();
+        queue.ask(ClientKey(FRUGAL), rule);
+        for _ in 0..rule.requests {
+            queue.spend(ClientKey(GREEDY));
+        }
+        Self { layer: layer(), queue, told: Arc::default(), asked: Arc::default() }
+    }
+
+    async fn ask(&self, client: u64) -> Result<String, Rejection> {
+        let (told, asked) = (self.told.clone(), self.asked.clone());
+        let inner = service_fn(move |exchange: Exchange<Permitted>| {
+            let (told, asked) = (told.clone(), asked.clone());
+            async move {
+                let ClientKey(client) = exchange.stage.client;
+                asked.lock().expect("unpoisoned").push(client);
+                if client == FRUGAL {
+                    return Ok(Response::new(ResponseBody::full("a page")));
+                }
+                told.notified().await;
+                Err(Rejection::RateLimited { limit: Limit::Environment, wait: Duration::from_secs(60) })
+            }
+        });
+        let exchange = waiting(Method::GET, LIST, client, &self.queue);
+        let answer = self.layer.layer(inner).oneshot(exchange).await?;
+        let body = answer.into_body().collect().await.expect("whole").to_bytes();
+        Ok(String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    fn asked(&self) -> Vec<u64> {
+        self.asked.lock().expect("unpoisoned").clone()
+    }
+}
+
+async fn settled() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_a_better_place_does_not_wait_behind_another_and_brings_it_the_page() {
+    let (scarce, tasks) = (Arc::new(Scarce::new()), TaskTracker::new());
+    let ask = |client| {
+        let scarce = scarce.clone();
+        tasks.spawn(async move { scarce.ask(client).await })
+    };
+    let greedy = ask(GREEDY);
+    settled().await;
+    let bounds = Bounds { all: 10, per_client: 10 };
+    let place = scarce.queue.enter(ClientKey(GREEDY), Lane::Above, bounds).expect("a place");
+    assert_eq!(scarce.ask(FRUGAL).await.ok().as_deref(), Some("a page"));
+    assert_eq!(greedy.await.expect("no panic").ok().as_deref(), Some("a page"));
+    settled().await;
+    assert!(scarce.layer.0.tasks.is_empty(), "nobody waits for its turn any more");
+    assert_eq!(scarce.asked(), [GREEDY, FRUGAL]);
+    drop(place);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_for_those_who_have_no_better_place_than_whom_it_was_for() {
+    let (scarce, tasks) = (Arc::new(Scarce::new()), TaskTracker::new());
+    let ask = |client| {
+        let scarce = scarce.clone();
+        tasks.spawn(async move { scarce.ask(client).await })
+    };
+    let asked = [GREEDY, GREEDY, FRUGAL].map(ask);
+    settled().await;
+    assert_eq!(scarce.asked(), [GREEDY], "nobody stands in the queue: its turn may be now");
+    scarce.told.notify_one();
+    let mut answers = Vec::new();
+    for answer in asked {
+        answers.push(answer.await.expect("no panic").is_ok());
+    }
+    assert_eq!(answers, [false, false, true]);
+    assert_eq!(scarce.asked(), [GREEDY, FRUGAL]);
 }
