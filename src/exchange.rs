@@ -46,6 +46,10 @@ pub struct HadFragment;
 #[derive(Debug, Clone, Copy)]
 pub struct HadTwoLengths;
 
+/// There were more fields than are taken, and it is without the rest of them: an extension of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct HadManyFields;
+
 /// A request at one stage of its way.
 #[derive(Debug)]
 pub struct Exchange<S> {

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,9 +17,9 @@ use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
 
@@ -27,7 +27,7 @@ use super::deadlines::{Call, FAREWELL, Limits, Overdue, Serving, Watch};
 use super::in_force::Place;
 use super::wire::Wire;
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
-use crate::exchange::{Arrival, HadFragment, HadTwoLengths};
+use crate::exchange::{Arrival, HadFragment, HadManyFields, HadTwoLengths};
 use crate::pipeline::{Answering, Pipeline};
 use crate::rejection::PROXY_STATUS;
 use crate::telemetry::labels::RefusedConnection;
@@ -67,7 +67,8 @@ impl Rules {
 /// Serves connections.
 pub struct Server {
     rules: Rules,
-    builder: auto::Builder<TokioExecutor>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
     ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
@@ -76,18 +77,17 @@ impl Server {
     /// Serves by `rules`. Once it is not `ready` any more, callers are asked to go elsewhere next time.
     pub fn new(rules: Rules, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Self {
         let (longest, fields) = (rules.longest_head(), rules.max_header_bytes + rules.max_uri + 16 * 1024);
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let (mut http1, mut http2) = (http1::Builder::new(), http2::Builder::new(TokioExecutor::new()));
         // No header_read_timeout, and no reading while a request is served: `deadlines` sees to both, at no cost per request.
-        builder.http1().header_read_timeout(None).half_close(true).max_buf_size(longest);
+        http1.header_read_timeout(None).half_close(true).max_buf_size(longest);
         // No pings: a slow reader answers them behind all that is on its way to it, and `deadlines` sees to who is gone.
-        builder
-            .http2()
+        http2
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(u32::try_from(fields).unwrap_or(u32::MAX))
             .max_pending_accept_reset_streams(MAX_RESETS)
             .max_local_error_reset_streams(MAX_RESETS)
             .max_send_buf_size(MAX_UNSENT);
-        Self { rules, builder, ready, metrics }
+        Self { rules, http1, http2, ready, metrics }
     }
 
     /// How long each phase of a connection may last.
@@ -102,8 +102,8 @@ impl Server {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let service = Requests { place, ready: self.ready.clone(), peer, watch: watch.clone() };
-        let io = TokioIo::new(Wire::new(io, watch.clone(), self.rules.longest_head()));
-        let mut connection = pin!(self.builder.serve_connection(io, service));
+        let wire = Wire::new(io, watch.clone(), self.rules.longest_head());
+        let mut connection = pin!(Connection::Begins { server: self, parts: Some((wire, service)) });
         let ended = match watch.attend(connection.as_mut(), false).await {
             Ok(ended) => ended,
             Err(Call::Overdue(overdue)) => return self.end(overdue, connection, &watch, peer).await,
@@ -133,10 +133,10 @@ impl Server {
             self.metrics.connection_refused(RefusedConnection::Flood);
             tracing::debug!(%peer, "a connection was ended: it sent frames that bring nothing");
         } else if let Err(error) = ended
-            && error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
+            && error.is_parse()
         {
             self.metrics.connection_refused(RefusedConnection::Parse);
-            tracing::debug!(error, "a request could not be parsed");
+            tracing::debug!(%error, "a request could not be parsed");
         }
     }
 }
@@ -173,7 +173,48 @@ impl Server {
     }
 }
 
-type Connection<'b, I> = auto::Connection<'b, TokioIo<Wire<I>>, Requests, TokioExecutor>;
+/// One connection, as HTTP/1.1 or HTTP/2 once it shows which of them it is.
+enum Connection<'s, I: AsyncRead + AsyncWrite + Unpin + 'static> {
+    Begins { server: &'s Server, parts: Option<(Wire<I>, Requests)> },
+    Http1(http1::Connection<TokioIo<Wire<I>>, Requests>),
+    Http2(http2::Connection<TokioIo<Wire<I>>, Requests, TokioExecutor>),
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<'_, I> {
+    /// What has begun is finished; then it ends.
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        match self.get_mut() {
+            Self::Begins { parts, .. } => *parts = None,
+            Self::Http1(connection) => Pin::new(connection).graceful_shutdown(),
+            Self::Http2(connection) => Pin::new(connection).graceful_shutdown(),
+        }
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> Future for Connection<'_, I> {
+    type Output = hyper::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        let this = self.get_mut();
+        if let Self::Begins { server, parts } = this {
+            let Some((wire, _)) = parts else { return Poll::Ready(Ok(())) };
+            let multiplexes = ready!(wire.poll_multiplexes(cx));
+            let (Ok(multiplexes), Some((wire, service))) = (multiplexes, parts.take()) else {
+                return Poll::Ready(Ok(()));
+            };
+            let io = TokioIo::new(wire);
+            *this = match multiplexes {
+                true => Self::Http2(server.http2.serve_connection(io, service)),
+                false => Self::Http1(server.http1.serve_connection(io, service)),
+            };
+        }
+        match this {
+            Self::Http1(connection) => Pin::new(connection).poll(cx),
+            Self::Http2(connection) => Pin::new(connection).poll(cx),
+            Self::Begins { .. } => Poll::Ready(Ok(())),
+        }
+    }
+}
 
 /// The requests of one connection, handed to the pipeline.
 struct Requests {
@@ -205,6 +246,9 @@ impl Service<Request<Incoming>> for Requests {
             }
             if seen.two_lengths {
                 request.extensions_mut().insert(HadTwoLengths);
+            }
+            if seen.many_fields {
+                request.extensions_mut().insert(HadManyFields);
             }
         }
         self.place.with(|lane, in_force| {

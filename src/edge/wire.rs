@@ -1,7 +1,7 @@
 //! A connection's bytes on their way to the parser, and back: read strictly as they pass.
 //!
-//! Which protocol it is shows in the first bytes, as it does to the library. What no parser should take is not passed on:
-//! in its place comes what none does, so that the library answers and closes as it does for anything that is no HTTP.
+//! Which protocol it is shows in the first bytes, and decides who parses them. What no parser should take is not passed on: in
+//! its place comes what none does, so that the library answers and closes as it does for anything that is no HTTP.
 
 use std::io;
 use std::pin::Pin;
@@ -27,6 +27,8 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 /// Nor does one of chunks, or else the LF behind it.
 const NO_CHUNK: &[u8] = b"\0\n\r\n\r\n";
+/// What ends a head before it has too many fields.
+const END_OF_HEAD: &[u8] = b"\r\n";
 
 /// What is wrong with the requests of one connection, for whoever serves them.
 #[derive(Debug, Default)]
@@ -54,8 +56,8 @@ impl Heads {
 
 #[derive(Debug)]
 enum Protocol {
-    /// So much of the preface has come.
-    Unknown(usize),
+    /// Too little has come to tell.
+    Unknown,
     Http1(Reader),
     Http2(Box<Counts>),
     /// No more is read but this.
@@ -69,9 +71,11 @@ pub(super) struct Wire<I> {
     io: I,
     watch: Arc<Watch>,
     protocol: Protocol,
-    /// What came while a request was served, which the library has not asked for yet.
+    /// What came first, or while a request was served, which the library has not asked for yet.
     ahead: Vec<u8>,
     longest: usize,
+    /// So much of HTTP/2's preface is to be passed on.
+    preface: usize,
     /// Our side is.
     closed: bool,
 }
@@ -79,55 +83,33 @@ pub(super) struct Wire<I> {
 impl<I> Wire<I> {
     /// `longest`: bytes of a head that the parser takes.
     pub(super) fn new(io: I, watch: Arc<Watch>, longest: usize) -> Self {
-        Self { io, watch, protocol: Protocol::Unknown(0), ahead: Vec::new(), longest, closed: false }
+        let (protocol, ahead, preface) = (Protocol::Unknown, Vec::new(), PREFACE.len());
+        Self { io, watch, protocol, ahead, longest, preface, closed: false }
     }
 
     /// These bytes came in: how many of them are passed on.
     fn read(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut rest = bytes;
-        if let Protocol::Unknown(matched) = &mut self.protocol {
-            let same =
-                PREFACE[*matched..].iter().zip(bytes).take_while(|(expected, byte)| expected == byte).count();
-            let before = *matched;
-            *matched += same;
-            rest = &bytes[same..];
-            if *matched == PREFACE.len() {
-                self.watch.multiplexes();
-                self.protocol = Protocol::Http2(Box::default());
-            } else if rest.is_empty() {
-                self.watch.head(false, !bytes.is_empty());
-                return Ok(bytes.len());
-            } else {
-                // What looked like it was passed on, and is read after all.
-                let mut reader = Reader::new(self.longest);
-                let stopped = reader.read(&PREFACE[..before]);
-                self.protocol = Protocol::Http1(reader);
-                if let Err((_, stop)) = stopped {
-                    return Ok(self.stop(0, stop));
-                }
-                rest = bytes;
-            }
-        }
-        let offset = bytes.len() - rest.len();
         match &mut self.protocol {
             Protocol::Http1(reader) => {
                 let heads = reader.heads();
-                let read = reader.read(rest);
+                let read = reader.read(bytes);
                 self.watch.head(reader.heads() > heads, reader.is_in_head());
                 match read {
                     Ok(()) => Ok(bytes.len()),
-                    Err((passed, stop)) => Ok(self.stop(offset + passed, stop)),
+                    Err((passed, stop)) => Ok(self.stop(passed, stop)),
                 }
             }
             Protocol::Http2(counts) => {
                 let heads = counts.heads();
-                let read = counts.read(rest);
+                let preface = bytes.len().min(self.preface);
+                self.preface -= preface;
+                let read = counts.read(&bytes[preface..]);
                 self.watch.head(counts.heads() > heads, counts.is_in_head());
                 read.map_err(|fault| ended(&self.watch.heads, fault))?;
                 hold(&self.watch, counts);
                 Ok(bytes.len())
             }
-            Protocol::Unknown(_) | Protocol::Ended(_) | Protocol::HalfClosed => Ok(bytes.len()),
+            Protocol::Unknown | Protocol::Ended(_) | Protocol::HalfClosed => Ok(bytes.len()),
         }
     }
 
@@ -146,12 +128,16 @@ impl<I> Wire<I> {
 
     fn stop(&mut self, passed: usize, stop: Stop) -> usize {
         let Protocol::Http1(reader) = &self.protocol else { return passed };
+        let (number, many_fields) = (reader.heads(), Seen { many_fields: true, ..Seen::default() });
+        // Nothing is read after it, so it is the only one.
         let ended = match stop {
             Stop::After(seen) => {
-                let number = reader.heads();
-                // Nothing is read after it, so it is the only one.
                 self.watch.heads.wrong.set((number, seen)).ok();
                 &[]
+            }
+            Stop::Fields => {
+                self.watch.heads.wrong.set((number, many_fields)).ok();
+                END_OF_HEAD
             }
             Stop::Head => NO_HEAD,
             Stop::Body => NO_CHUNK,
@@ -200,6 +186,25 @@ fn ended(heads: &Heads, fault: Fault) -> io::Error {
 }
 
 impl<I: AsyncRead + Unpin> Wire<I> {
+    /// Whether the peer speaks HTTP/2, as soon as that shows. What it has said by then is passed on at once: whoever reads a
+    /// request that is there whole needs no second look, and no more room.
+    pub(super) fn poll_multiplexes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut bytes = [0; 2048];
+        while let Protocol::Unknown = self.protocol {
+            let mut some = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut some))?;
+            let ended = some.filled().is_empty();
+            self.ahead.extend_from_slice(some.filled());
+            if self.ahead.starts_with(PREFACE) {
+                self.watch.multiplexes();
+                self.protocol = Protocol::Http2(Box::default());
+            } else if ended || !PREFACE.starts_with(&self.ahead) {
+                self.protocol = Protocol::Http1(Reader::new(self.longest));
+            }
+        }
+        Poll::Ready(Ok(matches!(self.protocol, Protocol::Http2(_))))
+    }
+
     /// What came ahead, or comes now.
     fn poll_bytes(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
@@ -239,6 +244,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
+        if let Protocol::Unknown = this.protocol {
+            ready!(this.poll_multiplexes(cx))?;
+        }
         if let Protocol::HalfClosed = this.protocol {
             // Nobody has to be woken: the answer ends the connection, or the sweep does.
             return if this.watch.is_serving() { Poll::Pending } else { Poll::Ready(Ok(())) };

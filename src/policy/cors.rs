@@ -23,7 +23,7 @@ use tower::{Layer, Service};
 
 use crate::body::ResponseBody;
 use crate::domain::origin::Origins;
-use crate::exchange::{Exchange, HadFragment, HadTwoLengths, Journal, Received};
+use crate::exchange::{Exchange, HadFragment, HadManyFields, HadTwoLengths, Journal, Received};
 use crate::rejection::Rejection;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
@@ -114,6 +114,7 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
         && (hosts == 1 || (hosts == 0 && request.version() != Version::HTTP_11))
         && extensions.get::<HadFragment>().is_none()
         && extensions.get::<HadTwoLengths>().is_none()
+        && extensions.get::<HadManyFields>().is_none()
 }
 
 /// The answer to a preflight; any OPTIONS is taken as one, as the API does.

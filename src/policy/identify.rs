@@ -20,14 +20,14 @@ use crate::domain::access::METHODS;
 use crate::domain::client_ip::client_ip;
 use crate::domain::field::nominated;
 use crate::domain::target::{Extracted, Target};
-use crate::exchange::{Exchange, HadFragment, HadTwoLengths, Identified, Received};
+use crate::exchange::{Exchange, HadFragment, HadManyFields, HadTwoLengths, Identified, Received};
 use crate::rejection::{Gate, Limit, Rejection};
 use crate::store::clients::ClientLimits;
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
 
-/// More fields than this are refused. The parser of HTTP/1.1 takes no more by itself; that of HTTP/2 does.
-const MAX_FIELDS: usize = 100;
+/// More fields than this are refused. The parser of HTTP/1.1 takes no more, so that a connection passes no more to it.
+pub const MAX_FIELDS: usize = 100;
 
 /// What a request has to satisfy to be read at all.
 #[derive(Debug, Clone)]
@@ -144,7 +144,9 @@ fn decide(rules: &Rules, request: &Request<RequestBody>) -> Result<(Target, Extr
         return Err(Rejection::UriTooLong(rules.max_uri));
     }
     let seen = Seen::of(request.headers());
-    if seen.bytes > rules.max_header_bytes || request.headers().len() > MAX_FIELDS {
+    let too_many =
+        request.headers().len() > MAX_FIELDS || request.extensions().get::<HadManyFields>().is_some();
+    if seen.bytes > rules.max_header_bytes || too_many {
         return Err(Rejection::HeadersTooLarge(rules.max_header_bytes));
     }
     if request.extensions().get::<HadFragment>().is_some() {

@@ -11,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 use crate::certificates::{Authority, handshake, write};
 use crate::client::{Connection, bearing, connect, raw, request};
 use crate::harness::{KEY, ORIGIN, Proxy, pair, upstream};
+use crate::raw_client::RawClient;
 
 #[tokio::test]
 async fn http_2_is_spoken_with_who_knows_beforehand() {
@@ -79,6 +80,28 @@ async fn a_connection_serves_one_request_after_the_other() {
     assert!(one == Some(0) && two > one, "{answers}");
     let old = format!("GET /providers HTTP/1.0\r\nauthorization: Bearer {KEY}\r\n\r\n");
     assert!(raw(proxy.address, &old).await.starts_with("HTTP/1.0 200 "), "and HTTP/1.0 one alone");
+}
+
+#[tokio::test]
+async fn a_field_too_many_is_refused_with_a_reason_however_its_bytes_come() {
+    let (_mock, proxy) = pair("").await;
+    for (fields, status) in [(100, 200), (101, 431), (102, 431), (300, 431)] {
+        let more: String = (2..fields).map(|at| format!("x-{at}: y\r\n")).collect();
+        let text = format!("GET /providers HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n{more}\r\n");
+        for size in [1, 7, text.len()] {
+            let mut client = RawClient::connect(proxy.address).await;
+            for piece in text.as_bytes().chunks(size) {
+                // It may have been refused already.
+                client.send(piece).await;
+            }
+            let answer = client.answer(false).await.expect("an answer");
+            assert_eq!(answer.status, status, "{fields} in pieces of {size}");
+            if status == 431 {
+                assert!(answer.body.contains(r#""code":"headers_too_large""#), "{answer:?}");
+                assert!(answer.head.contains("x-request-id") && answer.closes(), "{answer:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@
 
 use memchr::{memchr, memchr_iter, memchr2};
 
+use crate::policy::identify::MAX_FIELDS;
+
 /// Bytes of a line with the size of a chunk, and what follows it.
 const CHUNK_LINE: usize = 1024;
 /// Digits of the size of a chunk: more than 16 would be more than can be counted, or zeros for nothing.
@@ -37,6 +39,8 @@ pub struct Seen {
     pub fragment: bool,
     /// More than one field tells the length of its body, or one tells it in another way than by a number or `chunked`.
     pub two_lengths: bool,
+    /// More fields than are taken, which end its head for the parser: that takes no more either, and says nothing of it.
+    pub many_fields: bool,
 }
 
 /// Where the bytes that were read stop being a request.
@@ -44,6 +48,8 @@ pub struct Seen {
 pub enum Stop {
     /// A head with this wrong has ended here; its request can be refused with a reason.
     After(Seen),
+    /// Here begins a field more than a head may have.
+    Fields,
     /// The line that began here is of a head, and no parser should take it.
     Head,
     /// The line that began here is of a body.
@@ -59,6 +65,8 @@ pub struct Reader {
     /// Bytes a line may have; the parser takes no longer head.
     longest: usize,
     heads: u64,
+    /// Of the head that is under way.
+    fields: usize,
     seen: Seen,
     lengths: u8,
     length: u64,
@@ -109,6 +117,10 @@ impl Reader {
                         At::Chunk(0) => self.at = At::ChunkEnd,
                         _ => {}
                     }
+                }
+                At::Fields if self.fields == MAX_FIELDS && self.line.is_empty() && rest[0] != b'\r' => {
+                    self.heads += 1;
+                    return Err(self.over(from, 0, Stop::Fields));
                 }
                 At::RequestLine | At::Fields | At::ChunkSize | At::ChunkEnd | At::Trailers => {
                     // Most lines are there whole, and one search then tells that nothing is wrong with their end.
@@ -184,6 +196,7 @@ impl Reader {
             }
             (At::Fields, b"") => return self.head_ended(),
             (At::Fields, line) => {
+                self.fields += 1;
                 self.field(line);
                 At::Fields
             }
@@ -225,7 +238,7 @@ impl Reader {
     fn head_ended(&mut self) -> Result<(), Stop> {
         let (length, chunked) = (std::mem::take(&mut self.length), std::mem::take(&mut self.chunked));
         self.heads += 1;
-        self.lengths = 0;
+        (self.lengths, self.fields) = (0, 0);
         let seen = std::mem::take(&mut self.seen);
         if seen != Seen::default() {
             return Err(Stop::After(seen));
@@ -258,7 +271,7 @@ fn is_plain_head(bytes: &[u8]) -> bool {
         lines += 1;
     }
     let starts = !matches!(head.first(), None | Some(b'\r'));
-    starts && memchr_iter(b'\r', head).count() == lines && memchr(b'#', head).is_none()
+    starts && lines <= MAX_FIELDS && memchr_iter(b'\r', head).count() == lines && memchr(b'#', head).is_none()
 }
 
 /// `1F; name=value`, and nothing that only some readers take for it (§7.1).

@@ -42,7 +42,7 @@ fn requests_are_followed_one_after_the_other() {
         assert_eq!(stops(&text), (text.clone(), None));
         let fragment = "GET /a#b HTTP/1.1\r\n\r\n";
         let all = format!("{text}{fragment}{get}");
-        let seen = Seen { fragment: true, two_lengths: false };
+        let seen = Seen { fragment: true, ..Seen::default() };
         assert_eq!(stops(&all), (format!("{text}{fragment}"), Some(Stop::After(seen))));
     }
 }
@@ -57,7 +57,7 @@ fn a_fragment_is_seen_in_a_request_line_and_nowhere_else() {
         ("GET /providers HTTP/1.1\r\n\r\n", false),
         ("", false),
     ] {
-        let seen = Stop::After(Seen { fragment, two_lengths: false });
+        let seen = Stop::After(Seen { fragment, ..Seen::default() });
         assert_eq!(stops(text).1, fragment.then_some(seen), "{text}");
     }
 }
@@ -80,9 +80,22 @@ fn a_length_is_told_once_and_plainly_or_seen_not_to_be() {
         (format!("x-{content}content-type: a\r\nte: x\r\n{content}"), false),
         (format!("x: {transfer}content-length-of: 1\r\ncontent-lengt: 2\r\n"), false),
     ] {
-        let seen = Stop::After(Seen { fragment: false, two_lengths });
+        let seen = Stop::After(Seen { two_lengths, ..Seen::default() });
         let text = format!("POST /a HTTP/1.1\r\nhost: x\r\n{fields}\r\n");
         assert_eq!(stops(&text), (text.clone(), two_lengths.then_some(seen)), "{fields}");
+    }
+}
+
+#[test]
+fn a_head_ends_before_it_has_too_many_fields() {
+    let fields = |count| "x: y\r\n".repeat(count);
+    let head = |count| format!("GET /a HTTP/1.1\r\n{}", fields(count));
+    let (most, end) = (head(MAX_FIELDS), "\r\n");
+    let two = format!("{most}{end}{most}{end}");
+    assert_eq!(stops(&two), (two.clone(), None), "each head for itself");
+    for more in [1, 2, 100] {
+        let text = format!("{most}{end}{most}{}{end}", fields(more));
+        assert_eq!(stops(&text), (format!("{most}{end}{most}"), Some(Stop::Fields)));
     }
 }
 
