@@ -231,7 +231,8 @@ impl Service<Request<Incoming>> for Requests {
 
     fn call(&self, mut request: Request<Incoming>) -> Serve {
         let serving = Some(self.watch.serve());
-        let mut persistence = match request.version() {
+        let version = request.version();
+        let mut persistence = match version {
             Version::HTTP_2 => Persistence::Streams,
             // HTTP/1 has no other farewell: closing a connection that is idle may lose the request that is just on its way.
             _ if !self.ready.load(Ordering::Relaxed) => Persistence::None,
@@ -267,11 +268,11 @@ impl Service<Request<Incoming>> for Requests {
                 // Most are answered here: their head is gone before more is read, and the connection's buffer serves again.
                 true => {
                     let answering = Some(lane.pipeline.serve(arrival));
-                    Serve { arrived: None, answering, serving, persistence }
+                    Serve { arrived: None, answering, serving, persistence, version }
                 }
                 false => {
                     let arrived = Some((lane.pipeline.clone(), arrival));
-                    Serve { arrived, answering: None, serving, persistence }
+                    Serve { arrived, answering: None, serving, persistence, version }
                 }
             }
         })
@@ -322,6 +323,7 @@ struct Serve {
     answering: Option<Answering>,
     serving: Option<Serving>,
     persistence: Persistence,
+    version: Version,
 }
 
 impl Future for Serve {
@@ -341,7 +343,10 @@ impl Future for Serve {
         }
         let mut serving = this.serving.take();
         serving.iter_mut().for_each(Serving::moved);
-        Poll::Ready(Ok(response.map(|body| Served { body, serving })))
+        let body = response.body();
+        let closes = this.version < Version::HTTP_11 && body.size_hint().exact().is_none();
+        serving.iter().filter(|_| closes).for_each(|serving| serving.ends_by_closing(true));
+        Poll::Ready(Ok(response.map(|body| Served { body, serving, closes })))
     }
 }
 
@@ -349,6 +354,8 @@ impl Future for Serve {
 struct Served {
     body: ResponseBody,
     serving: Option<Serving>,
+    /// Nothing else tells the peer that it is whole.
+    closes: bool,
 }
 
 impl Body for Served {
@@ -361,7 +368,12 @@ impl Body for Served {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // The connection asks for more only when it could pass on what it had.
         self.serving.iter_mut().for_each(Serving::moved);
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if self.closes && matches!(frame, Poll::Ready(None | Some(Ok(_)))) {
+            let ended = matches!(frame, Poll::Ready(None)) || self.body.is_end_stream();
+            self.serving.iter().for_each(|serving| serving.ends_by_closing(!ended));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -86,6 +86,7 @@ impl Deadlines {
             sent_before: AtomicU64::new(0),
             held_until: AtomicU64::new(0),
             half_closed_since: AtomicU64::new(0),
+            ends_by_closing: AtomicBool::new(false),
             closed_since: AtomicU64::new(0),
             heard: AtomicU64::new(0),
         });
@@ -156,6 +157,8 @@ pub struct Watch {
     held_until: AtomicU64,
     /// Since when the peer sends no more, although an answer is due; 0: it may send more.
     half_closed_since: AtomicU64,
+    /// An answer is under way whose end only that of the connection tells.
+    ends_by_closing: AtomicBool,
     /// Since when our side is closed, and when the peer last sent something; 0: it is open.
     closed_since: AtomicU64,
     heard: AtomicU64,
@@ -296,6 +299,12 @@ impl Watch {
         self.half_closed_since.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether the connection, ended now, has to be reset: closed, it would pass a part of an answer off as the whole
+    /// (RFC 9112 §8).
+    pub fn is_cut_short(&self) -> bool {
+        self.ends_by_closing.load(Ordering::Relaxed)
+    }
+
     /// Answers are held for the peer, for no longer than `patience`; from now on, where some of them `moves`.
     pub fn held(&self, patience: Option<Duration>, moves: bool) {
         let Some(patience) = patience else { return self.held_until.store(0, Ordering::Relaxed) };
@@ -427,6 +436,11 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// Whether its answer is under way still and only the end of the connection will tell where it ends.
+    pub fn ends_by_closing(&self, under_way: bool) {
+        self.watch.ends_by_closing.store(under_way, Ordering::Relaxed);
+    }
+
     /// Whether no other request comes behind it: the peer has closed its side.
     pub fn is_last(&self) -> bool {
         self.watch.is_half_closed()

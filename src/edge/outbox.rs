@@ -278,6 +278,16 @@ impl Socket {
     }
 }
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.side.with(|outgoing| {
+            if outgoing.watch.as_ref().is_some_and(|watch| watch.is_cut_short()) {
+                outgoing.stream.set_zero_linger().ok();
+            }
+        });
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.side.outgoing.lock().stream).poll_read(cx, buf)

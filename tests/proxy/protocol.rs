@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use metorial_proxy::time::sleep;
 use rustls_pki_types::ServerName;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::bad::{Act, BadUpstream, write as writes};
 use crate::certificates::{Authority, handshake, write};
 use crate::client::{Connection, bearing, connect, raw, request};
 use crate::harness::{KEY, ORIGIN, Proxy, pair, upstream};
@@ -101,6 +102,20 @@ async fn a_field_too_many_is_refused_with_a_reason_however_its_bytes_come() {
                 assert!(answer.head.contains("x-request-id") && answer.closes(), "{answer:?}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_only_the_end_of_the_connection_ends_is_not_passed_off_as_whole_when_it_is_not() {
+    for (end, whole) in [("0\r\n\r\n", true), ("", false)] {
+        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nfine\r\n";
+        let upstream = BadUpstream::start(move |_| vec![Act::Read, writes(head), writes(end)]).await;
+        let proxy = Proxy::start(&upstream.url, "");
+        let mut tcp = connect(proxy.address).await;
+        let ask = format!("GET /providers/x HTTP/1.0\r\nauthorization: Bearer {KEY}\r\n\r\n");
+        tcp.write_all(ask.as_bytes()).await.expect("sent");
+        let ended = tcp.read_to_end(&mut Vec::new()).await;
+        assert_eq!(ended.is_ok(), whole, "{ended:?}");
     }
 }
 
