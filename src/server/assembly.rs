@@ -168,7 +168,7 @@ impl Setup {
             let users: Vec<&str> =
                 config.environments.iter().filter(same).map(|user| user.name.as_str()).collect();
             let budget = limits.budget(&budget_name(environment), &users, environment.plan());
-            let stood = before.and_then(|before| before.handle(environment)).map(|handle| &handle.queue);
+            let stood = before.and_then(|before| before.stood(environment, &config.environments));
             let queue = queues.of(budget, environment.limit.window, stood);
             let pages = whose_pages(&config, environment);
             Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, pages, index })
@@ -190,6 +190,19 @@ impl Setup {
         let Keys { secrets, inject } = keys;
         let clients = Arc::new(clients);
         Self { config, environments, secrets, egress, clients, egress_queue, retries, inject }
+    }
+
+    /// The queue that `environment` stood in and goes on with. Where others stood there too that are to have a budget of their
+    /// own, one of `all` has it: who still draws from that budget, else the first. What each spent there tells nothing of the
+    /// new ones.
+    fn stood(&self, environment: &Environment, all: &[Arc<Environment>]) -> Option<&Arc<Queue>> {
+        let before = self.handle(environment)?;
+        let heirs = all.iter().filter(|other| {
+            self.handle(other).is_some_and(|handle| Arc::ptr_eq(&handle.queue, &before.queue))
+        });
+        let heir =
+            heirs.clone().find(|heir| heir.budget == before.environment.budget).or(heirs.clone().next());
+        heir.filter(|heir| heir.budget == environment.budget).map(|_| &before.queue)
     }
 
     /// The environment that draws from the same budget, or at least goes by the same name.
@@ -391,5 +404,48 @@ pub(super) fn layers(
                 Sent::new(traces, upstream.scheme.as_str(), host, port)
             }),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    /// Two environments that draw from these budgets.
+    fn config(budgets: [&str; 2]) -> Config {
+        let env = [
+            ("METORIAL_SECRET_KEY", "metorial_sk_0123456789abcdef"),
+            ("METORIAL_PUBLISHABLE_KEYS", "metorial_pk_0123456789abcdef"),
+        ];
+        let env = env.map(|(name, value)| (name.into(), value.into())).into_iter().collect();
+        let mut config = load(&Sources { file: None, env: &env }).expect("a configuration").config;
+        let environment = |(name, budget): (&str, &str)| {
+            Arc::new(Environment { budget: budget.to_owned(), ..Environment::example(name) })
+        };
+        config.environments = ["one", "two"].into_iter().zip(budgets).map(environment).collect();
+        config
+    }
+
+    #[tokio::test]
+    async fn of_environments_that_part_one_goes_on_with_the_queue() {
+        for (after, goes_on) in [
+            (["acme", "acme"], [true, true]),
+            (["a", "b"], [true, false]),
+            (["a", "acme"], [false, true]),
+            (["acme", "b"], [true, false]),
+            (["new", "new"], [true, true]),
+        ] {
+            let before = config(["acme"; 2]);
+            let lasting = Lasting::new(&before, Arc::new(Metrics::new()), Past::default(), None, None);
+            let lasting = lasting.expect("it starts");
+            let setup = Setup::first(&before, &lasting).expect("it starts");
+            let common = setup.environments[0].queue.clone();
+            let config = config(after);
+            let keys = Keys::of(&config, Some(&setup)).expect("keys");
+            let setup = Setup::new(config, &lasting, keys, Some(&setup));
+            let queues = [0, 1].map(|at| Arc::ptr_eq(&setup.environments[at].queue, &common));
+            assert_eq!(queues, goes_on, "{after:?}");
+        }
     }
 }
