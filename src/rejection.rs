@@ -263,6 +263,11 @@ impl Rejection {
         }
     }
 
+    /// Its `Proxy-Status` (RFC 9209).
+    pub fn proxy_status(&self) -> HeaderValue {
+        self.describe().proxy_status
+    }
+
     /// How long to wait before asking again, where that is known.
     pub fn wait(&self) -> Option<Duration> {
         match self {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{ACCEPT, HeaderMap, HeaderName};
+use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response};
 use pin_project_lite::pin_project;
 use smallvec::{SmallVec, smallvec};
@@ -24,7 +24,7 @@ use crate::config::Cache as Config;
 use crate::domain::operation::collection;
 use crate::domain::page_key::{PageKey, Parts};
 use crate::exchange::{CacheStatus, DroppedCredential, Exchange, Permit, Permitted};
-use crate::rejection::{Limit, Rejection};
+use crate::rejection::{Limit, PROXY_STATUS, Rejection};
 use crate::store::limits::{BudgetId, LimitStore};
 use crate::store::pages::{Entry, Page, PageStore, lines};
 use crate::telemetry::labels::CacheResult;
@@ -35,13 +35,15 @@ mod asked;
 mod fill;
 mod fills;
 mod made;
+mod outcome;
 mod prefetch;
 mod usable;
 mod write;
 
 use asked::Asked;
-use fill::{Outcome, Source, Wanted};
+use fill::Wanted;
 pub use fills::Fills;
+use outcome::{Outcome, Source};
 use usable::{Room, Standing, Usable, Wishes, may_stand_in, stretched, usable};
 
 /// `metorial-version`
@@ -271,7 +273,9 @@ where
     {
         shared.metrics.cache(CacheResult::Stale);
         journal.cache(status);
-        return Ok(asked.answer(page, true, Timestamp::now(), HeaderMap::new()));
+        let mut answer = asked.answer(page, true, Timestamp::now(), HeaderMap::new());
+        answer.headers_mut().extend(failed_with(&outcome).map(|told| (PROXY_STATUS, told)));
+        return Ok(answer);
     }
     let (stored, validated, collapsed) = match &outcome {
         Outcome::Page(filled) => {
@@ -433,10 +437,7 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
             Outcome::Failed(Rejection::Upstream(_) | Rejection::DeadlineExceeded) => {
                 CacheStatus::StaleOnError { status: None }
             }
-            Outcome::Other(answer) if answer.status.is_server_error() => {
-                CacheStatus::StaleOnError { status: Some(answer.status.as_u16()) }
-            }
-            _ => return None,
+            _ => CacheStatus::StaleOnError { status: Some(outcome.server_error()?.as_u16()) },
         };
         may_stand_in(page, &standing, now).then_some(status)
     }
@@ -445,6 +446,15 @@ impl<P: PageStore, L: LimitStore> Shared<P, L> {
     fn forbids(&self, request: &HeaderMap) -> bool {
         self.config.honor_client_directives && Wishes::of(request).no_store
     }
+}
+
+/// How upstream failed where a page takes the place of what came of it (RFC 9209 §2.1).
+fn failed_with(outcome: &Outcome) -> Option<HeaderValue> {
+    if let Outcome::Failed(rejection @ (Rejection::Upstream(_) | Rejection::DeadlineExceeded)) = outcome {
+        return Some(rejection.proxy_status());
+    }
+    let status = outcome.server_error()?.as_u16();
+    HeaderValue::try_from(format!("metorial-proxy; received-status={status}")).ok()
 }
 
 /// Whose writes are seen: by budget, because environments with one secret see each other's. The page itself is of one

@@ -344,6 +344,9 @@ async fn a_stale_page_is_better_than_an_upstream_that_fails() {
         let reply = proxy.get("/providers").await;
         assert_eq!((reply.status, &reply.body), (200, &page.body));
         assert_eq!(reply.field("cache-status"), format!("metorial-proxy; fwd=stale; {status}detail=error"));
+        let failed = reply.field("proxy-status").strip_prefix("metorial-proxy; ").expect("it tells why");
+        assert_eq!(failed == "received-status=503", !status.is_empty(), "{failed}");
+        assert_eq!(failed.starts_with("error="), status.is_empty(), "{failed}");
         assert_ne!(reply.field("age"), "");
     }
     let address = mock.address;

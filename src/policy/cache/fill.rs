@@ -20,6 +20,7 @@ use tower::Service;
 
 use super::fills::{Joined, Lead};
 use super::made::{self, Extras};
+use super::outcome::{Common, Filled, Other, Outcome, Source, is_final, is_for_others};
 use super::usable::{Standing, Usable, Wishes, usable, useful};
 use super::{Shared, varied};
 use crate::body::{BodyError, ResponseBody};
@@ -28,7 +29,7 @@ use crate::domain::page_key::PageKey;
 use crate::exchange::{Answered, EnvironmentHandle, Exchange, Journal, Permitted};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::store::limits::LimitStore;
-use crate::store::pages::{Claim, Entry, Fetched, Lease, Page, PageStore, Varied, answers};
+use crate::store::pages::{Claim, Entry, Fetched, Lease, Page, PageStore, answers};
 use crate::time::{Instant, Timestamp, timeout, timeout_at, unix_now};
 
 /// After a fill that failed a stale page is not fetched anew for so long.
@@ -37,67 +38,6 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(1);
 /// No page is kept for other replicas for longer.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-
-/// An answer that is no page: passed to all who asked, not kept.
-#[derive(Debug)]
-pub(super) struct Other {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
-    /// Request fields it varies by.
-    varies: Box<[Varied]>,
-}
-
-/// Who had a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    /// Upstream.
-    Upstream,
-    /// The store that replicas share.
-    Store,
-    /// Upstream, asked by another replica for this one too.
-    Replica,
-}
-
-/// A page as a fill brought it.
-#[derive(Debug, Clone)]
-pub(super) struct Filled {
-    pub(super) page: Arc<Page>,
-    pub(super) stored: bool,
-    /// Upstream said that it has not changed.
-    pub(super) validated: bool,
-    pub(super) source: Source,
-}
-
-/// What a fill came to, as everybody sees it.
-#[derive(Debug, Clone)]
-pub(super) enum Common {
-    Page(Filled),
-    Other(Arc<Other>),
-    /// The leader has the answer, and nobody else may.
-    Unshared,
-    Failed(Rejection),
-}
-
-impl Common {
-    /// Whether it answers everybody who asks for the page.
-    pub(super) fn is_for_all(&self) -> bool {
-        match self {
-            Self::Page(filled) => filled.page.varies.is_empty(),
-            Self::Other(other) => other.varies.is_empty(),
-            Self::Unshared | Self::Failed(_) => false,
-        }
-    }
-}
-
-/// What a fill came to for one caller.
-pub(super) enum Outcome {
-    Page(Filled),
-    Other(Arc<Other>),
-    /// An answer of its own, as it streams.
-    Own(Response<ResponseBody>),
-    Failed(Rejection),
-}
 
 /// What is to be fetched.
 pub(super) struct Wanted {
@@ -452,34 +392,6 @@ fn speaks_of_another(response: &Result<Response<ResponseBody>, Rejection>, kept:
     let etag = told.headers().get(ETAG);
     told.status() == StatusCode::NOT_MODIFIED
         && etag.is_some_and(|etag| Some(etag) != kept.validators[0].as_ref())
-}
-
-/// Whether all who asked may have an answer that is no page. What fails fails for all, so that a trouble of upstream's is not
-/// made greater.
-fn is_for_others(response: &Response<ResponseBody>) -> bool {
-    let status = response.status();
-    let fails = !is_final(status) && !is_about_request(status);
-    status != StatusCode::OK
-        && (fails || is_final(status) && freshness::may_pass_to_others(response.headers()))
-}
-
-/// Whether upstream's answer stands for the page from now on, rather than being a trouble that passes, or one with the request.
-fn is_final(status: StatusCode) -> bool {
-    !status.is_server_error()
-        && status != StatusCode::TOO_MANY_REQUESTS
-        && status != StatusCode::REQUEST_TIMEOUT
-        && !is_about_request(status)
-}
-
-/// Whether upstream does not take the request as it is, for what is not in the key may be: fields that are too long for it.
-fn is_about_request(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::BAD_REQUEST
-            | StatusCode::PAYLOAD_TOO_LARGE
-            | StatusCode::URI_TOO_LONG
-            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-    )
 }
 
 /// Whether the body is to be read as it comes, because it may have no end.

@@ -7,7 +7,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::select;
 use tokio::sync::{Notify, watch};
 
-use super::fill::Common;
+use super::outcome::Common;
 use crate::domain::client_ip::ClientKey;
 use crate::domain::page_key::PageKey;
 use crate::exchange::Journal;
