@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use crate::domain::field;
@@ -134,6 +135,26 @@ pub fn retry_hint(headers: &HeaderMap, unix_now: u64) -> Option<Duration> {
         .or_else(|| number(headers.get(RATELIMIT_RESET)).map(|reset| delta(reset, unix_now)))
 }
 
+/// Leaves of upstream's `Retry-After` what a caller may be told: on 503 alone, in whole seconds, `most` of them. SDKs sleep
+/// it silently, whatever the status.
+pub fn bound_retry_after(
+    status: StatusCode,
+    headers: &mut HeaderMap,
+    most: u64,
+    unix_now: impl FnOnce() -> u64,
+) {
+    if !headers.contains_key(RETRY_AFTER) {
+        return;
+    }
+    let unavailable = status == StatusCode::SERVICE_UNAVAILABLE;
+    let wait = unavailable.then(|| retry_after(headers, unix_now())).flatten();
+    // A date is in whole seconds, and so is our clock, which is rounded down: the wait is rounded up.
+    match wait.map(|wait| wait.as_secs()).filter(|seconds| *seconds <= most) {
+        Some(seconds) => headers.insert(RETRY_AFTER, HeaderValue::from(seconds)),
+        None => headers.remove(RETRY_AFTER),
+    };
+}
+
 /// `Retry-After` in seconds or as a date.
 fn retry_after(headers: &HeaderMap, unix_now: u64) -> Option<Duration> {
     if let Some(seconds) = number(headers.get(RETRY_AFTER)) {
@@ -229,6 +250,39 @@ mod tests {
             assert_eq!(hint, expected, "{fields:?}");
         }
         assert!(retry_hint(&headers(&[("retry-after", "99999999999999999999999")]), now).is_some());
+    }
+
+    #[test]
+    fn a_wait_of_upstreams_is_told_in_seconds_on_503_and_no_longer_than_callers_may_sleep() {
+        let date = "Fri, 15 Jan 2027 08:00:30 GMT";
+        for (status, line, expected) in [
+            (503, "60", Some("60")),
+            (503, " 7 ", Some("7")),
+            (503, "61", None),
+            (503, "99999999999999999999999", None),
+            (503, date, Some("30")),
+            (503, "Fri, 15 Jan 2027 08:01:01 GMT", None),
+            (503, "Fri, 15 Jan 2021 08:00:30 GMT", Some("0")),
+            (503, "soon", None),
+            (503, "-1", None),
+            (503, "1.5", None),
+            (200, "7", None),
+            (404, date, None),
+            (500, "7", None),
+        ] {
+            let mut headers = headers(&[("retry-after", line), ("etag", "x")]);
+            let status = StatusCode::from_u16(status).expect("a status");
+            bound_retry_after(status, &mut headers, 60, || 1_800_000_000);
+            let told = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            assert_eq!(
+                (told, headers.len()),
+                (expected, 1 + usize::from(expected.is_some())),
+                "{status} {line}"
+            );
+        }
+        let mut twice = headers(&[("retry-after", "7"), ("retry-after", "9")]);
+        bound_retry_after(StatusCode::SERVICE_UNAVAILABLE, &mut twice, 60, || 0);
+        assert_eq!(twice.get_all(RETRY_AFTER).iter().collect::<Vec<_>>(), ["7"]);
     }
 
     #[test]

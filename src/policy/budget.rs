@@ -18,7 +18,7 @@ use tower::{Layer, Service};
 use crate::body::ResponseBody;
 use crate::config::Retry;
 use crate::domain::client_ip::ClientKey;
-use crate::domain::ratelimit;
+use crate::domain::ratelimit::{self, Observation};
 use crate::domain::shares::Rule;
 use crate::exchange::{Delivery, EnvironmentHandle, Exchange, Failure, Journal, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection};
@@ -26,7 +26,7 @@ use crate::store::limits::{BudgetId, Charge, Draw, EGRESS, LimitStore, Refused};
 use crate::store::queues::{Bounds, Lane, Opening, Queue};
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
-use crate::time::{Instant, Timestamp, sleep_until, timeout_at, unix_now};
+use crate::time::{Instant, Timestamp, sleep_until, timeout_at, unix_now, whole_seconds};
 
 mod attempt;
 
@@ -49,13 +49,23 @@ struct Shared<L> {
     limits: Arc<L>,
     egress: Egress,
     retry: Retry,
+    /// In seconds.
+    max_retry_after: u64,
     metrics: Arc<Metrics>,
 }
 
 impl<L: LimitStore> BudgetLayer<L> {
-    /// `limits` and `egress` outlive the pipeline. Every request draws on `egress` too.
-    pub fn new(limits: Arc<L>, egress: Egress, retry: Retry, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { limits, egress, retry, metrics }))
+    /// `limits` and `egress` outlive the pipeline. Every request draws on `egress` too. A wait of upstream's beyond
+    /// `max_retry_after` is not passed on.
+    pub fn new(
+        limits: Arc<L>,
+        egress: Egress,
+        retry: Retry,
+        max_retry_after: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let max_retry_after = whole_seconds(max_retry_after);
+        Self(Arc::new(Shared { limits, egress, retry, max_retry_after, metrics }))
     }
 }
 
@@ -119,10 +129,9 @@ where
             match &mut outcome {
                 Ok(response) => {
                     // A 429 has the gate speak for it. What else upstream says of its count is of our key, not of the caller's:
-                    // what the caller sees is ours.
-                    let heard = (response.status() != StatusCode::TOO_MANY_REQUESTS)
-                        .then(|| ratelimit::take_out(response.headers_mut(), unix_now))
-                        .flatten();
+                    // what the caller sees is ours. Here and not on the way out, which hits have no use for.
+                    let counted = response.status() != StatusCode::TOO_MANY_REQUESTS;
+                    let heard = counted.then(|| shared.hear(response)).flatten();
                     // In the middle of a trouble nobody may have looked at the count.
                     tells = heard.is_some() || !response.status().is_server_error();
                     attempt.answered(heard);
@@ -244,6 +253,13 @@ impl<L: LimitStore> Shared<L> {
         };
         self.metrics.decision(policy, Outcome::Refused);
         Rejection::RateLimited { limit, wait: refused.until.since(Timestamp::now()) }
+    }
+
+    /// Takes out what an answer that is passed on says of limits, but for the wait that its caller may be told.
+    fn hear(&self, response: &mut Response<ResponseBody>) -> Option<Observation> {
+        let (status, headers) = (response.status(), response.headers_mut());
+        ratelimit::bound_retry_after(status, headers, self.max_retry_after, unix_now);
+        ratelimit::take_out(headers, unix_now)
     }
 
     /// On 429 shuts the budget it speaks for.

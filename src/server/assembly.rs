@@ -386,6 +386,7 @@ pub(super) fn layers(
                 queue: setup.egress_queue.clone(),
             },
             upstream.retry,
+            config.clients.max_retry_after,
             metrics.clone(),
         ),
         inject: setup.inject.clone(),

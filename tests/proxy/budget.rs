@@ -1,13 +1,13 @@
 //! Limits: what callers are told, who is refused, who waits, and that the API's own 429 is never passed on.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use metorial_proxy::domain::quota::Quota;
 use metorial_proxy::mock::{Algorithm, Fault, Options};
 use metorial_proxy::server::Server;
-use metorial_proxy::time::{Instant, timeout_at};
+use metorial_proxy::time::{Instant, timeout_at, unix_now};
 use serde_json::json;
 
 use crate::client::{Reply, request};
@@ -88,6 +88,33 @@ async fn a_short_wait_is_told_as_retry_after_where_nobody_may_wait() {
     let wait: u64 = refused.field("retry-after").parse().expect("seconds");
     assert!((1..=31).contains(&wait), "{wait}");
     assert_eq!(refused.json()["retry_after"], wait);
+}
+
+#[tokio::test]
+async fn a_wait_that_the_api_names_is_told_in_seconds_on_503_and_no_longer_than_callers_may_sleep() {
+    let (mock, proxy) = pair("clients.max_retry_after = '30s'").await;
+    let told = async |status: Option<u16>, target: &str, line: &str| {
+        let headers = [("retry-after".to_owned(), Some(line.to_owned()))].into();
+        mock.fault(Fault { status, headers, ..Fault::default() });
+        let reply = proxy.get(target).await;
+        assert_eq!(reply.status, status.unwrap_or(200), "{reply:?}");
+        reply.field("retry-after").to_owned()
+    };
+    let date = |seconds| httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(unix_now() + seconds));
+    // A list comes by way of the cache, which shares what it could not keep; one item does not.
+    for target in ["/providers", "/providers/x"] {
+        assert_eq!(told(Some(503), target, "30").await, "30");
+        assert_eq!(told(Some(503), target, "31").await, "");
+        let seconds: u64 = told(Some(503), target, &date(20)).await.parse().expect("seconds");
+        assert!((15..=20).contains(&seconds), "{seconds}");
+        assert_eq!(told(Some(503), target, &date(3600)).await, "");
+        assert_eq!(told(Some(404), target, "7").await, "");
+        assert_eq!(told(Some(500), target, "7").await, "");
+    }
+    assert_eq!(told(None, "/providers", "7").await, "");
+    let hit = proxy.get("/providers").await;
+    assert!(hit.field("cache-status").contains("hit"), "{hit:?}");
+    assert_eq!(hit.field("retry-after"), "");
 }
 
 #[tokio::test]

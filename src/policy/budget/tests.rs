@@ -68,7 +68,7 @@ impl Bench {
         let metrics = Arc::new(Metrics::new());
         let egress =
             Egress { budget: BudgetId(1), window: Duration::from_secs(10), queue: self.egress.clone() };
-        let layer = BudgetLayer::new(self.limits.clone(), egress, RETRY, metrics);
+        let layer = BudgetLayer::new(self.limits.clone(), egress, RETRY, Duration::from_secs(60), metrics);
         let (sent, answer, takes, writes) = (self.sent.clone(), self.answer, self.takes, self.writes);
         let inner = service_fn(move |exchange: Exchange<Permitted>| {
             sent.lock().expect("unpoisoned").push(exchange.stage.client.0);
