@@ -159,8 +159,12 @@ impl<L: LimitStore> Shared<L> {
     ) -> Standing {
         let quota = handle.environment.limit;
         let told = |remaining, wait| Standing { quota, remaining, grows_in: whole_seconds(wait) };
-        if let Some(Rejection::RateLimited { limit: Limit::Environment | Limit::Upstream, wait }) = refused {
-            // As in the body: nothing is left, so it is not now.
+        if let Some(Rejection::RateLimited {
+            limit: Limit::Environment | Limit::Egress | Limit::Upstream,
+            wait,
+        }) = refused
+        {
+            // As in the body: nothing is left for it, be it of our address's budget, so it is not now.
             return told(0, (*wait).max(Duration::from_secs(1)));
         }
         let rule = handle.environment.rule();

@@ -79,6 +79,18 @@ async fn a_spent_budget_is_refused_with_its_policy_and_hits_are_still_served() {
 }
 
 #[tokio::test]
+async fn a_long_wait_for_the_addresses_budget_is_told_as_one_for_the_environment() {
+    let (_mock, proxy) = pair("upstream.egress_limit = { requests = 1, window = '1h' }").await;
+    assert_eq!(proxy.get("/providers").await.status, 200);
+    let refused = proxy.get("/provider-groups").await;
+    assert_refused_by("egress", &refused);
+    assert_eq!(refused.field("retry-after"), "", "SDKs would sleep it silently");
+    let wait = refused.json()["retry_after"].as_u64().expect("seconds");
+    assert!((3500..=3620).contains(&wait), "{wait}");
+    assert_eq!(refused.field("ratelimit"), format!("\"environment\";r=0;t={wait}"));
+}
+
+#[tokio::test]
 async fn a_short_wait_is_told_as_retry_after_where_nobody_may_wait() {
     let toml = format!("upstream.retry.max_queue_wait = '0s'\n{}", limit(1, "30s"));
     let (_mock, proxy) = pair(&toml).await;
