@@ -50,6 +50,7 @@ async fn demo(options: &Options) -> Result<ExitCode, ExitCode> {
     let mock = stand_in(&secret).await?;
     let config = configuration(options, &secret, mock.addr())?;
     let server = Server::start(&config).map_err(|error| refuse_one(&error))?;
+    tracing::info!(listener = "mock", addr = %mock.addr(), "listening");
     let proxy = server.addresses().first().copied().unwrap_or(options.listen);
     print(&guide(proxy, server.admin()));
     let stop = CancellationToken::new();

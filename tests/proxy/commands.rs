@@ -159,6 +159,13 @@ async fn the_demo_prints_commands_that_work_and_ends_on_ctrl_c() {
     let listen = ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
     let mut process = Process::start(&listen, &[]).expect("a process");
     let (proxy, admin) = (address(&mut process, "proxy"), address(&mut process, "admin"));
+    let mock = address(&mut process, "mock");
+    let ask = request("GET", "/_mock/requests", &[("host", "mock")], "");
+    assert_eq!(
+        try_send(mock, ask).await.expect("an answer").status,
+        200,
+        "each address that is bound is told"
+    );
     eventually("there is a guide", || process.log().contains("Ctrl-C stops it.")).await;
     let guide = process.log();
     let quoted = |line: &str, from: &str, to: char| -> String {
