@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use metorial_proxy::config::{self, Fault, Loaded, Sources, Variables};
+use metorial_proxy::server::StartError;
 use metorial_proxy::telemetry::logging::{self, LogGuard};
 
 mod check;
@@ -120,6 +121,12 @@ fn refuse(faults: &[Fault]) -> ExitCode {
 
 fn refuse_one(fault: &dyn std::fmt::Display) -> ExitCode {
     say(&format!("metorial-proxy: {fault}"));
+    ExitCode::from(REFUSED)
+}
+
+/// A line for each fault that keeps the proxy from starting.
+fn refuse_start(faults: &[StartError]) -> ExitCode {
+    faults.iter().for_each(|fault| say(&format!("metorial-proxy: {fault}")));
     ExitCode::from(REFUSED)
 }
 

@@ -78,6 +78,12 @@ impl StartError {
     }
 }
 
+impl From<StartError> for Vec<StartError> {
+    fn from(error: StartError) -> Self {
+        vec![error]
+    }
+}
+
 /// A running proxy.
 pub struct Server {
     addresses: Vec<SocketAddr>,
@@ -103,17 +109,17 @@ impl Server {
     /// Binds every address and serves. To be called within a tokio runtime, which serves the admin port.
     ///
     /// # Errors
-    /// What keeps it from starting.
-    pub fn start(config: &Config) -> Result<Self, StartError> {
+    /// All that keeps it from starting.
+    pub fn start(config: &Config) -> Result<Self, Vec<StartError>> {
         Self::start_on(config, Passed::default())
     }
 
     /// As [`start`](Self::start), on sockets that were passed where there are any, and else on those that it binds.
     ///
     /// # Errors
-    /// What keeps it from starting.
-    pub fn start_on(config: &Config, mut passed: Passed) -> Result<Self, StartError> {
-        let prepared = Prepared::of(config).map_err(first)?;
+    /// All that keeps it from starting.
+    pub fn start_on(config: &Config, mut passed: Passed) -> Result<Self, Vec<StartError>> {
+        let prepared = Prepared::of(config)?;
         let links = config.store.shared.as_ref().map(assembly::links).transpose()?;
         let metrics = Arc::new(Metrics::new());
         // Before it is read: another instance may be writing it.
@@ -126,19 +132,24 @@ impl Server {
         let engine = Arc::new(Engine::new(config, lasting, prepared)?);
         let workers = config.server.workers.max(1);
         // Everything is bound before anything is served: a half-started proxy would be worse than none.
-        let admin =
-            listening("server.admin", (activation::ADMIN, &mut passed), config.server.admin, 1)?.remove(0);
+        let mut faults = Vec::new();
+        let mut bind = |place: &str, purpose: &str, address: SocketAddr, workers: usize| {
+            let bound = listening(place, (purpose, &mut passed), address, workers);
+            bound.map_err(|fault| faults.push(fault)).unwrap_or_default()
+        };
+        let admin = bind("server.admin", activation::ADMIN, config.server.admin, 1).pop();
         let mut sockets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
         let mut addresses = Vec::new();
         for (at, address) in config.server.listen.iter().enumerate() {
             let place = format!("server.listen[{at}]");
-            let bound = listening(&place, (activation::PROXY, &mut passed), *address, workers)?;
+            let bound = bind(&place, activation::PROXY, *address, workers);
             addresses.extend(bound.first().and_then(|listener| listener.local_addr().ok()));
             for (worker, listener) in sockets.iter_mut().zip(bound) {
                 worker.push(listener);
             }
         }
-        passed.is_spent().map_err(|message| StartError::new("LISTEN_FDS", message))?;
+        faults.extend(passed.is_spent().err().map(|message| StartError::new("LISTEN_FDS", message)));
+        let (Some(admin), []) = (admin, &faults[..]) else { return Err(faults) };
         // Now rather than when stopping, when nobody can mend it any more.
         if let Some(path) = &config.store.state_file {
             let written = state_file::write(path, &spent(&engine.lasting), false);
@@ -349,11 +360,6 @@ fn listening(
         None => listener::bind(address, workers),
     };
     sockets.map_err(|error| StartError::bind(place, address, &error))
-}
-
-fn first(errors: Vec<StartError>) -> StartError {
-    let none = || StartError::new("server", "it cannot be built");
-    errors.into_iter().next().unwrap_or_else(none)
 }
 
 /// Waits for the worker threads off the runtime's thread.

@@ -14,7 +14,7 @@ use metorial_proxy::telemetry::labels::CacheResult;
 use tokio_util::sync::CancellationToken;
 
 use super::signals::Signals;
-use super::{log, print, refuse, refuse_one, runtime};
+use super::{log, print, refuse, refuse_one, refuse_start, runtime};
 
 /// Known to everybody, and good for nothing but the stand-in API of this process.
 const PUBLISHABLE_KEY: &str = "metorial_pk_demo";
@@ -49,7 +49,7 @@ async fn demo(options: &Options) -> Result<ExitCode, ExitCode> {
     let secret = format!("metorial_sk_{secret}");
     let mock = stand_in(&secret).await?;
     let config = configuration(options, &secret, mock.addr())?;
-    let server = Server::start(&config).map_err(|error| refuse_one(&error))?;
+    let server = Server::start(&config).map_err(|faults| refuse_start(&faults))?;
     tracing::info!(listener = "mock", addr = %mock.addr(), "listening");
     let proxy = server.addresses().first().copied().unwrap_or(options.listen);
     print(&guide(proxy, server.admin()));

@@ -9,7 +9,7 @@ use metorial_proxy::edge::notify;
 use metorial_proxy::server::{Origin, Server};
 
 use super::signals::Signals;
-use super::{ended, load, log, refuse_one, runtime, variables};
+use super::{ended, load, log, refuse_one, refuse_start, runtime, variables};
 
 pub(super) fn run(file: Option<&Path>) -> ExitCode {
     match start(file) {
@@ -35,7 +35,7 @@ fn start(file: Option<&Path>) -> Result<ExitCode, ExitCode> {
 
 async fn serve(config: &Config, passed: Passed, origin: Origin) -> Result<ExitCode, ExitCode> {
     let mut signals = Signals::new().map_err(|error| refuse_one(&error))?;
-    let server = Server::start_on(config, passed).map_err(|error| refuse_one(&error))?;
+    let server = Server::start_on(config, passed).map_err(|faults| refuse_start(&faults))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         workers = config.server.workers,

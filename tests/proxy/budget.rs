@@ -463,17 +463,17 @@ async fn a_state_file_that_makes_no_sense_is_no_reason_not_to_start_and_one_that
         let proxy = Proxy::start(mock.url(), &format!("store.state_file = '{}'", state.display()));
         assert_eq!(proxy.status().egress.remaining, left, "{last} {ago}");
         let second = load(mock.url(), &format!("store.state_file = '{}'", state.display())).expect("loads");
-        let Err(error) = Server::start(&second) else { panic!("it started") };
-        assert!(error.message.contains("another instance"), "{error}");
+        let Err(errors) = Server::start(&second) else { panic!("it started") };
+        assert!(errors[0].message.contains("another instance"), "{errors:?}");
         proxy.into_server().drain(Duration::ZERO, Duration::from_secs(5), std::future::pending()).await;
     }
     std::fs::remove_file(&state).expect("removed");
 
     let nowhere = scratch("no-such-folder").join("state.json");
     let config = load(mock.url(), &format!("store.state_file = '{}'", nowhere.display())).expect("loads");
-    let Err(error) = Server::start(&config) else { panic!("it started") };
-    assert_eq!(error.place, "store.state_file");
-    assert!(error.message.contains("cannot be written"), "{error}");
+    let Err(errors) = Server::start(&config) else { panic!("it started") };
+    assert_eq!(errors[0].place, "store.state_file");
+    assert!(errors[0].message.contains("cannot be written"), "{errors:?}");
 }
 
 #[tokio::test]

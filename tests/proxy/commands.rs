@@ -119,10 +119,19 @@ async fn run_serves_until_a_signal_and_its_log_holds_ids_and_no_secrets() {
         assert_eq!(command(&["health", "--admin", &admin.to_string()], &[]).0, Some(0));
         assert_eq!(command(&["health"], &[("METORIAL_PROXY_ADMIN", &admin.to_string())]).0, Some(0));
 
-        // The workers share the address, and yet nobody else gets it.
-        let taken = [("METORIAL_SECRET_KEY", SECRET), ("METORIAL_PROXY_LISTEN", &proxy.to_string())];
+        // The workers share the address, and yet nobody else gets it; each fault has its line.
+        let (listen, port) = (proxy.to_string(), admin.to_string());
+        let taken = [
+            ("METORIAL_SECRET_KEY", SECRET),
+            ("METORIAL_PROXY_LISTEN", &listen),
+            ("METORIAL_PROXY_ADMIN", &port),
+        ];
         let (code, output) = command(&["run", "--config", file.to_str().expect("text")], &taken);
-        assert!(code == Some(2) && output.contains(&format!("{proxy} is in use")), "{output}");
+        assert_eq!(code, Some(2), "{output}");
+        for (key, address) in [("server.admin", admin), ("server.listen[0]", proxy)] {
+            let fault = format!("metorial-proxy: {key}: {address} is in use");
+            assert_eq!(output.lines().filter(|line| line.starts_with(&fault)).count(), 1, "{output}");
+        }
 
         process.signal(signal);
         let (code, log) = process.end();

@@ -37,9 +37,17 @@ async fn an_address_in_use_is_refused_by_name() {
         ("server.listen[1]", format!("server.listen = ['127.0.0.1:0', '{}']", proxy.address), proxy.address),
     ] {
         let config = load("http://127.0.0.1:1", &toml).expect("a configuration");
-        let error = Server::start(&config).err().expect("it is in use").to_string();
+        let errors = Server::start(&config).err().expect("it is in use");
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        let error = errors[0].to_string();
         assert!(error.starts_with(&format!("{key}: {address} is in use")), "{error}");
     }
+    let toml =
+        format!("server.listen = ['127.0.0.1:0', '{}']\nserver.admin = '{}'", proxy.address, proxy.admin);
+    let config = load("http://127.0.0.1:1", &toml).expect("a configuration");
+    let errors = Server::start(&config).err().expect("both are in use");
+    let places: Vec<&str> = errors.iter().map(|error| error.place.as_str()).collect();
+    assert_eq!(places, ["server.admin", "server.listen[1]"], "each is told");
     assert_eq!(proxy.get("/providers").await.status, 200, "and the first one goes on");
 }
 
