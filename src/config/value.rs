@@ -21,6 +21,13 @@ pub(super) enum Field<T> {
     Wrong(Wrong),
 }
 
+impl<T> Field<T> {
+    /// Whether the operator wrote something.
+    pub(super) fn is_written(&self) -> bool {
+        !matches!(self, Self::Absent)
+    }
+}
+
 /// What can be read from a value of TOML.
 pub(super) trait Value: Sized {
     fn read(value: toml::Value) -> Result<Self, Wrong>;

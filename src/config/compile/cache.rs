@@ -14,9 +14,11 @@ const PAGES: u64 = 50;
 pub(super) fn compile(mut at: Reader<'_, '_>, raw: raw::Cache) -> Cache {
     let secs = Duration::from_secs;
     let capacity = at.size("capacity", raw.capacity, 256 * MIB, MIB * MIB);
-    let max_page = at.size("max_page", raw.max_page, MIB, 1024 * MIB);
     let most = capacity / PAGES;
-    if max_page > most {
+    let written = raw.max_page.is_written();
+    // Where nothing is said, a small cache keeps small pages.
+    let max_page = at.size("max_page", raw.max_page, MIB.min(most).max(1), 1024 * MIB);
+    if written && max_page > most {
         let most = if most > MIB { most / MIB * MIB } else { most };
         at.refuse(
             "max_page",

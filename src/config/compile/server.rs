@@ -191,8 +191,10 @@ fn tls_files(mut at: Reader<'_, '_>, raw: raw::Tls) -> Option<TlsFiles> {
 
 fn drain_times(mut at: Reader<'_, '_>, raw: raw::Drain) -> Drain {
     let hour = Duration::from_secs(3600);
-    let settle = at.duration("settle", raw.settle, Duration::from_secs(5), Duration::ZERO..=hour);
     let deadline = at.duration("deadline", raw.deadline, Duration::from_secs(27), MOMENT..=hour);
+    // Where nothing is said, it ends with a deadline that is shorter.
+    let five = Duration::from_secs(5).min(deadline);
+    let settle = at.duration("settle", raw.settle, five, Duration::ZERO..=hour);
     if settle > deadline {
         at.refuse("settle", Wrong::new("is longer than deadline", "shorten it, or lengthen deadline"));
     }

@@ -110,11 +110,13 @@ pub(super) fn compile(mut at: Reader<'_, '_>, raw: raw::Upstream) -> Upstream {
 
 fn compile_retry(mut at: Reader<'_, '_>, raw: raw::Retry) -> Retry {
     let secs = Duration::from_secs;
-    let quarter = Duration::from_millis(250);
+    let max_backoff = at.duration("max_backoff", raw.max_backoff, secs(10), MOMENT..=secs(600));
+    // Where nothing is said, it is no longer than the longest.
+    let quarter = Duration::from_millis(250).min(max_backoff);
     let retry = Retry {
         max_attempts: at.count("max_attempts", raw.max_attempts, 4, 1..=20),
         initial_backoff: at.duration("initial_backoff", raw.initial_backoff, quarter, MOMENT..=secs(600)),
-        max_backoff: at.duration("max_backoff", raw.max_backoff, secs(10), MOMENT..=secs(600)),
+        max_backoff,
         max_queue_wait: at.duration(
             "max_queue_wait",
             raw.max_queue_wait,

@@ -198,7 +198,8 @@ fn a_page_is_a_small_part_of_the_cache() {
         "cache",
         &[
             ("capacity = \"0B\"\nmax_page = \"1B\"", "cache.capacity", "out of range"),
-            ("capacity = \"10MiB\"", "cache.max_page", "raise capacity to \"50MiB\""),
+            ("capacity = \"10MiB\"\nmax_page = \"1MiB\"", "cache.max_page", "raise capacity to \"50MiB\""),
+            ("max_page = \"6MiB\"", "cache.max_page", "write at most \"5MiB\""),
             ("ttl = \"2d\"", "cache.ttl", "out of range"),
             ("stale_if_error = \"8d\"", "cache.stale_if_error", "out of range"),
         ],
@@ -208,6 +209,21 @@ fn a_page_is_a_small_part_of_the_cache() {
         .cache;
     assert_eq!((cache.capacity, cache.max_page), (50 << 20, 1 << 20));
     assert!(cache.ttl.is_zero() && cache.stale_if_error.is_zero() && !cache.enabled);
+}
+
+#[test]
+fn a_default_gives_way_to_what_is_written_beside_it() {
+    let max_page = |keys: &str| with("cache", keys).config.cache.max_page;
+    assert_eq!(max_page("capacity = \"10MiB\""), (10 << 20) / 50);
+    assert_eq!(max_page("capacity = \"1B\""), 1);
+    assert_eq!(max_page("capacity = \"1GiB\""), 1 << 20);
+    let drain = |keys: &str| with("server", &format!("drain = {{ {keys} }}")).config.server.drain;
+    let seconds = Duration::from_secs;
+    assert_eq!(drain("deadline = \"1s\"").settle, seconds(1));
+    assert_eq!(drain("deadline = \"1h\"").settle, seconds(5));
+    let backoff = |keys: &str| with("upstream", keys).config.upstream.retry.initial_backoff;
+    assert_eq!(backoff("retry.max_backoff = \"100ms\""), Duration::from_millis(100));
+    assert_eq!(backoff("retry.max_backoff = \"1m\""), Duration::from_millis(250));
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn numbers_durations_and_sizes_of_the_server_have_bounds() {
             ("request_timeout = \"2h\"", "server.request_timeout", "out of range"),
             ("body_idle_timeout = \"0ms\"", "server.body_idle_timeout", "out of range"),
             ("drain = { settle = \"28s\" }", "server.drain.settle", "longer than deadline"),
+            ("drain = { settle = \"5s\", deadline = \"1s\" }", "server.drain.settle", "longer than deadline"),
             ("drain = { deadline = \"0s\", settle = \"0s\" }", "server.drain.deadline", "out of range"),
         ],
     );
