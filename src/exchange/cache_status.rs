@@ -32,6 +32,8 @@ pub enum CacheStatus {
     },
     /// The cache is off or does not keep this route.
     Bypass,
+    /// Only a kept page was asked for: neither hit nor forwarded.
+    NotKept,
 }
 
 impl CacheStatus {
@@ -71,6 +73,7 @@ impl CacheStatus {
                 None => with(&["metorial-proxy; fwd=stale; detail=error"]),
             },
             Self::Bypass => with(&["metorial-proxy; fwd=bypass"]),
+            Self::NotKept => with(&["metorial-proxy; detail=only-if-cached"]),
         }
     }
 }

@@ -258,6 +258,7 @@ where
         }
     }
     if asked.wishes.only_if_cached {
+        journal.cache(CacheStatus::NotKept);
         return Err(Rejection::NotKept);
     }
     let paging = shared.config.prefetch.enabled.then(|| (inner.clone(), exchange.bodyless()));

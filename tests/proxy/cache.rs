@@ -536,7 +536,11 @@ async fn callers_directives_count_only_where_the_operator_wants_that() {
         let only = [("cache-control", "only-if-cached")];
         assert_eq!(proxy.call("GET", "/providers", &only, "").await.status, 200);
         let unknown = proxy.call("GET", "/provider-groups", &only, "").await;
-        assert_eq!(unknown.status, if honoured { 504 } else { 200 });
+        let (status, told) = match honoured {
+            true => (504, "metorial-proxy; detail=only-if-cached"),
+            false => (200, "metorial-proxy; fwd=uri-miss; stored"),
+        };
+        assert_eq!((unknown.status, unknown.field("cache-status")), (status, told));
         if !honoured {
             assert!(proxy.call("GET", "/providers", &wish, "").await.field("cache-status").contains("; hit"));
         }
