@@ -199,8 +199,6 @@ impl AccessTable {
         }
         let path = anonymous(&rule.path);
         for method in &rule.methods {
-            // What the API would choose for it: `/sessions/ses_1` is a session too.
-            let named = find(self.known, method, &rule.path).map(|found| *found.value);
             if !rule.returns_secret && !rule.shadow && answers_with_secret(method, &rule.path) {
                 return Err(format!(
                     "{method} {} answers with a secret: to open it all the same, write it as [[environments.rules]] with \
@@ -208,11 +206,10 @@ impl AccessTable {
                     rule.path
                 ));
             }
-            let known = named.filter(|operation| anonymous(&operation.template) == path);
             let route = Arc::new(Route {
                 template: rule.path.clone(),
                 rule: rule.label.clone(),
-                list: method == Method::GET && (rule.list || known.is_some_and(|operation| operation.list)),
+                list: method == Method::GET && (rule.list || is_list(&rule.path)),
                 returns_secret: rule.returns_secret,
                 ttl: rule.ttl,
                 invalidates: rule.invalidates.clone(),
@@ -325,6 +322,13 @@ impl fmt::Debug for AccessTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessTable").finish_non_exhaustive()
     }
+}
+
+/// Whether GET on this template is a list of the built-in table.
+pub fn is_list(path: &str) -> bool {
+    // What the API would choose for it may be another: `/sessions/ses_1` is a session too.
+    find(known_operations(), &Method::GET, path)
+        .is_some_and(|found| found.value.list && anonymous(&found.value.template) == anonymous(path))
 }
 
 /// HEAD is GET without the body, here as upstream, and `/instances/{id}/x` is `/x`.

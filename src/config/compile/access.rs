@@ -146,6 +146,20 @@ fn rule(mut at: Reader<'_, '_>, raw: raw::Rule, label: String) -> Option<Rule> {
     let query = query(&mut at, raw.query, strict);
     let shadow = at.value("shadow", raw.shadow, false);
     let path = path?;
+    let reads = methods.contains(&Method::GET);
+    for (key, written) in [("list", list), ("ttl", ttl.is_some())] {
+        if written && !reads {
+            let cure = "add GET to methods, or remove it";
+            at.refuse(key, Wrong::new("is of no use: only what GET answers with is kept", cure));
+        }
+    }
+    if ttl.is_some() && reads && !list && !access::is_list(&path) {
+        let message = format!("is of no use: {path} is no list, and of nothing else pages are kept");
+        at.refuse(
+            "ttl",
+            Wrong::new(message, "write list = true too if its answers are pages of one, or remove it"),
+        );
+    }
     let harmless = query.is_empty()
         && (returns_secret || !methods.iter().any(|method| access::answers_with_secret(method, &path)));
     if shadow && harmless {

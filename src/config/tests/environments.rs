@@ -320,7 +320,15 @@ fn a_rule_is_checked_key_by_key() {
         ("path = \"own\"", "path", "no path template; it begins with /"),
         ("path = \"/own\"\nmethods = []", "methods", "opens nothing"),
         ("path = \"/own\"\nmethods = [\"FETCH\"]", "methods[0]", "no method"),
-        ("path = \"/own\"\nttl = \"2d\"", "ttl", "out of range"),
+        ("path = \"/own\"\nlist = true\nttl = \"2d\"", "ttl", "out of range"),
+        (
+            "path = \"/own\"\nttl = \"30s\"",
+            "ttl",
+            "/own is no list, and of nothing else pages are kept; write list",
+        ),
+        ("path = \"/providers/{id}\"\nttl = \"30s\"", "ttl", "is no list"),
+        ("path = \"/providers\"\nmethods = [\"POST\"]\nttl = \"30s\"", "ttl", "add GET to methods"),
+        ("path = \"/own\"\nmethods = [\"POST\"]\nlist = true", "list", "add GET to methods"),
         ("path = \"/own\"\ninvalidates = [\"own\"]", "invalidates[0]", "no collection"),
         ("path = \"/own\"\ninvalidates = [\"/own/{id}\"]", "invalidates[0]", "write \"/own\""),
         ("path = \"/sessions\"", "path", "returns_secret = true"),
@@ -351,9 +359,12 @@ fn a_rule_is_checked_key_by_key() {
     assert!(access.decide(&Method::GET, "/own", "").is_err());
     assert!(access.decide(&Method::GET, "/own", "limit=50&x").is_err());
     // GET is what a rule opens unless it says otherwise.
-    let access = &self::environment(&rule("path = \"/own\"\nttl = \"0s\"")).access;
+    let access = &self::environment(&rule("path = \"/own\"\nlist = true\nttl = \"0s\"")).access;
     assert!(access.decide(&Method::GET, "/own", "").is_ok_and(|route| route.ttl == Some(Duration::ZERO)));
     assert!(access.decide(&Method::POST, "/own", "").is_err());
+    // A list of the built-in table is one without being called so.
+    let access = &self::environment(&rule("path = \"/provider-deployments\"\nttl = \"1m\"")).access;
+    assert!(access.decide(&Method::GET, "/provider-deployments", "").is_ok_and(|route| route.list));
 }
 
 #[test]
