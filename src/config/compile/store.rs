@@ -17,11 +17,22 @@ const WRITE_A_URL: &str = "write memory, redis://host:6379 or rediss://host:6379
 pub(super) fn compile(mut at: Reader<'_, '_>, raw: raw::Store) -> Store {
     let by_variable =
         at.context.variables.get(std::ffi::OsStr::new(env::STORE)).is_some_and(|text| !text.is_empty());
-    let mut url = at.checked("url", raw.url, |url| place(&url, by_variable)).flatten();
+    let written = raw.url.is_written();
+    let url = at.checked("url", raw.url, |url| place(&url, by_variable));
+    let in_memory = matches!(url, Some(None));
+    let mut url = url.flatten();
     let mut pages_url = at.checked("pages_url", raw.pages_url, |url| place(&url, false)).flatten();
     let username = at.checked("username", raw.username, user);
     let password = secret::read(&mut at, "password", raw.password);
     let password = password.map(|text| SecretString::from(text.trim_end_matches(['\r', '\n']).to_owned()));
+    if pages_url.is_some() && (in_memory || !written) {
+        let alone = Wrong::new(
+            "is of no use without a url to share budgets by: pages stay in this process",
+            "write url = \"redis://…\" too, or remove it",
+        );
+        // To say memory may be what is meant for a while, as by a variable on somebody's own machine.
+        if in_memory { at.warn("pages_url", alone) } else { at.refuse("pages_url", alone) }
+    }
     for url in [&mut url, &mut pages_url].into_iter().flatten() {
         if url.password.is_some() && password.is_some() {
             let cure = "keep one of the two";

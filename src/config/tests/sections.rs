@@ -235,9 +235,14 @@ fn the_store_is_this_process_or_a_server() {
             ("timeout = \"0s\"", "store.timeout", "out of range"),
             ("min_replicas = 0", "store.min_replicas", "out of range"),
             ("username = \"\"", "store.username", "no user name"),
+            ("pages_url = \"redis://pages\"", "store.pages_url", "write url = \"redis://…\" too"),
+            ("url = \"gopher://x\"\npages_url = \"redis://pages\"", "store.url", "a scheme other than"),
         ],
     );
     let memory = with("store", "url = \"memory\"\nprefix = \"p\"\ntimeout = \"20ms\"\nmin_replicas = 3");
+    assert!(memory.config.store.shared.is_none() && memory.warnings.is_empty());
+    let memory = with("store", "url = \"memory\"\npages_url = \"redis://pages\"");
+    fault_at(&memory.warnings, "store.pages_url");
     assert!(memory.config.store.shared.is_none());
     let text = "url = \"rediss://cache\"\nusername = \"u\"\nstate_file = \"/s.json\"";
     let loaded = with("store", text);
