@@ -36,10 +36,11 @@ pub(super) fn run(file: Option<&Path>) -> ExitCode {
 fn summary(config: &Config) -> String {
     let listen: Vec<String> = config.server.listen.iter().map(ToString::to_string).collect();
     let mut text = format!(
-        "configuration is good: {} -> {}://{}, admin {}\n",
+        "configuration is good: {} -> {}://{}{}, admin {}\n",
         listen.join(", "),
         config.upstream.scheme,
         config.upstream.authority,
+        config.upstream.base_path,
         config.server.admin,
     );
     for environment in &config.environments {

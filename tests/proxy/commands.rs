@@ -84,9 +84,13 @@ fn check_tells_every_error_with_its_key_and_ends_with_2() {
         assert_discreet(&output);
     }
     fs::remove_file(file).expect("removed");
+    let upstream = ("METORIAL_UPSTREAM", "https://example.com:8443/api/v1");
     let (code, output) =
-        command(&["check"], &[("METORIAL_SECRET_KEY", SECRET), ("METORIAL_PUBLISHABLE_KEYS", KEY)]);
-    assert!(code == Some(0) && output.contains("configuration is good"), "{output}");
+        command(&["check"], &[("METORIAL_SECRET_KEY", SECRET), ("METORIAL_PUBLISHABLE_KEYS", KEY), upstream]);
+    assert_eq!(code, Some(0), "{output}");
+    let good =
+        "configuration is good: 127.0.0.1:8080 -> https://example.com:8443/api/v1, admin 127.0.0.1:9090";
+    assert!(output.contains(good), "{output}");
     assert_discreet(&output);
     assert_eq!(command(&["check", "--no-such-flag"], &[]).0, Some(2));
 }
