@@ -15,6 +15,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETR
 use http::{Response, StatusCode};
 
 use crate::body::{ResponseBody, UploadFault};
+use crate::domain::target::OUTSIDE_BASE_PATH;
 use crate::time::whole_seconds;
 
 mod upstream;
@@ -150,7 +151,11 @@ impl Rejection {
         };
         match self {
             Self::BadRequest(message) => Described {
-                hint: Some("Send the request in one unambiguous form."),
+                // That one reads one way, only not where we are.
+                hint: Some(match &**message {
+                    OUTSIDE_BASE_PATH => "Put this proxy's base path before the path.",
+                    _ => "Send the request in one unambiguous form.",
+                }),
                 ..described(StatusCode::BAD_REQUEST, "bad_request", message.clone(), MISREAD)
             },
             Self::Unauthorized(message) => Described {

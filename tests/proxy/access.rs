@@ -314,8 +314,17 @@ async fn the_base_path_is_removed_first_and_nothing_outside_it_is_served() {
     let (mock, proxy) = pair("server.base_path = '/api/metorial'").await;
     assert_eq!(proxy.get("/api/metorial/providers?limit=1").await.status, 200);
     assert_eq!(mock.last().target, "/providers?limit=1");
-    for outside in ["/providers", "/api/metorialx/providers", "/api", "/api/metorial/../providers"] {
-        assert_eq!(proxy.get(outside).await.refusal(), (400, "bad_request".to_owned()), "{outside}");
+    let (before, plainly) =
+        ("Put this proxy's base path before the path.", "Send the request in one unambiguous form.");
+    for (outside, hint) in [
+        ("/providers", before),
+        ("/api/metorialx/providers", before),
+        ("/api", before),
+        ("/api/metorial/../providers", plainly),
+    ] {
+        let reply = proxy.get(outside).await;
+        assert_eq!(reply.refusal(), (400, "bad_request".to_owned()), "{outside}");
+        assert_eq!(reply.json()["hint"], hint, "{outside}");
     }
     assert_eq!(proxy.get("/api/metorial/agents").await.status, 403);
     assert_eq!(mock.received(), 1);
