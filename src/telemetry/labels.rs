@@ -118,8 +118,6 @@ label! {
     ConnectionLost = "connection_lost",
     /// No answer within the attempt's timeout.
     Timeout = "timeout",
-    /// An answer of 502, 503 or 504.
-    ServerError = "server_error",
     /// The secret was refused and the next one was tried.
     Credentials = "credentials",
 }
