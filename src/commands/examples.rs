@@ -59,6 +59,7 @@ Examples:
   metorial-proxy top --admin 10.0.0.7:9090 --token-file /run/secrets/metorial/admin-token
   metorial-proxy top | head -20                    once, where it is no terminal
 
+From another machine it takes server.admin_token, and the address that it asks in server.hosts.
 q, Esc or Ctrl-C leave. In a browser: http://127.0.0.1:9090/, for a program: /live.json.";
 
 pub(super) const MOCK: &str = "\
