@@ -28,6 +28,7 @@ mod redis_server;
 #[path = "../tests/support/virtual_clock.rs"]
 mod virtual_clock;
 #[path = "../tests/support/virtual_redis.rs"]
+#[expect(dead_code, reason = "other tests need the rest")]
 mod virtual_redis;
 
 /// As in the binary.

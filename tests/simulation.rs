@@ -14,6 +14,7 @@ mod simulation;
 #[path = "support/virtual_clock.rs"]
 mod virtual_clock;
 #[path = "support/virtual_redis.rs"]
+#[expect(dead_code, reason = "other tests need the rest")]
 mod virtual_redis;
 
 use std::sync::Arc;

@@ -35,6 +35,8 @@ struct World {
     calls: u64,
     /// When its clock began.
     since: Timestamp,
+    /// By how much it was set back, in microseconds.
+    back: u64,
     _server: RedisServer,
 }
 
@@ -60,6 +62,7 @@ impl VirtualRedis {
             links: Vec::new(),
             calls: 0,
             since: Timestamp::now(),
+            back: 0,
             _server: server,
         })))
     }
@@ -90,6 +93,11 @@ impl VirtualRedis {
     pub(crate) fn forget(&self) {
         let flushed: redis::RedisResult<()> = redis::cmd("FLUSHALL").query(&mut self.world().connection);
         flushed.expect("flushed");
+    }
+
+    /// Sets its clock back.
+    pub(crate) fn set_back(&self, by: Duration) {
+        self.world().back += u64::try_from(by.as_micros()).expect("a while");
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -137,8 +145,9 @@ impl Link for VirtualLink {
                 .source()
                 .replace("redis.call('TIME')", "{ARGV[#ARGV - 1], ARGV[#ARGV]}")
                 .replace("redis.pcall('PUBLISH', ", &format!("redis.call('RPUSH', '{OUTBOX}', "));
-            let micros =
-                OFFSET + u64::try_from(Timestamp::now().since(world.since).as_micros()).expect("a while");
+            let micros = OFFSET
+                + u64::try_from(Timestamp::now().since(world.since).as_micros()).expect("a while")
+                - world.back;
             let mut command = redis::cmd("EVAL");
             command.arg(source).arg(keys.len()).arg(keys).arg(arguments);
             command.arg(micros / 1_000_000).arg(micros % 1_000_000);

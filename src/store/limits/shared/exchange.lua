@@ -28,7 +28,12 @@ if sent > 0 and now - sent > late then return {'late', whole(now)} end
 
 local epoch = redis.call('HMGET', KEYS[1], 'id', 'born', 'expected')
 local id, born, expected = epoch[1], tonumber(epoch[2]) or 0, math.min(tonumber(epoch[3]) or 0, 10000)
-local versions, older = {}, false
+-- The clock was set back since: all have that time once more.
+if born > now then
+  born = now
+  redis.call('HSET', KEYS[1], 'born', whole(born))
+end
+local versions, older, begins = {}, false, false
 for k = 1, budgets do
   local version = number()
   versions[k] = version
@@ -41,14 +46,14 @@ end
 if restoring == 0 and known ~= '' and (id ~= known or older) then return {'lost', whole(now)} end
 if not id or older then
   id, born, expected = me .. '@' .. whole(now), 0, 0
-  if restoring == 1 then born, expected = now, replicas_known end
+  if restoring == 1 then born, expected, begins = now, replicas_known, true end
   -- Who was promised what has been lost too, or is what it was once.
   for k = 1, budgets do redis.call('DEL', KEYS[3 * k + 1]) end
   redis.call('HSET', KEYS[1], 'id', id, 'born', whole(born), 'expected', expected)
 end
 -- Begun by one that is new, and here is the first that knows of a life before.
 if restoring == 1 and born == 0 then
-  born, expected = now, replicas_known
+  born, expected, begins = now, replicas_known, true
   redis.call('HSET', KEYS[1], 'born', whole(born), 'expected', expected)
 end
 -- Until every replica has had the time to tell what it knows, nothing is drawn.
@@ -92,11 +97,29 @@ local function take(b, when, n)
   return n
 end
 
+-- What was noted on this clock before it was set back, or on that of a primary that was ahead, goes back with it: it would
+-- last for longer by as much.
+local function follow(b)
+  local back = math.max(0, b.last - now)
+  if back == 0 then return 0 end
+  for _, field in ipairs({'tat', 'gate', 'lapses', 'expires', 'heard', 'strangers', 'last'}) do
+    b[field] = math.max(0, b[field] - back)
+  end
+  -- Its answer will not be known for one.
+  b.probed = 0
+  return back
+end
+
 local function lapse(b)
   if b.len == 0 then return end
   local head = math.floor(now / b.sub)
-  -- Another primary's clock may be a little behind. What lies further ahead is nobody's count, and no loop may follow it.
-  if b.head > head + b.len then b.head, b.tail, b.sum = head, head, 0 redis.call('DEL', b.spent) end
+  -- Nothing was spent that far ahead: when it was nobody knows, so it counts from now on, and no loop may look for it.
+  if b.head >= head + b.len then
+    local n = math.min(b.sum, b.limit)
+    redis.call('DEL', b.spent)
+    b.head, b.tail, b.sum, b.charged = head, head, 0, b.charged - b.sum
+    charge(b, now, n)
+  end
   head = math.max(head, b.head)
   b.tail = math.max(b.tail, b.head - b.len + 1)
   local first = head - b.len + 1
@@ -117,13 +140,13 @@ local function lapse(b)
   b.head, b.tail = head, math.max(b.tail, first)
 end
 
--- Sub-windows of another length, as after a change of the limit: each counts to its end.
-local function recut(b, old)
+-- Sub-windows of another length, as after a change of the limit, or on a clock that was set back: each counts to its end.
+local function recut(b, old, back)
   local pairs_ = redis.call('HGETALL', b.spent)
   redis.call('DEL', b.spent)
   b.head, b.sum = math.floor(now / b.sub), 0
   for i = 1, #pairs_, 2 do
-    charge(b, (tonumber(pairs_[i]) + 1) * old - 1, tonumber(pairs_[i + 1]))
+    charge(b, (tonumber(pairs_[i]) + 1) * old - 1 - back, tonumber(pairs_[i + 1]))
     b.charged = b.charged - tonumber(pairs_[i + 1])
   end
 end
@@ -219,7 +242,7 @@ local function load_replicas(b)
   b.replicas, b.shares, b.in_flight, b.count = {}, 0, 0, 0
   local all = redis.call('HGETALL', b.roster)
   -- While this server could not be heard, nobody was silent. One that has just begun cannot tell that from all being gone.
-  local gap = known == id and b.last > 0 and now - b.last > silent and now - b.last or 0
+  local gap = known == id and b.last > 0 and now - b.last > silent and now - b.last or -b.back
   if known == id then b.last = now end
   for i = 1, #all, 2 do
     local f = {}
@@ -230,7 +253,7 @@ local function load_replicas(b)
       redis.call('HDEL', b.roster, all[i])
     else
       b.replicas[all[i]] = r
-      if gap > 0 then save_replica(b, all[i], r) end
+      if gap ~= 0 then save_replica(b, all[i], r) end
     end
   end
   b.mine = b.replicas[me] or {applied = 0, promise = 0, share = 0, back = 0}
@@ -289,7 +312,8 @@ for k = 1, budgets do
   b.gate, b.passed = s[8], s[9]
   b.foreign, b.lapses, b.probed, b.expires, b.before, b.heard = s[10], s[11], s[12], s[13], s[14], s[15]
   b.strangers, b.last = s[17], s[18]
-  if b.len > 0 and s[5] > 0 and s[5] ~= b.sub then recut(b, s[5]) end
+  b.back = follow(b)
+  if b.len > 0 and s[5] > 0 and (s[5] ~= b.sub or b.back > 0) then recut(b, s[5], b.back) end
   if b.tat > now and s[16] > 0 and s[16] ~= b.period then b.tat = now + math.ceil((b.tat - now) / s[16]) * b.period end
   lapse(b)
   load_replicas(b)
@@ -310,7 +334,7 @@ for k = 1, budgets do
     end
   end
   if heard then save_heard(b, heard) end
-  if restoring == 1 and versions[k] > 0 and born == now then
+  if restoring == 1 and versions[k] > 0 and begins then
     -- Replicas that it knew of and that are not back yet may spend their shares.
     for i = 1, expected - 1 do
       local r = {seen = now, promise = math.floor(math.max(0, b.limit - used(b)) / expected), share = 1 / expected,

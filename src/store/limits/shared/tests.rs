@@ -459,6 +459,126 @@ async fn a_server_that_lost_its_data_is_told_that_upstream_wants_nothing() {
     }
 }
 
+/// Seconds: a few, about a window, and many.
+const BACK: [u64; 4] = [2, 39, 41, 3600];
+
+#[tokio::test(start_paused = true)]
+async fn a_servers_clock_that_is_set_back_makes_nothing_lapse_sooner_or_later() {
+    for back in BACK {
+        let redis = network();
+        let [a, b, c, d] = &four(&redis).await;
+        assert_eq!(a.draws(60).await, 60);
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(b.draws(100).await, 40);
+        redis.set_back(Duration::from_secs(back));
+        for _ in 0..18 {
+            for replica in [a, b, c, d] {
+                assert_eq!(replica.draws(100).await, 0, "{back} s back");
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        for lapses in [60, 40] {
+            sleep(Duration::from_secs(3)).await;
+            let drawn = c.draws(200).await;
+            assert_eq!(drawn, lapses, "{back} s back");
+            sleep(Duration::from_secs(17)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_servers_clock_that_is_set_back_makes_a_token_bucket_fill_no_later() {
+    for back in BACK {
+        let redis = network();
+        let plan = Plan { quota: QUOTA, algorithm: Algorithm::TokenBucket };
+        let [a, b] = &[(); 2].map(|()| Replica::counting(&redis, 1, plan));
+        sleep(Duration::from_secs(3)).await;
+        assert!((100..=101).contains(&a.draws(200).await));
+        redis.set_back(Duration::from_secs(back));
+        sleep(Duration::from_secs(10)).await;
+        // 2.5 a second flow back.
+        let drawn = b.draws(200).await;
+        assert!((20..=26).contains(&drawn), "{drawn}, {back} s back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_servers_clock_that_is_set_back_shuts_no_gate_for_longer() {
+    for back in BACK {
+        let redis = network();
+        let [a, b, ..] = &four(&redis).await;
+        a.limits.penalise(a.budgets[0], Duration::from_secs(60)).await;
+        sleep(Duration::from_secs(10)).await;
+        redis.set_back(Duration::from_secs(back));
+        sleep(Duration::from_secs(2)).await;
+        let refused = b.draw().await.expect_err("shut");
+        let wait = refused.until.since(Timestamp::now());
+        assert!(refused.gate && wait > Duration::from_secs(46) && wait < Duration::from_secs(50), "{wait:?}");
+        sleep(wait).await;
+        assert!(b.draw().await.is_ok(), "{back} s back");
+        redis.set_back(Duration::from_secs(back));
+        sleep(Duration::from_secs(10)).await;
+        assert!(b.draws(100).await > 1, "the slow start goes on, {back} s back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_servers_clock_that_is_set_back_makes_nobody_stay_a_stranger_or_alive_for_longer() {
+    for back in BACK {
+        let redis = network();
+        let [a, b, c, d] = four(&redis).await;
+        for remaining in [9, 8] {
+            let charge = a.draw().await.expect("free");
+            a.limits.settle(charge, Some(Observation { remaining, reset: Duration::from_secs(20) }));
+        }
+        sleep(Duration::from_secs(1)).await;
+        drop((c, d));
+        redis.set_back(Duration::from_secs(back));
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(b.draws(100).await, 8);
+        // Nobody is known to have spent anything for a window; upstream's count of strangers keeps those who died.
+        sleep(Duration::from_secs(45)).await;
+        let drawn = b.draws(200).await;
+        assert_eq!(drawn, 100, "{back} s back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_servers_clock_that_is_set_back_while_all_tell_what_they_know_gives_them_the_time_once_more() {
+    for back in BACK {
+        let redis = network();
+        let [a, b, c, d] = &four(&redis).await;
+        assert_eq!(a.draws(60).await, 60);
+        sleep(Duration::from_secs(1)).await;
+        redis.forget();
+        sleep(Duration::from_millis(1500)).await;
+        redis.set_back(Duration::from_secs(back));
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(a.limits.replicas(), 4, "{back} s back");
+        let mut sum = 60;
+        for replica in [d, c, b, a] {
+            sum += replica.drawn(30).await;
+        }
+        assert!((90..=100).contains(&sum), "{sum}, {back} s back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_spent_where_nobody_can_tell_when_counts_from_now_on() {
+    let redis = network();
+    let [a, b, ..] = &four(&redis).await;
+    assert_eq!(a.draws(100).await, 100);
+    let set =
+        "return redis.call('HSET', '{test}:budget:environment:acme', 'head', '99999999999', 'sum', '9e15')";
+    run(a, set).await;
+    for _ in 0..39 {
+        assert_eq!(b.draws(100).await, 0);
+        sleep(Duration::from_secs(1)).await;
+    }
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(b.draws(200).await, 100);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nonsense_in_a_budgets_state_keeps_no_script_busy() {
     let redis = network();
