@@ -278,6 +278,25 @@ async fn a_server_that_lost_all_is_told_anew_under_one_name() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_servers_clock_that_is_set_back_adds_to_nobodys_debt_and_forgives_none() {
+    for back in [1, 5, 11, 3600] {
+        let fleet = Fleet::of(2).await;
+        let even = |nth: u32| nth as usize % 2;
+        let before = fleet.sends(400, 10, even).await.len();
+        assert!((1980..=2050).contains(&before), "{before}");
+        fleet.redis.set_back(SECOND * back);
+        let after = fleet.sends(400, 20, even).await;
+        assert!(after.len() >= 1950, "{} in two windows, {back} s back", after.len());
+        assert!(after.len() <= 2050 && most(&after) <= 1050, "{} at once, {back} s back", most(&after));
+        // Nor of one that has spent nothing since.
+        fleet.redis.set_back(SECOND * back);
+        sleep(SECOND).await;
+        let left = fleet.burst(0, 200);
+        assert!((75..=105).contains(&left), "what flowed back in a second: {left}, {back} s back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_stops_tells_what_is_left_to_tell() {
     let fleet = Fleet::of(1).await;
     assert_eq!(fleet.burst(0, 600), 600);
