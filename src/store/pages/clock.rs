@@ -25,7 +25,8 @@ impl Default for ServerClock {
 impl ServerClock {
     /// The server said that it is `told` (milliseconds since 1970); that came at `now`.
     pub(super) fn heard(&self, told: i64, now: Timestamp) {
-        self.0.store(told.saturating_sub(millis(now)), Ordering::Relaxed);
+        // Whole milliseconds: the difference may be one too large.
+        self.0.store(told.saturating_sub(millis(now)).saturating_sub(1), Ordering::Relaxed);
     }
 
     /// A moment in the server's milliseconds, rather too early than too late.
@@ -36,10 +37,12 @@ impl ServerClock {
 }
 
 /// When something was that was dated `dated`, read in an answer to a call made at `asked`, in which the server said that it
-/// is `told`.
+/// is `told`. Where that is earlier its clock was set back, and nobody knows how old it is: older than anything, then.
 pub(super) fn moment(dated: i64, told: i64, asked: Timestamp) -> Timestamp {
-    let age = u64::try_from(told.saturating_sub(dated)).unwrap_or(0);
-    asked.before(Duration::from_millis(age))
+    match u64::try_from(told.saturating_sub(dated)) {
+        Ok(age) => asked.before(Duration::from_millis(age)),
+        Err(_) => Timestamp::default(),
+    }
 }
 
 fn millis(moment: Timestamp) -> i64 {
@@ -69,7 +72,17 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_back_makes_no_page_of_the_future() {
-        assert_eq!(moment(9000, 8000, at(5)), at(5));
+    fn a_clock_that_was_set_back_makes_no_page_younger_than_it_is() {
+        assert_eq!(moment(8000, 8000, at(5)), at(5));
+        assert_eq!(moment(9000, 8000, at(5)), Timestamp::default());
+    }
+
+    #[test]
+    fn no_page_is_of_the_future_though_milliseconds_are_whole() {
+        let clock = ServerClock::default();
+        clock.heard(7000, Timestamp(1_000_900_000));
+        // 0.2 ms later.
+        let dated = clock.of(Timestamp(1_001_100_000)).expect("known");
+        assert!(dated <= 7000, "{dated}");
     }
 }

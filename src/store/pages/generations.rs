@@ -29,7 +29,7 @@ const LEASE: Duration = Duration::from_secs(1);
 /// It asks so often.
 pub(super) const RENEWAL: Duration = Duration::from_millis(300);
 /// The store looks after a replica for so long.
-const LOOKED_AFTER: Duration = Duration::from_secs(2);
+pub(super) const LOOKED_AFTER: Duration = Duration::from_secs(2);
 /// Answers that tell of further changes, one after the other, before the next attempt is left for later.
 const CATCHING_UP: usize = 8;
 

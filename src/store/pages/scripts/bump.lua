@@ -33,14 +33,22 @@ local leases = redis.call('HGETALL', KEYS[2])
 for at = 1, #leases, 2 do
   local replica = string.match(leases[at], '^replica:(.+)$')
   if replica then
-    local due = string.match(leases[at + 1], '^(%d+) ')
+    local due, applied = string.match(leases[at + 1], '^(%d+) (%d+)$')
     if not due or tonumber(due) < now then
       redis.call('HDEL', KEYS[2], leases[at])
     elseif replica ~= ARGV[2] then
       waiting[#waiting + 1] = replica
     end
+    -- Later than any that is granted now: it was before the clock was set back, and lasts no longer than those.
+    if due and tonumber(due) > now + ARGV[3] then
+      redis.call('HSET', KEYS[2], leases[at], string.format('%.0f %s', now + ARGV[3], applied))
+    end
   end
 end
 local since = tonumber(redis.call('HGET', KEYS[2], 'since') or now)
+if since > now then
+  since = now
+  redis.call('HSET', KEYS[2], 'since', now)
+end
 local unsure = now - since < tonumber(ARGV[3])
 return {epoch, last, unsure and 1 or 0, numbers, waiting}

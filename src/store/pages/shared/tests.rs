@@ -273,6 +273,28 @@ async fn a_write_waits_for_a_replica_that_does_not_hear_until_that_knows_that_it
 }
 
 #[tokio::test]
+async fn a_servers_clock_that_is_set_back_holds_writes_no_longer_than_a_new_store_does() {
+    let server = RedisServer::start();
+    let a = Replica::start(&server).await;
+    // As they stood before, in an hour.
+    let now = "local now = redis.call('TIME')[1] * 1000";
+    let ahead = format!(
+        "{now} + 3600000 redis.call('HSET', '{{test}}:leases', 'since', now, 'replica:gone', now .. ' 0')"
+    );
+    a.command(&[b"EVAL", ahead.as_bytes(), b"0"]).await;
+    a.write().await;
+    let until = format!(
+        "{now} local all = {{}} for _, field in ipairs({{'since', 'replica:gone'}}) do
+            all[#all + 1] = string.match(redis.call('HGET', '{{test}}:leases', field), '^%d+') - now
+        end return all"
+    );
+    let until: Vec<i64> =
+        redis::from_redis_value(a.command(&[b"EVAL", until.as_bytes(), b"0"]).await).expect("times");
+    let most = i64::try_from(super::super::generations::LOOKED_AFTER.as_millis()).expect("short");
+    assert!(until.iter().all(|until| *until <= most + 1000), "{until:?}");
+}
+
+#[tokio::test]
 async fn nobody_waits_for_a_replica_that_has_left() {
     let server = RedisServer::start();
     let (a, b) = (Replica::start(&server).await, Replica::start(&server).await);
