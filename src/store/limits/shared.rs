@@ -93,6 +93,29 @@ struct Pending {
     answer: oneshot::Sender<(Drawn, Charge)>,
 }
 
+/// The answer to a draw, for as long as it is waited for.
+struct Answer<'l, L: Link> {
+    limits: &'l SharedLimits<L>,
+    receiver: oneshot::Receiver<(Drawn, Charge)>,
+}
+
+impl<L: Link> Answer<'_, L> {
+    async fn heard(mut self) -> Result<(Drawn, Charge), oneshot::error::RecvError> {
+        (&mut self.receiver).await
+    }
+}
+
+impl<L: Link> Drop for Answer<'_, L> {
+    /// Whoever waited may have left before its turn came to take what was drawn for it.
+    fn drop(&mut self) {
+        // First of all: whatever comes later is given back by who sends it.
+        self.receiver.close();
+        if let Ok((Drawn::Yes, charge)) = self.receiver.try_recv() {
+            self.limits.refund(charge);
+        }
+    }
+}
+
 impl<L> Clone for SharedLimits<L> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
@@ -260,8 +283,8 @@ impl<L: Link> LimitStore for SharedLimits<L> {
     }
 
     async fn acquire(&self, draw: Draw) -> Result<Charge, Refused> {
-        let mut pause = PAUSE;
-        for attempt in 0.. {
+        let (mut pause, mut tries) = (PAUSE, 0);
+        loop {
             let answer = {
                 let mut state = self.lock();
                 if let Some(refused) = state.refusal(&draw) {
@@ -272,14 +295,14 @@ impl<L: Link> LimitStore for SharedLimits<L> {
                 }
                 let (sender, receiver) = oneshot::channel();
                 state.pending.push(Pending { draw, answer: sender });
-                receiver
+                Answer { limits: self, receiver }
             };
             self.0.wake.notify_one();
-            match answer.await {
+            match answer.heard().await {
                 Ok((Drawn::Yes, charge)) => return Ok(charge),
-                Ok((Drawn::Promised, _)) if attempt < TRIES => {
+                Ok((Drawn::Promised, _)) if tries < TRIES => {
                     sleep(pause).await;
-                    pause *= 2;
+                    (pause, tries) = (pause * 2, tries + 1);
                 }
                 // The mirror knows more now: where it still sees room, only others' promises are in the way.
                 Ok((Drawn::Promised | Drawn::No, _)) => {
@@ -288,7 +311,7 @@ impl<L: Link> LimitStore for SharedLimits<L> {
                     let budget = draw.budgets[0];
                     return Err(refused.unwrap_or(Refused { budget, until, gate: false }));
                 }
-                // Nobody knows, or nobody says: what was promised is there for that.
+                // Nobody knows yet: what was promised is there for that.
                 Ok((Drawn::Waiting, _)) => {
                     let mut state = self.lock();
                     let Some(alone) = state.alone(&draw) else { return Ok(state.spend_blind(&draw)) };
@@ -296,6 +319,7 @@ impl<L: Link> LimitStore for SharedLimits<L> {
                     let until = alone.until.min(Timestamp::now() + LOOK_AGAIN);
                     return Err(state.refusal(&draw).unwrap_or(Refused { until, ..alone }));
                 }
+                // Nobody says: for that too.
                 Err(_) => {
                     let mut state = self.lock();
                     let alone = state.alone(&draw);
@@ -306,9 +330,6 @@ impl<L: Link> LimitStore for SharedLimits<L> {
                 }
             }
         }
-        // Not reached: the last attempt returns.
-        let budget = draw.budgets[0];
-        Err(Refused { budget, until: Timestamp::now() + LOOK_AGAIN, gate: false })
     }
 
     fn refund(&self, charge: Charge) {

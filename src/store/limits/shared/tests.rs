@@ -1,3 +1,4 @@
+use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -91,6 +92,23 @@ async fn replicas_draw_from_one_budget_and_one_of_them_may_have_all_of_it() {
     assert_eq!((a.remaining(), b.remaining()), (0, 0));
     sleep(Duration::from_secs(41)).await;
     assert_eq!(b.draws(200).await, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_before_it_takes_what_was_drawn_for_it_has_it_given_back() {
+    let redis = network();
+    let replica = Replica::of(&redis, 1);
+    sleep(Duration::from_secs(3)).await;
+    for _ in 0..10 {
+        let mut draw = Box::pin(replica.draw());
+        assert!(draw.as_mut().now_or_never().is_none());
+        // It is drawn by then, and nobody has looked.
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(replica.limits.lock().ledgers[0].in_flight, 1);
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(replica.limits.lock().ledgers[0].in_flight, 0);
+    assert_eq!(replica.remaining(), 100);
 }
 
 #[tokio::test(start_paused = true)]
