@@ -109,7 +109,8 @@ impl RedisLink {
             match connected.unwrap_or_else(|_| Err("no connection in time".to_owned())) {
                 Ok(current) => {
                     tracing::info!(host = self.0.place.host, "connected to the shared store");
-                    (pause, told) = (PAUSES.0, false);
+                    told = false;
+                    let connected = Instant::now();
                     let broken = current.broken.clone();
                     self.0.current.store(Some(Arc::new(current)));
                     self.0.news.send(News::Connected).ok();
@@ -119,6 +120,10 @@ impl RedisLink {
                     }
                     self.0.current.store(None);
                     self.0.news.send(News::Disconnected).ok();
+                    // One that refuses what is asked of it, as a primary that is none any more, is as good as unreachable.
+                    if connected.elapsed() > PAUSES.1 {
+                        pause = PAUSES.0;
+                    }
                     tracing::warn!(host = self.0.place.host, "the connection to the shared store was lost");
                 }
                 Err(error) if !told => {

@@ -1,3 +1,6 @@
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
+
 use super::*;
 use crate::edge::tls;
 use crate::redis_server::RedisServer;
@@ -32,6 +35,48 @@ impl Drop for Linked {
 
 fn place(port: u16) -> RedisUrl {
     RedisUrl { tls: false, host: "127.0.0.1".into(), port, database: 0, username: None, password: None }
+}
+
+/// A stand-in for a server, in the test's own time: it says the same to whatever is asked.
+struct StandIn {
+    port: u16,
+}
+
+impl StandIn {
+    async fn saying(answer: &'static str) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        TaskTracker::new().spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                TaskTracker::new().spawn(Self::serve(stream, answer));
+            }
+        });
+        Self { port }
+    }
+
+    async fn serve(stream: TcpStream, answer: &'static str) {
+        let (read, mut write) = stream.into_split();
+        let mut lines = BufReader::new(read).lines();
+        while let Ok(Some(words)) = lines.next_line().await {
+            let words: usize = words.trim_start_matches('*').parse().expect("how many words");
+            let mut command = String::new();
+            for nth in 0..2 * words {
+                let line = lines.next_line().await.expect("a command").expect("all of it");
+                if nth == 1 {
+                    command = line;
+                }
+            }
+            let answer = match command.as_str() {
+                "HELLO" => "%1\r\n+proto\r\n:3\r\n",
+                "CLIENT" => "+OK\r\n",
+                "SUBSCRIBE" => ">3\r\n+subscribe\r\n+news\r\n:1\r\n",
+                _ => answer,
+            };
+            if write.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 fn twice() -> Script {
@@ -84,6 +129,31 @@ async fn a_server_that_does_not_answer_is_left_and_found_again() {
     server.signal("CONT");
     linked.hears(&News::Connected).await;
     assert_eq!(four(&linked.link).await, Ok(Value::Int(4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_only_lets_read_is_asked_no_oftener_than_one_that_cannot_be_reached() {
+    let server = StandIn::saying("-READONLY You can't write against a read only replica.\r\n").await;
+    let mut linked = Linked::to(place(server.port));
+    let start = Instant::now();
+    for _ in 0..20 {
+        linked.hears(&News::Connected).await;
+        while linked.link.is_connected() {
+            assert!(linked.link.command(&[b"SET", b"a", b"b"]).await.is_err());
+        }
+    }
+    assert!(start.elapsed() > PAUSES.1 * 5, "{:?}", start.elapsed());
+    // After one that was of use another is found soon, should its name lead back there at first.
+    linked.hears(&News::Connected).await;
+    sleep(PAUSES.1 * 2).await;
+    let start = Instant::now();
+    for _ in 0..3 {
+        while linked.link.is_connected() {
+            assert!(linked.link.command(&[b"SET", b"a", b"b"]).await.is_err());
+        }
+        linked.hears(&News::Connected).await;
+    }
+    assert!(start.elapsed() < PAUSES.1, "{:?}", start.elapsed());
 }
 
 #[tokio::test]
