@@ -1,8 +1,8 @@
 //! The connection to Redis or Valkey: one, shared by all workers, made again whenever it is lost.
 //!
 //! One connection in RESP3 carries calls and what others publish alike. While there is none a call fails at once: the stores
-//! above know how to go on without. Three calls in a row without an answer count as a lost connection, because a stalled
-//! server, or one that a network swallowed, closes nothing.
+//! above know how to go on without. Three calls in a row without an answer, each begun after the one before was given up, count
+//! as a lost connection, because a stalled server, or one that a network swallowed, closes nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -28,7 +28,7 @@ use crate::config::RedisUrl;
 use crate::store::link::{Link, Lost, News, Script};
 use crate::time::{Instant, sleep, timeout};
 
-/// Calls without an answer, one after the other, that end a connection.
+/// Calls without an answer, one begun after the other, that end a connection.
 const MISSES: u32 = 3;
 /// Until a new connection is ready.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ struct Current {
     connection: MultiplexedConnection,
     /// It is of no use any more.
     broken: CancellationToken,
-    /// Calls without an answer since the last one with.
+    /// Calls without an answer since the last one with, of those that began at once the first.
     misses: AtomicU32,
 }
 
@@ -208,8 +208,12 @@ impl RedisLink {
     async fn call(&self, command: &Cmd) -> Result<Value, Failed> {
         let Some(current) = self.0.current.load_full() else { return Err(Failed::Lost(Lost::Unreachable)) };
         let mut connection = current.connection.clone();
+        let misses = current.misses.load(Ordering::Relaxed);
         let Ok(answer) = timeout(self.0.timeout, connection.send_packed_command(command)).await else {
-            if current.misses.fetch_add(1, Ordering::Relaxed) + 1 >= MISSES {
+            // However many there are at once, a server that stalls for a moment lacks one answer.
+            let next = misses + 1;
+            let counted = current.misses.compare_exchange(misses, next, Ordering::Relaxed, Ordering::Relaxed);
+            if counted.is_ok() && next >= MISSES {
                 current.broken.cancel();
             }
             return Err(Failed::Lost(Lost::Late));

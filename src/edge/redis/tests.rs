@@ -1,5 +1,6 @@
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use super::*;
 use crate::edge::tls;
@@ -14,7 +15,10 @@ struct Linked {
 
 impl Linked {
     fn to(place: RedisUrl) -> Self {
-        let timeout = Duration::from_secs(5);
+        Self::within(place, Duration::from_secs(5))
+    }
+
+    fn within(place: RedisUrl, timeout: Duration) -> Self {
         let tls = tls::store(None).expect("roots");
         let link = RedisLink::new(place, tls, timeout, vec!["news".into()]).expect("a link");
         let (news, stop) = (link.news(), CancellationToken::new());
@@ -40,21 +44,24 @@ fn place(port: u16) -> RedisUrl {
 /// A stand-in for a server, in the test's own time: it says the same to whatever is asked.
 struct StandIn {
     port: u16,
+    /// It says nothing for now.
+    stalled: watch::Sender<bool>,
 }
 
 impl StandIn {
     async fn saying(answer: &'static str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
+        let (stalled, watched) = watch::channel(false);
         TaskTracker::new().spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                TaskTracker::new().spawn(Self::serve(stream, answer));
+                TaskTracker::new().spawn(Self::serve(stream, watched.clone(), answer));
             }
         });
-        Self { port }
+        Self { port, stalled }
     }
 
-    async fn serve(stream: TcpStream, answer: &'static str) {
+    async fn serve(stream: TcpStream, mut stalled: watch::Receiver<bool>, answer: &'static str) {
         let (read, mut write) = stream.into_split();
         let mut lines = BufReader::new(read).lines();
         while let Ok(Some(words)) = lines.next_line().await {
@@ -72,7 +79,9 @@ impl StandIn {
                 "SUBSCRIBE" => ">3\r\n+subscribe\r\n+news\r\n:1\r\n",
                 _ => answer,
             };
-            if write.write_all(answer.as_bytes()).await.is_err() {
+            if stalled.wait_for(|stalled| !stalled).await.is_err()
+                || write.write_all(answer.as_bytes()).await.is_err()
+            {
                 return;
             }
         }
@@ -118,17 +127,36 @@ async fn a_lost_server_is_told_at_once_and_found_again() {
 #[tokio::test]
 async fn a_server_that_does_not_answer_is_left_and_found_again() {
     let server = RedisServer::start();
-    let mut linked = Linked::to(place(server.port()));
+    let mut linked = Linked::within(place(server.port()), Duration::from_secs(1));
     linked.hears(&News::Connected).await;
     server.signal("STOP");
-    let calls = (0..MISSES).map(|_| four(&linked.link));
-    for answer in futures_util::future::join_all(calls).await {
-        assert_eq!(answer, Err(Lost::Late));
+    for _ in 0..MISSES {
+        assert_eq!(four(&linked.link).await, Err(Lost::Late));
     }
     linked.hears(&News::Disconnected).await;
     server.signal("CONT");
     linked.hears(&News::Connected).await;
     assert_eq!(four(&linked.link).await, Ok(Value::Int(4)));
+}
+
+#[tokio::test]
+async fn calls_that_go_unanswered_together_count_as_one() {
+    let server = StandIn::saying("+OK\r\n").await;
+    let mut linked = Linked::within(place(server.port), Duration::from_secs(1));
+    linked.hears(&News::Connected).await;
+    let link = linked.link.clone();
+    let call = || link.command(&[b"SET", b"a", b"b"]);
+    let many = || futures_util::future::join_all((0..50).map(|_| call()));
+    server.stalled.send_replace(true);
+    assert!(many().await.iter().all(|answer| *answer == Err(Lost::Late)));
+    server.stalled.send_replace(false);
+    assert_eq!(call().await, Ok(Value::Okay));
+    assert!(link.is_connected() && linked.news.is_empty());
+    server.stalled.send_replace(true);
+    for _ in 0..MISSES {
+        assert!(many().await.iter().all(|answer| *answer == Err(Lost::Late)));
+    }
+    linked.hears(&News::Disconnected).await;
 }
 
 #[tokio::test(start_paused = true)]
