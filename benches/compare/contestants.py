@@ -139,8 +139,12 @@ class Running:
 
     def steady(self, mode, request, connections, seconds, last):
         """Load of our own, on the core of the load."""
-        site, roots = self.site, self.site.certificate if self.work.tls else None
-        return Steady(site.steady, mode, self.port, site.cores.load, request, connections, seconds, last, roots)
+        site, env = self.site, {}
+        if self.work.tls:
+            env["STEADY_ROOTS"] = str(site.certificate)
+        if self.work.refuse:
+            env["STEADY_REFUSED"] = "yes"
+        return Steady(site.steady, mode, self.port, site.cores.load, request, connections, seconds, last, env)
 
     def get(self, path, **request):
         request.setdefault("key", self.key)

@@ -43,12 +43,13 @@ def h2load(pid, port, path, cores, *, seconds=1, origin=ORIGIN):
 
 
 def steady(proxy, request, *, seconds=1, connections=64, variants=1):
-    """As [`wrk`], and over TLS where the proxy speaks it: wrk's core would be full before a fast proxy's."""
+    """As [`wrk`], over TLS where the proxy speaks it. wrk's core, where the upstream is too, would be full before a fast
+    proxy's, which then pays for falling asleep and waking."""
     with proxy.steady("closed", request, connections, seconds, variants) as generator:
         before, started = machine.cpu_seconds(proxy.pid), time.monotonic()
         came = generator.go()
         cpu, wall = machine.cpu_seconds(proxy.pid) - before, time.monotonic() - started
-    return Burst(came["requests"], 0, came["bytes"] / came["requests"], wall, cpu)
+    return Burst(came["requests"], came["refused"], came["bytes"] / came["requests"], wall, cpu)
 
 
 def _measure(pid, command, cores, seconds, understand):
@@ -85,12 +86,12 @@ def _of_h2load(output):
 class Steady:
     """The load generator beside this file, at the moment when all its connections are there."""
 
-    def __init__(self, binary, mode, port, cores, request, connections, seconds, last, roots=None):
+    def __init__(self, binary, mode, port, cores, request, connections, seconds, last, env):
         command = [str(binary), mode, f"127.0.0.1:{port}", str(connections), str(seconds), str(last)]
         with machine.on(cores):
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={"STEADY_REQUEST": request.decode(), **({"STEADY_ROOTS": str(roots)} if roots else {})},
+                env={"STEADY_REQUEST": request.decode(), **env},
                 start_new_session=True,
             )
         machine.go_first(self._process)

@@ -146,12 +146,9 @@ class Row:
             self.check(proxy)
 
     def burst(self, proxy):
-        cores = proxy.site.cores.load
         if self.work.h2:
-            return load.h2load(proxy.pid, proxy.port, self.path, cores, seconds=self.seconds)
-        if self.work.tls:
-            return load.steady(proxy, request_text(self.path), seconds=self.seconds)
-        return load.wrk(proxy.pid, proxy.port, self.path, cores, seconds=self.seconds)
+            return load.h2load(proxy.pid, proxy.port, self.path, proxy.site.cores.load, seconds=self.seconds)
+        return load.steady(proxy, request_text(self.path), seconds=self.seconds)
 
     def note(self, series, burst):
         series.values.append(burst.micros)

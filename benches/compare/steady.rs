@@ -6,8 +6,8 @@
 //!   when all are connected and a line was read from standard input. With `SECONDS` 0 each variant is asked for once.
 //!
 //! The request is what `STEADY_REQUEST` says; in it `{n}` is the number of the variant, `{ip}` an address of its own. Each
-//! answer must be a 200 with a body. `closed` goes over TLS 1.3 where `STEADY_ROOTS` names the certificate to trust. Prints
-//! `ready`, then one line of JSON.
+//! answer must be a 200 with a body; where `STEADY_REFUSED` is set, a 429 counts as refused. `closed` goes over TLS 1.3 where
+//! `STEADY_ROOTS` names the certificate to trust. Prints `ready`, then one line of JSON.
 
 #![expect(
     clippy::print_stdout,
@@ -81,6 +81,8 @@ struct Answer {
     left: usize,
     /// Of all answers so far.
     bytes: u64,
+    /// Answers of 429, where they may be.
+    refused: Option<u64>,
 }
 
 impl Answer {
@@ -98,7 +100,7 @@ impl Answer {
                 self.head.extend_from_slice(read);
                 return Ok(false);
             };
-            (end + 4 + length(&bytes[..end])?, bytes.len())
+            (end + 4 + length(&bytes[..end], &mut self.refused)?, bytes.len())
         };
         self.head.clear();
         self.left = whole.checked_sub(there).ok_or("more than one answer")?;
@@ -107,10 +109,12 @@ impl Answer {
 }
 
 /// Bytes of the body that follows this head.
-fn length(head: &[u8]) -> Outcome<usize> {
+fn length(head: &[u8], refused: &mut Option<u64>) -> Outcome<usize> {
     let head = str::from_utf8(head)?;
-    if !head.starts_with("HTTP/1.1 200 ") {
-        return Err(format!("not a 200: {head}").into());
+    match refused {
+        Some(refused) if head.starts_with("HTTP/1.1 429 ") => *refused += 1,
+        _ if head.starts_with("HTTP/1.1 200 ") => {}
+        _ => return Err(format!("not a 200: {head}").into()),
     }
     let mut fields = head.lines().filter_map(|line| line.split_once(':'));
     let (_, length) =
@@ -210,6 +214,8 @@ async fn closed(
 ) -> Outcome<()> {
     let (request, next) = (Arc::new(request), Arc::new(AtomicU64::new(0)));
     let tls = std::env::var("STEADY_ROOTS").ok().map(trusting).transpose()?;
+    let refusable = std::env::var_os("STEADY_REFUSED").map(|_| 0);
+    let answer = move || Answer { refused: refusable, ..Answer::default() };
     let mut streams = Vec::new();
     for number in 0..connections {
         let socket = TcpSocket::new_v4()?;
@@ -223,7 +229,7 @@ async fn closed(
             None => Either::Right(stream),
         };
         if length > Duration::ZERO {
-            ask(&mut stream, &request.variant(number as u64 % variants), &mut Answer::default()).await?;
+            ask(&mut stream, &request.variant(number as u64 % variants), &mut answer()).await?;
         }
         streams.push(stream);
     }
@@ -234,27 +240,28 @@ async fn closed(
     for mut stream in streams {
         let (request, next) = (request.clone(), next.clone());
         tasks.spawn(async move {
-            let (mut answer, mut answered) = (Answer::default(), 0_u64);
+            let (mut answer, mut answered) = (answer(), 0_u64);
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 // Each connection asks once more at least: it is still there.
                 let over =
                     if length.is_zero() { number >= variants } else { answered > 0 && Instant::now() >= end };
                 if over {
-                    return Outcome::Ok((stream, answered, answer.bytes));
+                    return Outcome::Ok((stream, answered, answer));
                 }
                 ask(&mut stream, &request.variant(number % variants), &mut answer).await?;
                 answered += 1;
             }
         });
     }
-    let (mut kept, mut requests, mut bytes) = (Vec::new(), 0, 0);
+    let (mut kept, mut requests, mut bytes, mut refused) = (Vec::new(), 0, 0, 0);
     while let Some(done) = tasks.join_next().await {
-        let (stream, answered, read) = done??;
+        let (stream, answered, answer) = done??;
         kept.push(stream);
-        (requests, bytes) = (requests + answered, bytes + read);
+        (requests, bytes) = (requests + answered, bytes + answer.bytes);
+        refused += answer.refused.unwrap_or_default();
     }
-    println!("{{\"requests\":{requests},\"bytes\":{bytes}}}");
+    println!("{{\"requests\":{requests},\"bytes\":{bytes},\"refused\":{refused}}}");
     // Connections stay open until nobody wants to look at them any more.
     io::stdin().read_line(&mut String::new())?;
     Ok(())
