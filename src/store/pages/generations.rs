@@ -116,6 +116,9 @@ impl<L: Link> Generations<L> {
 
     /// A lease that lapsed because we were slow is had again at once.
     async fn becomes_known(&self) -> bool {
+        if self.left.load(Ordering::Relaxed) {
+            return false;
+        }
         let mut reachable = self.reachable.subscribe();
         self.wanted.notify_one();
         timeout(self.patience, reachable.wait_for(|reachable| !reachable || self.is_known())).await.ok();
@@ -183,6 +186,8 @@ impl<L: Link> Generations<L> {
             let asked = Timestamp::now();
             let answer = self.link.run(&RENEW, &self.keys, arguments).await.and_then(renewal);
             match answer {
+                // Asked for before we left.
+                Ok(Renewal { state: None, .. }) if self.left.load(Ordering::Relaxed) => return,
                 Ok(Renewal { server, state: None }) => {
                     self.clock.heard(server, Timestamp::now());
                     self.lapses.store((asked + LEASE).0, Ordering::Release);

@@ -84,7 +84,7 @@ async fn a_head_has_a_deadline_wherever_on_a_connection_it_stands() {
 #[tokio::test]
 async fn a_head_in_frames_has_a_deadline_beside_streams_that_are_served() {
     let upstream = RawUpstream::start().await;
-    let proxy = Proxy::start(&upstream.url, "server.header_read_timeout = '1s'");
+    let proxy = Proxy::start(&upstream.url, "server.header_read_timeout = '100ms'");
     let mut client = H2Client::connect(proxy.address, &[]).await;
     let bearer = format!("Bearer {KEY}");
     let fields: [(&[u8], &[u8]); 5] = [
@@ -232,11 +232,15 @@ async fn who_closes_its_side_behind_a_request_is_answered() {
         vec![Act::Read, Act::Until(until.clone()), write(answer)]
     })
     .await;
-    let proxy = Proxy::start(&upstream.url, "");
+    let proxy = Proxy::start(&upstream.url, "server.header_read_timeout = '100ms'");
     let mut client = RawClient::connect(proxy.address).await;
     client.send(get("/providers/x").as_bytes()).await;
     client.finish().await;
     eventually("it is upstream", || upstream.heads() == 1).await;
+    // What looks whether anybody leaves has looked: it ends those that are too slow.
+    let mut slow = RawClient::connect(proxy.address).await;
+    slow.send(b"GET /providers/x HTTP/1.1\r\n").await;
+    assert!(slow.is_closed().await);
     said.cancel();
     let answer = client.answer(false).await.expect("an answer");
     assert_eq!((answer.status, answer.body.as_str(), answer.closes()), (200, "fine", true));
