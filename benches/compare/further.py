@@ -202,7 +202,7 @@ FURTHER = (
     Start("start", "start to first answer", ONE, limits=(Limit(50, None),), unit="ms", digits=1),
     Start("resident", "resident after it", ONE, limits=(Limit(25, None),), unit="MiB", digits=1, memory=True),
     Idle("idle", "idle connection", LIST, kind="hit", limits=(Limit(22, None),), unit="KiB", digits=1),
-    Clients("clients", "tracked client IP", LIST, Work(forwarded=100), "hit", (Limit(64, None),), unit="bytes", digits=0),
+    Clients("clients", "tracked client IP", LIST, Work(forwarded=1_000_000), "hit", (Limit(64, None),), unit="bytes", digits=0),
 )
 
 
