@@ -781,7 +781,14 @@ async fn an_answer_that_is_no_page_is_shared_with_those_alone_whom_it_is_for() {
     {
         let before = mock.received();
         let headers = with(&[(name, value)]);
-        mock.fault(Fault { next: 2, status: Some(status), delay_ms: Some(300), headers, ..Fault::default() });
+        // Long enough for the second to come on a busy machine, too.
+        mock.fault(Fault {
+            next: 2,
+            status: Some(status),
+            delay_ms: Some(1000),
+            headers,
+            ..Fault::default()
+        });
         let target = format!("/providers?limit={}", number + 1);
         let ask = async |agent| proxy.call("GET", &target, &[("user-agent", agent)], "").await;
         let (one, two) = tokio::join!(ask("one"), async {
