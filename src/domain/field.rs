@@ -39,8 +39,8 @@ pub fn room(mut fields: HeaderMap, count: usize) -> HeaderMap {
 }
 
 /// Whether a line of `Connection` may name any; what it says in most answers names none.
-pub fn names_some(line: &HeaderValue) -> bool {
-    !["keep-alive", "close"].iter().any(|option| line.as_bytes().eq_ignore_ascii_case(option.as_bytes()))
+pub fn names_some(line: &[u8]) -> bool {
+    !["keep-alive", "close"].iter().any(|option| line.eq_ignore_ascii_case(option.as_bytes()))
 }
 
 /// The fields that `Connection` names: they are for one hop only (RFC 9110 §7.6.1). What is no name there names nothing.

@@ -92,15 +92,15 @@ impl Shares {
     }
 
     /// Clients active in the last window.
-    pub fn active(&self) -> usize {
-        self.clients.len()
+    pub fn active(&self) -> u32 {
+        u32::try_from(self.clients.len()).unwrap_or(u32::MAX)
     }
 
     /// `client` asks: it is active from now on. What is held back from it.
     pub fn ask(&mut self, now: Nanos, client: ClientKey, rule: Rule) -> u32 {
         let (part, spend) = self.of(now, client);
-        let spent = spend.sum(part);
-        rule.held_back(spent, self.active_in(part))
+        let spend = *spend;
+        rule.held_back(self.active(), || spend.sum(part))
     }
 
     /// `client` spent one.
@@ -127,7 +127,7 @@ impl Shares {
     /// A client that was not active in the last window spent nothing; this makes nobody active.
     pub fn held_back(&mut self, now: Nanos, client: ClientKey, rule: Rule) -> u32 {
         let part = self.advance(now);
-        rule.held_back(self.spent(client, part), self.active_in(part))
+        rule.held_back(self.active(), || self.spent(client, part))
     }
 
     /// What is held back from `client` now and from which moments on how much less, were nothing more spent or asked.
@@ -135,7 +135,7 @@ impl Shares {
         let current = self.advance(now);
         let mut steps: Vec<(Nanos, u32)> = Vec::new();
         for part in current..=current + KEPT as u64 {
-            let held_back = rule.held_back(self.spent(client, part), self.active_in(part));
+            let held_back = rule.held_back(self.active_in(part), || self.spent(client, part));
             if steps.last().is_none_or(|(_, before)| held_back < *before) {
                 steps.push((now.max(part * self.part), held_back));
             }
@@ -195,11 +195,11 @@ impl Shares {
 
 impl Rule {
     /// From a client that has `spent` so much, while so many are `active`.
-    fn held_back(&self, spent: u32, active: u32) -> u32 {
+    fn held_back(&self, active: u32, spent: impl FnOnce() -> u32) -> u32 {
         if active < 2 {
             return 0;
         }
-        let above = spent.saturating_add(1).saturating_sub(self.requests.div_ceil(active));
+        let above = spent().saturating_add(1).saturating_sub(self.requests.div_ceil(active));
         // A share of a u32, never negative: the cast rounds down and saturates.
         above.min((self.requests as f32 * self.reserve.clamp(0.0, 1.0)) as u32)
     }
@@ -302,6 +302,6 @@ mod tests {
             shares.spend(SECOND, ClientKey(0x2001_0000_0000_0000 + (client << 32)));
         }
         assert!(shares.active() <= 103, "{}", shares.active());
-        assert_eq!(shares.seen.iter().sum::<u32>() as usize, shares.active());
+        assert_eq!(shares.seen.iter().sum::<u32>(), shares.active());
     }
 }

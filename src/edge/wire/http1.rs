@@ -271,7 +271,15 @@ fn is_plain_head(bytes: &[u8]) -> bool {
         lines += 1;
     }
     let starts = !matches!(head.first(), None | Some(b'\r'));
-    starts && lines <= MAX_FIELDS && memchr_iter(b'\r', head).count() == lines && memchr(b'#', head).is_none()
+    starts && lines <= MAX_FIELDS && count(b'\r', head) == lines && memchr(b'#', head).is_none()
+}
+
+/// How often a byte stands in a text. In pieces that a byte can count: so the compiler has it look at sixteen at once, which in
+/// so short a text as a head takes half of what `memchr` does.
+fn count(byte: u8, text: &[u8]) -> usize {
+    text.chunks(255)
+        .map(|piece| usize::from(piece.iter().map(|one| u8::from(*one == byte)).sum::<u8>()))
+        .sum()
 }
 
 /// `1F; name=value`, and nothing that only some readers take for it (§7.1).

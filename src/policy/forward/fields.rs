@@ -77,7 +77,7 @@ impl Told {
                 told.cookie = true;
             } else if *name == CONNECTION {
                 // Whatever else it names goes, too.
-                names |= names_some(value);
+                names |= names_some(value.as_bytes());
             }
             if never_passes(name.as_str()) {
                 told.gone.push(name.clone());

@@ -109,16 +109,22 @@ pub(super) fn parse(read: &mut BytesMut, request: &mut Outgoing) -> Result<Optio
     let old = parts.version < Version::HTTP_11;
     let mut told = Told { old, stays: !old, ..Told::default() };
     for field in answer.headers.iter() {
+        // Said to us alone, in most answers: whoever gets it would only have to find it and take it out.
+        if field.name.eq_ignore_ascii_case(CONNECTION.as_str()) && !field::names_some(field.value) {
+            told.connection(field.value);
+            continue;
+        }
         let name = HeaderName::from_bytes(field.name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(all.slice_ref(field.value));
+        let value = match field.value {
+            // Most answers say so: it needs no share of what was read.
+            b"application/json" => Ok(HeaderValue::from_static("application/json")),
+            value => HeaderValue::from_maybe_shared(all.slice_ref(value)),
+        };
         let (Ok(name), Ok(value)) = (name, value) else {
             return Err(malformed("invalid HTTP header parsed"));
         };
         told.by(&name, &value)?;
-        // Said to us alone, in most answers: whoever gets it would only have to find it and take it out.
-        if name != CONNECTION || field::names_some(&value) {
-            parts.headers.append(name, value);
-        }
+        parts.headers.append(name, value);
     }
     let framing = told.framing(parts.status, &request.method);
     let stays = told.stays && framing != Framing::Close && !told.says_too_much(parts.status);
@@ -137,10 +143,14 @@ struct Told {
 }
 
 impl Told {
+    fn connection(&mut self, value: &[u8]) {
+        let mut options = value.split(|byte| *byte == b',');
+        self.stays &= !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+    }
+
     fn by(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), Fault> {
         if *name == CONNECTION {
-            let mut options = value.as_bytes().split(|byte| *byte == b',');
-            self.stays &= !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+            self.connection(value.as_bytes());
         } else if *name == CONTENT_LENGTH {
             let digits = value.as_bytes();
             if self.length.is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
