@@ -276,6 +276,11 @@ impl ResponseBody {
         self
     }
 
+    /// Whether none of it is still to come.
+    pub fn is_at_hand(&self) -> bool {
+        matches!(self.source, Source::Empty | Source::Full(_))
+    }
+
     /// What it comes over, while it is still coming.
     pub fn lease(&mut self) -> Option<&mut Option<Box<dyn Lease>>> {
         match &mut self.source {
@@ -347,39 +352,17 @@ impl Body for ResponseBody {
 /// A body on its way from upstream.
 pub enum Arriving {
     /// Over a connection.
-    Wire(Box<dyn Body<Data = Bytes, Error = BodyError> + Send + Unpin>),
+    Wire(Wire),
     /// All there.
-    Held(RequestBody),
+    Held(Bytes),
 }
 
-impl Arriving {
-    /// Whether nothing is to come.
-    pub fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Wire(body) => body.is_end_stream(),
-            Self::Held(body) => body.is_end_stream(),
-        }
-    }
-
-    /// Bytes still to come, where that is known.
-    pub fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Wire(body) => body.size_hint(),
-            Self::Held(body) => body.size_hint(),
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self {
-            Self::Wire(body) => Pin::new(body).poll_frame(cx),
-            Self::Held(body) => Pin::new(body).poll_frame(cx),
-        }
-    }
-}
+/// A body that comes over a connection.
+pub type Wire = Box<dyn Body<Data = Bytes, Error = BodyError> + Send + Unpin>;
 
 /// Upstream's body as it comes: searched for the secret, bounded in silence; its connection goes back when it is whole.
 pub struct Outbound {
-    body: Arriving,
+    body: Wire,
     scan: Option<Scan>,
     silence: Silence,
     lease: Option<Box<dyn Lease>>,
@@ -390,7 +373,7 @@ pub struct Outbound {
 
 impl Outbound {
     /// `scan`: what to search for, `None` where nothing can be found (a body that is not text is searched all the same).
-    pub fn new(body: Arriving, scan: Option<Scan>, idle: Duration, lease: Option<Box<dyn Lease>>) -> Self {
+    pub fn new(body: Wire, scan: Option<Scan>, idle: Duration, lease: Option<Box<dyn Lease>>) -> Self {
         let mut outbound =
             Self { body, scan, silence: Silence::new(idle), lease, unread: Bytes::new(), ended: false };
         if outbound.body.is_end_stream() {
@@ -430,7 +413,7 @@ impl Outbound {
             return Poll::Ready(Some(Ok(std::mem::take(&mut self.unread))));
         }
         while !self.ended {
-            let frame = match self.body.poll(cx) {
+            let frame = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending if self.silence.poll(cx).is_ready() => return self.fail(BodyError::Silent),
                 Poll::Pending => return Poll::Pending,

@@ -247,6 +247,17 @@ impl Failure {
     }
 }
 
+/// A request that upstream did not serve, for whoever sends it once more.
+#[derive(Debug)]
+pub struct Unserved {
+    /// Without its body, which the [`Failure`] has where it was not used up.
+    pub request: Box<Request<RequestBody>>,
+    /// The proof.
+    pub permit: Permit,
+    /// Only if what we have has changed.
+    pub unless: Option<Box<[Option<HeaderValue>; 2]>>,
+}
+
 /// Whether upstream may have seen a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
@@ -258,6 +269,15 @@ pub enum Delivery {
     Possible,
     /// It was, and was refused for this key alone: with the other one it may be sent again.
     KeyRefused(Which),
+    /// It was, and answered 429: nothing was done.
+    Limited,
+}
+
+impl Delivery {
+    /// Whether it may have.
+    pub fn is_possible(self) -> bool {
+        !matches!(self, Self::Refused | Self::Never)
+    }
 }
 
 /// Requests for the tests of single layers.

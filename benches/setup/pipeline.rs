@@ -180,6 +180,6 @@ impl Transport for Memory {
     async fn send(&self, _: &mut Outgoing, _: &Journal) -> Result<Answer, Box<TransportError>> {
         let (mut head, ()) = Response::new(()).into_parts();
         head.headers.clone_from(&self.0.headers);
-        Ok(Answer { head, body: Arriving::Held(RequestBody::Held(self.0.body.clone())), lease: None })
+        Ok(Answer { head, body: Arriving::Held(self.0.body.clone()), lease: None })
     }
 }

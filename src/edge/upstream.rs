@@ -204,8 +204,8 @@ impl Pool {
         let (whole, pool) = (connection.whole(&mut head), self.clone());
         let (stays, framing) = (head.stays, head.framing);
         let (body, lease): (_, Option<Box<dyn Lease>>) = match whole {
-            Some(body) if stays => (held(body), Some(Box::new(Kept { pool, connection }))),
-            Some(body) => (held(body), None),
+            Some(body) if stays => (Arriving::Held(body), Some(Box::new(Kept { pool, connection }))),
+            Some(body) => (Arriving::Held(body), None),
             None => {
                 let connection = Some(connection);
                 (Arriving::Wire(Box::new(Rest { pool, connection, framing, stays })), None)
@@ -246,10 +246,6 @@ fn unsent(mut error: TrySendError<Request<RequestBody>>, request: &mut Outgoing)
 fn failed(error: &hyper::Error, delivery: Delivery) -> Box<TransportError> {
     let (fault, detail, caller) = (fault::of_hyper(error), fault::chain(error), fault::of_caller(error));
     Box::new(TransportError { fault, delivery, detail, caller })
-}
-
-fn held(body: Bytes) -> Arriving {
-    Arriving::Held(if body.is_empty() { RequestBody::Empty } else { RequestBody::Held(body) })
 }
 
 /// Gives the connection back when the answer, which has all come, was of use; dropped before, it closes that.

@@ -10,7 +10,7 @@ use opentelemetry::trace::SpanContext;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{CacheStatus, EnvironmentHandle};
+use super::{CacheStatus, EnvironmentHandle, Unserved};
 use crate::body::RequestBody;
 use crate::domain::access::{Route, ShadowRefusal};
 use crate::domain::client_ip::ClientKey;
@@ -43,6 +43,8 @@ pub struct Journal {
     pub refused_route: OnceLock<&'static str>,
     /// Some of the attempt under way may have been written.
     written: AtomicBool,
+    /// Somebody waits until that changes; most often nobody does.
+    awaited: AtomicBool,
     changed: Notify,
     /// The rule whose constraint was broken.
     pub refusing_rule: OnceLock<String>,
@@ -61,6 +63,7 @@ struct Notes {
     broken: Option<&'static str>,
     place: Option<Place>,
     left: Option<Box<Request<RequestBody>>>,
+    unserved: Option<Box<Unserved>>,
     answered: Option<Answered>,
 }
 
@@ -133,6 +136,7 @@ impl Journal {
             decided: OnceLock::new(),
             refused_route: OnceLock::new(),
             written: AtomicBool::new(false),
+            awaited: AtomicBool::new(false),
             changed: Notify::new(),
             refusing_rule: OnceLock::new(),
             shadow: OnceLock::new(),
@@ -152,22 +156,26 @@ impl Journal {
         Self { trace: self.trace.clone(), ..Self::new(self.request_id.clone()) }
     }
 
-    /// Another attempt begins: nothing of it has been written yet.
+    /// Another attempt begins: nothing of it has been written yet, and what broke the one before is no longer the end of it.
     pub fn attempt(&self) {
         self.written(false);
-        self.add_attempts(1);
+        self.notes(|notes| (notes.attempts, notes.broken) = (notes.attempts + 1, None));
     }
 
     /// Notes whether some of the attempt under way may have been written.
     pub fn written(&self, written: bool) {
         if self.is_written() != written {
-            self.written.store(written, Ordering::Relaxed);
-            self.changed.notify_waiters();
+            // In one order with what `idle` does: either it sees this, or is seen to wait.
+            self.written.store(written, Ordering::SeqCst);
+            if self.awaited.load(Ordering::SeqCst) {
+                self.changed.notify_waiters();
+            }
         }
     }
 
     /// Resolves when nothing of an attempt is on its way: it waits for its turn, for a connection, or to be tried again.
     pub async fn idle(&self) {
+        self.awaited.store(true, Ordering::SeqCst);
         loop {
             let changed = self.changed.notified();
             if !self.is_written() {
@@ -179,7 +187,7 @@ impl Journal {
 
     /// Whether some of the attempt under way may have been written.
     pub fn is_written(&self) -> bool {
-        self.written.load(Ordering::Relaxed)
+        self.written.load(Ordering::SeqCst)
     }
 
     /// Notes how a list page was come by; a later note replaces an earlier one.
@@ -218,8 +226,7 @@ impl Journal {
         self.notes(|notes| notes.place = Some(place));
     }
 
-    /// Leaves the request that an attempt was made of, without its body, for whoever may have to make another; or one that is
-    /// refused, for the answer to that.
+    /// Leaves a request that is refused, for the answer to that.
     pub fn leave(&self, request: Box<Request<RequestBody>>) {
         self.notes(|notes| notes.left = Some(request));
     }
@@ -227,6 +234,16 @@ impl Journal {
     /// Takes it.
     pub fn left(&self) -> Option<Box<Request<RequestBody>>> {
         self.notes(|notes| notes.left.take())
+    }
+
+    /// Leaves the request that an attempt was made of, for whoever may have to make another.
+    pub fn leave_unserved(&self, unserved: Unserved) {
+        self.notes(|notes| notes.unserved = Some(Box::new(unserved)));
+    }
+
+    /// Takes it.
+    pub fn unserved(&self) -> Option<Box<Unserved>> {
+        self.notes(|notes| notes.unserved.take())
     }
 
     /// Notes what is known of upstream's answer.
@@ -242,11 +259,6 @@ impl Journal {
     /// Notes why the body ended early, after its head had been sent.
     pub fn broke(&self, reason: &'static str) {
         self.notes(|notes| notes.broken = Some(reason));
-    }
-
-    /// Another attempt begins: what broke the one before is no longer the end of it.
-    pub fn mended(&self) {
-        self.notes(|notes| notes.broken = None);
     }
 
     /// Why the body ended early.

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
+use parking_lot::Mutex;
 use tokio::select;
 use tower::{Layer, Service};
 
@@ -20,7 +21,7 @@ use crate::config::Retry;
 use crate::domain::client_ip::ClientKey;
 use crate::domain::ratelimit::{self, Observation};
 use crate::domain::shares::Rule;
-use crate::exchange::{Delivery, EnvironmentHandle, Exchange, Failure, Journal, Permitted, ShutFor};
+use crate::exchange::{EnvironmentHandle, Exchange, Failure, Journal, Permitted, ShutFor};
 use crate::rejection::{Limit, Rejection};
 use crate::store::limits::{BudgetId, Charge, Draw, EGRESS, LimitStore, Refused};
 use crate::store::queues::{Bounds, Lane, Opening, Queue};
@@ -73,29 +74,23 @@ impl<L, S> Layer<S> for BudgetLayer<L> {
     type Service = Budget<L, S>;
 
     fn layer(&self, inner: S) -> Budget<L, S> {
-        Budget { inner, shared: self.0.clone() }
+        Budget(Arc::new(Stack { shared: self.0.clone(), inner: Mutex::new(inner) }))
     }
 }
 
 /// See [`BudgetLayer`].
-pub struct Budget<L, S> {
-    inner: S,
-    shared: Arc<Shared<L>>,
-}
+pub struct Budget<L, S>(Arc<Stack<L, S>>);
 
-impl<L, S: Clone> Clone for Budget<L, S> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), shared: self.shared.clone() }
-    }
+struct Stack<L, S> {
+    shared: Arc<Shared<L>>,
+    // Of one worker, so it is never contended; the lock is for the compiler, and takes less than a clone for each request.
+    inner: Mutex<S>,
 }
 
 impl<L, S> Service<Exchange<Permitted>> for Budget<L, S>
 where
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure>
-        + Clone
-        + Send
-        + 'static,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + Send + 'static,
     S::Future: Send,
 {
     type Response = Response<ResponseBody>;
@@ -103,15 +98,13 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Failure>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.inner.poll_ready(cx)
+        self.0.inner.lock().poll_ready(cx)
     }
 
     fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
-        let shared = self.shared.clone();
-        // The one that is ready is the one that is called.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let stack = self.0.clone();
         Box::pin(async move {
+            let Stack { shared, inner } = &*stack;
             let asks = Asks::of(&exchange, shared.egress.budget);
             // Upstream's first answer tells what was spent before this process began.
             let opening = asks.handle.queue.opening(asks.deadline).await;
@@ -124,7 +117,8 @@ where
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
             let attempt = Attempt::begin(&shared.limits, &asks, charge);
-            let mut outcome = inner.call(exchange).await;
+            let answer = inner.lock().call(exchange);
+            let mut outcome = answer.await;
             let mut tells = false;
             match &mut outcome {
                 Ok(response) => {
@@ -137,9 +131,7 @@ where
                     attempt.answered(heard);
                     shared.listen(&asks, charge, response).await;
                 }
-                Err(failure) if matches!(failure.delivery, Delivery::Possible | Delivery::KeyRefused(_)) => {
-                    attempt.lost();
-                }
+                Err(failure) if failure.delivery.is_possible() => attempt.lost(),
                 Err(_) => {
                     attempt.unsent();
                     return outcome; // It has told nothing of the past.

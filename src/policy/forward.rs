@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue,
     IF_MODIFIED_SINCE, IF_NONE_MATCH, USER_AGENT,
@@ -18,23 +17,24 @@ use http::header::{
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, response};
 use http_body::Body;
-use http_body_util::BodyExt;
 use tower::{Layer, Service};
 
-use crate::body::{Arriving, BodyError, Lease, Outbound, RequestBody, ResponseBody, Upload};
-use crate::exchange::{Answered, Armed, Delivery, Exchange, Failure, Journal, RequestId};
+use crate::body::{Arriving, Lease, Outbound, RequestBody, ResponseBody, Upload};
+use crate::exchange::{Answered, Armed, Delivery, Exchange, Failure, Journal, RequestId, Unserved};
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::telemetry::health::UpstreamHealth;
 use crate::telemetry::labels::Label;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{AttemptSpan, Sent};
-use crate::time::{Instant, Timers, Timestamp, ready_by, this_turn};
+use crate::time::{Instant, Timers, Timestamp, this_turn};
 
+mod ahead;
 mod fault;
 mod fields;
 mod outgoing;
 mod receipt;
 
+use ahead::read_ahead;
 pub use fault::TransportError;
 use fault::{failure, possible, too_late};
 use fields::Told;
@@ -54,14 +54,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Request fields that are ours alone, whatever the operator lists.
 const OURS: [HeaderName; 7] =
     [HOST, ACCEPT_ENCODING, IF_NONE_MATCH, IF_MODIFIED_SINCE, REQUEST_ID, CONTENT_LENGTH, AUTHORIZATION];
-
-/// A body of known length up to this is read whole before the head is sent: head and body leave in one write, and a
-/// fault in it can still become a 502.
-const GATHERED: u64 = 64 * 1024;
-
-/// How long the first of a body of unknown length is waited for before the head is sent: what breaks at once can still
-/// become a 502, and whoever has a head and nothing else to say is not kept from saying it.
-const BEGINS: Duration = Duration::from_millis(100);
 
 /// An answer as the transport received it.
 pub struct Answer {
@@ -151,42 +143,40 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, exchange: Exchange<Armed>) -> Self::Future {
+    fn call(&mut self, mut exchange: Exchange<Armed>) -> Self::Future {
         let (shared, transport) = (self.shared.clone(), self.transport.clone());
+        // At most 1 KiB, which the allocator has at hand: so what is moved in is used where it is, or it would have two places,
+        // and what only a stream needs is a box of its own.
         Box::pin(async move {
-            // Both are read where they are: what is moved here has two places in what is allocated for the request.
-            let (stage, journal) = (&exchange.stage, &exchange.journal);
-            let mut received = exchange.request;
+            let (stage, journal, received) = (&exchange.stage, &exchange.journal, &mut exchange.request);
             let Some(target) = target(&shared.rules.base_path, stage.permit.target().path_and_query()) else {
-                return Err(Failure::refused(
-                    Rejection::BadRequest("the target is too long".into()),
-                    received.into_body(),
-                ));
+                let rejection = Rejection::BadRequest("the target is too long".into());
+                return Err(Failure::refused(rejection, std::mem::take(received.body_mut())));
             };
-            let mut outgoing = shared.outgoing(&mut received, target, stage, &journal.request_id);
+            let mut outgoing = shared.outgoing(received, target, stage, &journal.request_id);
             let span = shared.begin(stage, journal, &mut outgoing.fields);
             let upload = match &outgoing.body {
                 Some(RequestBody::Streaming(inbound)) => Some(inbound.upload()),
                 Some(RequestBody::Empty | RequestBody::Held(_)) | None => None,
             };
-            journal.mended();
             let call = Call { stage, journal, started: this_turn(), upload };
             // While a body streams up, the caller's pace is not upstream's fault: then only the deadline counts.
             let due = match call.upload {
                 Some(_) => exchange.deadline,
                 None => exchange.deadline.min(call.started + shared.rules.attempt_timeout),
             };
-            let sent = shared.timers.by(due, transport.send(&mut outgoing, journal)).await;
+            let sent = shared.timers.by(due, transport.send(&mut outgoing, call.journal)).await;
             let outcome = sent.unwrap_or_else(|| Err(too_late(call.is_callers_turn())));
             let mut answered = match shared.received(outcome, &call, span) {
                 Ok(answer) => {
                     let mut accepted = shared.accept(answer, &call);
                     if let Ok(response) = &mut accepted
-                        && let Err(failure) = read_ahead(response, due).await
+                        && !response.body().is_at_hand()
+                        && let Err(failure) = Box::pin(read_ahead(response, due)).await
                     {
                         accepted = Err(failure);
                     }
-                    shared.judge(&accepted, journal);
+                    shared.judge(&accepted, call.journal);
                     accepted
                 }
                 Err(failure) => Err(failure),
@@ -199,8 +189,9 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
                 }
             };
             if again {
-                shared.restore(&mut received, *outgoing);
-                journal.leave(received);
+                let Exchange { mut request, stage: Armed { permit, unless, .. }, journal, .. } = exchange;
+                shared.restore(&mut request, *outgoing);
+                journal.leave_unserved(Unserved { request, permit, unless });
             }
             answered
         })
@@ -375,7 +366,8 @@ impl Shared {
         if told.coded {
             return Err(possible(Rejection::Upstream(UpstreamFault::UnexpectedCoding)));
         }
-        let end_untold = told.end_untold && matches!(body, Arriving::Wire(_)) && !body.is_end_stream();
+        let comes = matches!(&body, Arriving::Wire(body) if !body.is_end_stream());
+        let end_untold = told.end_untold && comes;
         let (sent, had_cookie) = (Timestamp::of(call.started), told.cookie);
         call.journal.answered(Answered { sent, had_cookie, end_untold });
         told.clean(&mut head.headers);
@@ -386,14 +378,33 @@ impl Shared {
         let found = |(name, value): (&HeaderName, &HeaderValue)| {
             guard.found_in(value.as_bytes()) || guard.found_in_name(name.as_str())
         };
-        let receipt = Receipt { lease, shared: self.clone(), journal: call.journal.clone() };
-        if head.headers.iter().any(found) {
-            receipt.guarded();
+        let in_body = |body: &Arriving| matches!(body, Arriving::Held(bytes) if guard.found_in(bytes));
+        if head.headers.iter().any(found) || in_body(&body) {
+            self.guarded(call.journal);
             return Err(possible(Rejection::SecretGuard));
         }
-        let scan = Some(guard.scan());
-        let body = Outbound::new(body, scan, self.rules.body_idle_timeout, Some(Box::new(receipt)));
-        Ok(anew(head, ResponseBody::streaming(body)))
+        let body = match body {
+            // Most short answers come whole, with their head: their connection serves the next one from here on.
+            Arriving::Held(bytes) => {
+                if let Some(lease) = lease {
+                    lease.finish();
+                }
+                ResponseBody::full(bytes)
+            }
+            Arriving::Wire(body) => {
+                let receipt = Receipt { lease, shared: self.clone(), journal: call.journal.clone() };
+                let (scan, idle) = (Some(guard.scan()), self.rules.body_idle_timeout);
+                ResponseBody::streaming(Outbound::new(body, scan, idle, Some(Box::new(receipt))))
+            }
+        };
+        Ok(anew(head, body))
+    }
+
+    /// Upstream told our secret key; nobody gets to see it.
+    fn guarded(&self, journal: &Journal) {
+        self.metrics.secret_guard();
+        journal.broke("secret_guard");
+        tracing::error!(request_id = &*journal.request_id, "an answer held our secret key and was withheld");
     }
 
     fn failed(&self, error: TransportError, request_id: &str) -> Failure {
@@ -442,58 +453,6 @@ fn target(base_path: &str, target: &PathAndQuery) -> Option<PathAndQuery> {
         return Some(target.clone());
     }
     PathAndQuery::try_from(format!("{base_path}{target}")).ok()
-}
-
-/// Reads a short body whole, and of one that is of unknown length the first; a longer one is left to come.
-async fn read_ahead(response: &mut Response<ResponseBody>, due: Instant) -> Result<(), Failure> {
-    let read = match response.body().size_hint().exact() {
-        Some(length) if length <= GATHERED => {
-            match ready_by(due, gather(response.body_mut(), length)).await {
-                Ok(gathered) => gathered.map(ResponseBody::full),
-                Err(_) => return Err(possible(Rejection::Upstream(UpstreamFault::ResponseTimeout))),
-            }
-        }
-        None if !fields::is_event_stream(response.headers()) => {
-            begun(std::mem::replace(response.body_mut(), ResponseBody::empty()), due).await
-        }
-        _ => return Ok(()),
-    };
-    match read {
-        Ok(body) => {
-            *response.body_mut() = body;
-            Ok(())
-        }
-        Err(BodyError::Secret) => Err(possible(Rejection::SecretGuard)),
-        Err(_) => Err(possible(Rejection::Upstream(UpstreamFault::ConnectionTerminated))),
-    }
-}
-
-/// A body of which some has come, or has not come yet.
-async fn begun(mut body: ResponseBody, due: Instant) -> Result<ResponseBody, BodyError> {
-    let first = match ready_by(due.min(this_turn() + BEGINS), body.frame()).await {
-        Ok(Some(frame)) => frame?.into_data().unwrap_or_default(),
-        Ok(None) | Err(_) => return Ok(body),
-    };
-    Ok(body.preceded_by(first))
-}
-
-async fn gather(body: &mut ResponseBody, length: u64) -> Result<Bytes, BodyError> {
-    let mut whole: Option<BytesMut> = None;
-    let mut first = Bytes::new();
-    while let Some(frame) = body.frame().await {
-        let data = frame?.into_data().unwrap_or_default();
-        match &mut whole {
-            Some(whole) => whole.extend_from_slice(&data),
-            None if first.is_empty() => first = data,
-            None => {
-                let mut both = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0));
-                both.extend_from_slice(&first);
-                both.extend_from_slice(&data);
-                whole = Some(both);
-            }
-        }
-    }
-    Ok(whole.map_or(first, BytesMut::freeze))
 }
 
 #[cfg(test)]

@@ -13,13 +13,14 @@ use std::time::Duration;
 use bytes::BytesMut;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
 use crate::body::{Inbound, RequestBody, ResponseBody, UploadFault};
 use crate::config::Retry as Config;
-use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor};
+use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor, Unserved};
 use crate::rejection::{Limit, Rejection, UpstreamFault};
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::metrics::Metrics;
@@ -54,23 +55,28 @@ impl<S> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
     fn layer(&self, inner: S) -> Retry<S> {
-        Retry { inner, shared: self.0.clone() }
+        Retry(Arc::new(Stack { shared: self.0.clone(), inner: Mutex::new(inner) }))
     }
 }
 
 /// See [`RetryLayer`].
-#[derive(Clone)]
-pub struct Retry<S> {
-    inner: S,
+pub struct Retry<S>(Arc<Stack<S>>);
+
+struct Stack<S> {
     shared: Arc<Shared>,
+    // Of one worker, so it is never contended; the lock is for the compiler, and takes less than a clone for each request.
+    inner: Mutex<S>,
+}
+
+impl<S> Clone for Retry<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
 }
 
 impl<S> Service<Exchange<Permitted>> for Retry<S>
 where
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure>
-        + Clone
-        + Send
-        + 'static,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + Send + 'static,
     S::Future: Send,
 {
     type Response = Response<ResponseBody>;
@@ -78,25 +84,22 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Rejection>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
-        self.inner.poll_ready(cx).map_err(|failure| failure.rejection)
+        self.0.inner.lock().poll_ready(cx).map_err(|failure| failure.rejection)
     }
 
     fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
-        let shared = self.shared.clone();
-        let clone = self.inner.clone();
-        let inner = std::mem::replace(&mut self.inner, clone);
-        Box::pin(attempts(inner, shared, exchange))
+        Box::pin(attempts(self.0.clone(), exchange))
     }
 }
 
 async fn attempts<S>(
-    mut inner: S,
-    shared: Arc<Shared>,
+    stack: Arc<Stack<S>>,
     mut exchange: Exchange<Permitted>,
 ) -> Result<Response<ResponseBody>, Rejection>
 where
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure>,
 {
+    let Stack { shared, inner } = &*stack;
     shared.budget.deposit();
     if let RequestBody::Streaming(_) = exchange.request.body() {
         Box::pin(hold(&mut exchange.request, exchange.deadline)).await?;
@@ -104,48 +107,48 @@ where
     let mut attempt = 1;
     let mut again_for: Option<RetryReason> = None;
     loop {
-        let (mut stage, deadline) = (exchange.stage.clone(), exchange.deadline);
-        let (journal, replay) = (exchange.journal.clone(), exchange.request.body().replay());
+        let Permitted { client, refused, .. } = exchange.stage;
+        let (journal, deadline) = (exchange.journal.clone(), exchange.deadline);
+        let replay = exchange.request.body().replay();
+        let answer = inner.lock().call(exchange);
         // The first is the request itself; only what comes after it is news.
         let outcome = match again_for {
-            None => inner.call(exchange).await,
+            None => answer.await,
             Some(reason) => {
                 let span = tracing::info_span!("retry", request_id = &*journal.request_id, attempt, ?reason);
-                inner.call(exchange).instrument(span).await
+                answer.instrument(span).await
             }
         };
-        let left = journal.left();
         // Counted when it was sent: the budgets may have refused it.
         let sent = !matches!(&outcome, Err(failure) if failure.delivery == Delivery::Refused);
         if let Some(reason) = again_for.filter(|_| sent) {
             shared.metrics.retry(reason);
         }
-        let (rejection, reason, unused_body, refused_key) = match outcome {
+        let Failure { rejection, delivery, body: unused_body } = match outcome {
             Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                 // Its own 429 is never passed on.
                 let wait =
                     response.extensions().get::<ShutFor>().map_or(shared.config.max_backoff, |shut| shut.0);
                 let rejection = Rejection::RateLimited { limit: Limit::Upstream, wait };
-                (rejection, Some(RetryReason::RateLimited), None, None)
+                Failure { rejection, delivery: Delivery::Limited, body: None }
             }
             Ok(response) => return Ok(response),
-            Err(Failure { rejection, delivery, body }) => {
-                let refused_key = match delivery {
-                    Delivery::KeyRefused(key) => Some(key),
-                    Delivery::Refused | Delivery::Never | Delivery::Possible => None,
-                };
-                let reason = reason(&rejection, delivery, stage.permit.method());
-                (rejection, reason, body, refused_key)
-            }
+            Err(failure) => failure,
         };
-        let (Some(reason), Some(mut request), Some(body)) = (reason, left, replay.or(unused_body)) else {
+        let (Some(unserved), Some(body)) = (journal.unserved(), replay.or(unused_body)) else {
             return Err(rejection);
         };
+        let Unserved { mut request, permit, unless } = *unserved;
+        let Some(reason) = reason(&rejection, delivery, permit.method()) else { return Err(rejection) };
         *request.body_mut() = body;
+        let refused_key = match delivery {
+            Delivery::KeyRefused(key) => Some(key),
+            Delivery::Refused | Delivery::Never | Delivery::Possible | Delivery::Limited => None,
+        };
         // A rotation fails every request under way at once, for once: no budget of retries is meant for that. So it is
         // once that each is sent again for it, whatever becomes of the keys meanwhile.
         let rotated = refused_key.is_some();
-        if rotated && std::mem::replace(&mut stage.refused, refused_key).is_some() {
+        if rotated && refused.is_some() {
             return Err(rejection);
         }
         if !rotated && (attempt >= shared.config.max_attempts || !shared.budget.withdraw()) {
@@ -161,6 +164,7 @@ where
         }
         attempt += 1;
         again_for = Some(reason);
+        let stage = Permitted { client, permit, unless, refused: refused_key.or(refused) };
         exchange = Exchange { request, stage, deadline, journal };
     }
 }
@@ -171,6 +175,7 @@ fn reason(rejection: &Rejection, delivery: Delivery, method: &Method) -> Option<
     match (delivery, rejection) {
         (Delivery::Refused, _) => None,
         (Delivery::KeyRefused(_), _) => Some(RetryReason::Credentials),
+        (Delivery::Limited, _) => Some(RetryReason::RateLimited),
         // What a certificate or a setting breaks stays broken.
         (
             _,

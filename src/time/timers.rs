@@ -1,10 +1,11 @@
 //! Timers that serve one after another.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use parking_lot::{Mutex, MutexGuard};
+use pin_project_lite::pin_project;
 use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 
@@ -22,18 +23,8 @@ pub struct Timers(Mutex<Vec<Pin<Box<Sleep>>>>);
 
 impl Timers {
     /// What comes of `future` where that is by `deadline`.
-    pub async fn by<F: Future>(&self, deadline: Instant, future: F) -> Option<F::Output> {
-        let (mut future, mut lent) = (pin!(future), None);
-        poll_fn(|cx| {
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                return Poll::Ready(Some(output));
-            }
-            let timer = &mut lent.get_or_insert_with(|| self.lend(deadline)).timer;
-            // Unconstrained: a future that uses up the task's budget, and asks for more, must not keep it from being heard.
-            let late = timer.as_mut().map(|timer| pin!(unconstrained(timer.as_mut())).poll(cx));
-            late.unwrap_or(Poll::Pending).map(|()| None)
-        })
-        .await
+    pub fn by<F: Future>(&self, deadline: Instant, future: F) -> By<'_, F> {
+        By { future, deadline, timers: self, lent: None }
     }
 
     fn lend(&self, deadline: Instant) -> Lent<'_> {
@@ -51,6 +42,32 @@ impl Timers {
     // Of one worker, so it is never contended; the lock is for the compiler.
     fn kept(&self) -> MutexGuard<'_, Vec<Pin<Box<Sleep>>>> {
         self.0.lock()
+    }
+}
+
+pin_project! {
+    /// See [`Timers::by`]. No `async fn`: what such a one is given has two places in it.
+    pub struct By<'t, F> {
+        #[pin]
+        future: F,
+        deadline: Instant,
+        timers: &'t Timers,
+        lent: Option<Lent<'t>>,
+    }
+}
+
+impl<F: Future> Future for By<'_, F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.future.poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        let timer = &mut this.lent.get_or_insert_with(|| this.timers.lend(*this.deadline)).timer;
+        // Unconstrained: a future that uses up the task's budget, and asks for more, must not keep it from being heard.
+        let late = timer.as_mut().map(|timer| pin!(unconstrained(timer.as_mut())).poll(cx));
+        late.unwrap_or(Poll::Pending).map(|()| None)
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use metorial_proxy::body::{Arriving, RequestBody, ResponseBody};
 use metorial_proxy::config::{self, Config, Sources, Variables};
@@ -284,7 +285,7 @@ impl Api {
             );
         }
         let (head, ()) = response.into_parts();
-        Answer { head, body: Arriving::Held(RequestBody::Empty), lease: None }
+        Answer { head, body: Arriving::Held(Bytes::new()), lease: None }
     }
 }
 

@@ -66,8 +66,16 @@ async fn ask(pool: &Upstream) -> Result<String, UpstreamFault> {
     let mut request = Outgoing::new(Method::GET, PathAndQuery::from_static("/"));
     request.fields = vec![(HOST, HeaderValue::from_static("api.test"))];
     let answer = pool.send(&mut request, &Journal::of("req_test")).await.map_err(|error| error.fault)?;
-    let body = Outbound::new(answer.body, None, Duration::from_secs(5), answer.lease);
-    let body = ResponseBody::streaming(body).collect().await.expect("a body").to_bytes();
+    let body = match answer.body {
+        Arriving::Held(body) => {
+            answer.lease.into_iter().for_each(Lease::finish);
+            body
+        }
+        Arriving::Wire(body) => {
+            let body = Outbound::new(body, None, Duration::from_secs(5), answer.lease);
+            ResponseBody::streaming(body).collect().await.expect("a body").to_bytes()
+        }
+    };
     Ok(String::from_utf8_lossy(&body).into_owned())
 }
 

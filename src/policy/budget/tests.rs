@@ -6,6 +6,7 @@ use tower::{ServiceExt, service_fn};
 use super::*;
 use crate::domain::quota::{Plan, Quota};
 use crate::domain::rotation::Which;
+use crate::exchange::Delivery;
 use crate::exchange::testing::waiting;
 use crate::rejection::UpstreamFault;
 use crate::store::limits::MemoryLimits;

@@ -11,7 +11,7 @@ use tower::util::BoxCloneService;
 use tower::{ServiceExt, service_fn};
 
 use super::*;
-use crate::body::{Arriving, Outbound, RequestBody};
+use crate::body::{Outbound, RequestBody};
 use crate::config::{LowBudget, Prefetch};
 use crate::domain::client_ip::ClientKey;
 use crate::domain::environment::Environment;
@@ -213,8 +213,8 @@ impl Written {
                     )));
                 }
                 if streams {
-                    let body = Arriving::Held(RequestBody::Held("{}".into()));
-                    let coming = Outbound::new(body, None, Duration::from_secs(60), None);
+                    let body = RequestBody::Held("{}".into());
+                    let coming = Outbound::new(Box::new(body), None, Duration::from_secs(60), None);
                     return Ok(Response::new(ResponseBody::streaming(coming)));
                 }
                 exchange.journal.written(true);

@@ -14,18 +14,6 @@ pub(super) struct Receipt {
     pub(super) journal: Arc<Journal>,
 }
 
-impl Receipt {
-    /// The answer held our secret.
-    pub(super) fn guarded(&self) {
-        self.shared.metrics.secret_guard();
-        self.journal.broke("secret_guard");
-        tracing::error!(
-            request_id = &*self.journal.request_id,
-            "an answer held our secret key and was withheld"
-        );
-    }
-}
-
 impl Lease for Receipt {
     fn finish(self: Box<Self>) {
         if let Some(lease) = self.lease {
@@ -35,7 +23,7 @@ impl Lease for Receipt {
 
     fn broken(self: Box<Self>, error: &BodyError) {
         if matches!(error, BodyError::Secret) {
-            return self.guarded();
+            return self.shared.guarded(&self.journal);
         }
         self.shared.health.set_healthy(false);
         self.journal.broke(UpstreamFault::ConnectionTerminated.name());

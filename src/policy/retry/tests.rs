@@ -41,9 +41,9 @@ async fn run(method: Method, max_attempts: u32, mut script: Script) -> (Result<u
         *counted.lock().expect("unpoisoned") += 1;
         let next = script.lock().expect("unpoisoned").pop().expect("a line for each attempt");
         async move {
-            let Exchange { mut request, journal, .. } = exchange;
+            let Exchange { mut request, journal, stage: Permitted { permit, unless, .. }, .. } = exchange;
             let body = std::mem::take(request.body_mut());
-            journal.leave(request);
+            journal.leave_unserved(Unserved { request, permit, unless });
             match next {
                 Ok(status) => {
                     let mut response = Response::new(ResponseBody::empty());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio_util::task::TaskTracker;
 
@@ -49,7 +50,7 @@ impl Transport for Api {
         head.status = status;
         // As one by HTTP/1.1 does.
         head.headers = std::mem::take(&mut request.room);
-        Ok(Answer { head, body: Arriving::Held(RequestBody::Empty), lease: None })
+        Ok(Answer { head, body: Arriving::Held(Bytes::new()), lease: None })
     }
 }
 
