@@ -15,7 +15,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETR
 use http::{Response, StatusCode};
 
 use crate::body::{ResponseBody, UploadFault};
-use crate::domain::target::OUTSIDE_BASE_PATH;
+use crate::domain::target::Ambiguous;
 use crate::time::whole_seconds;
 
 mod upstream;
@@ -68,6 +68,8 @@ impl Limit {
 pub enum Rejection {
     /// It could be read in two ways.
     BadRequest(Cow<'static, str>),
+    /// It reads one way, only not where we are.
+    OutsideBasePath,
     /// No key, an unknown key, a secret key.
     Unauthorized(&'static str),
     /// No rule allows it; what would.
@@ -151,12 +153,17 @@ impl Rejection {
         };
         match self {
             Self::BadRequest(message) => Described {
-                // That one reads one way, only not where we are.
-                hint: Some(match &**message {
-                    OUTSIDE_BASE_PATH => "Put this proxy's base path before the path.",
-                    _ => "Send the request in one unambiguous form.",
-                }),
+                hint: Some("Send the request in one unambiguous form."),
                 ..described(StatusCode::BAD_REQUEST, "bad_request", message.clone(), MISREAD)
+            },
+            Self::OutsideBasePath => Described {
+                hint: Some("Put this proxy's base path before the path."),
+                ..described(
+                    StatusCode::BAD_REQUEST,
+                    "bad_request",
+                    Ambiguous::OutsideBasePath.to_string().into(),
+                    MISREAD,
+                )
             },
             Self::Unauthorized(message) => Described {
                 hint: Some("Send Authorization: Bearer metorial_pk_… with a publishable key of this proxy."),

@@ -13,9 +13,6 @@ use http::uri::PathAndQuery;
 /// More parameters than this are refused.
 pub const MAX_PARAMETERS: usize = 200;
 
-/// What is said of a path that is not below the base path.
-pub const OUTSIDE_BASE_PATH: &str = "the path is outside this proxy's base path";
-
 /// A path and query that reads one way only, without the caller's credential and without the base path.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target {
@@ -69,7 +66,7 @@ pub enum Ambiguous {
     #[error("the query holds more than 200 parameters")]
     TooManyParameters,
     /// Not below the base path.
-    #[error("{OUTSIDE_BASE_PATH}")]
+    #[error("the path is outside this proxy's base path")]
     OutsideBasePath,
 }
 

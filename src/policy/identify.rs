@@ -19,7 +19,7 @@ use crate::body::RequestBody;
 use crate::domain::access::METHODS;
 use crate::domain::client_ip::client_ip;
 use crate::domain::field::nominated;
-use crate::domain::target::{Extracted, Target};
+use crate::domain::target::{Ambiguous, Extracted, Target};
 use crate::exchange::{Exchange, HadFragment, HadManyFields, HadTwoLengths, Identified, Received};
 use crate::rejection::{Gate, Limit, Rejection};
 use crate::store::clients::ClientLimits;
@@ -207,7 +207,10 @@ impl<'h> Seen<'h> {
 }
 
 fn read(target: &PathAndQuery, base_path: &str) -> Result<(Target, Extracted), Rejection> {
-    Target::parse(target, base_path).map_err(|ambiguous| Rejection::BadRequest(ambiguous.to_string().into()))
+    Target::parse(target, base_path).map_err(|ambiguous| match ambiguous {
+        Ambiguous::OutsideBasePath => Rejection::OutsideBasePath,
+        _ => Rejection::BadRequest(ambiguous.to_string().into()),
+    })
 }
 
 /// The parser of HTTP/1.1 takes off what surrounds a value; that of HTTP/2 leaves it, where it may not be (RFC 9113 §8.2.1).
