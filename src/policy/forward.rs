@@ -349,7 +349,7 @@ impl Shared {
         }
     }
 
-    /// Cleans the head and searches it; the body, where there is one, is still to come.
+    /// Cleans the head and searches it, and the body where that came whole; else it is still to come.
     fn accept(self: &Arc<Self>, answer: Answer, call: &Call<'_>) -> Result<Response<ResponseBody>, Failure> {
         let Answer { mut head, body, lease } = answer;
         if head.status.is_informational() {
