@@ -4,6 +4,7 @@
 use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::header::{HeaderName, HeaderValue};
 
 /// A line with the size of a chunk: sixteen digits, and what few extensions there may be.
 const LINE: usize = 4 * 1024;
@@ -72,6 +73,9 @@ impl Chunked {
                 Self::Trailers(left) => match line(read, left)? {
                     None => return Ok(Piece::More),
                     Some(line) if line.is_empty() => return Ok(Piece::End),
+                    Some(line) if !is_field(&line) => {
+                        return Err(broken("a line of its trailer is no field"));
+                    }
                     Some(line) => match left.checked_sub(line.len() + 2) {
                         Some(left) => Self::Trailers(left),
                         None => return Err(broken("its trailer fields are too long")),
@@ -98,6 +102,12 @@ fn line(read: &mut BytesMut, most: usize) -> io::Result<Option<BytesMut>> {
     }
     line.truncate(end - 1);
     Ok(Some(line))
+}
+
+/// Whether a line of a trailer is a field (RFC 9110 §5): behind one that is none, others may see something else begin.
+fn is_field(line: &[u8]) -> bool {
+    let Some(colon) = memchr::memchr(b':', line) else { return false };
+    HeaderName::from_bytes(&line[..colon]).is_ok() && HeaderValue::from_bytes(&line[colon + 1..]).is_ok()
 }
 
 /// What a line says of a chunk's size: hexadecimal digits, and extensions that nobody knows.
@@ -188,6 +198,11 @@ mod tests {
             "5\r\nhello!\r\n",
             "5\r\nhello\n0\n\n",
             "11111111111111111\r\n",
+            "0\r\n\0: y\r\n\r\n",
+            "0\r\nx: \x01\r\n\r\n",
+            "0\r\nx: y\r\n folded\r\n\r\n",
+            "0\r\nx y: z\r\n\r\n",
+            "0\r\nx\r\n\r\n",
             ";\r\n",
             "0\r\n\n",
             "0\r\nx: y\n\r\n",
