@@ -48,8 +48,8 @@ pub struct Journal {
     changed: Notify,
     /// The rule whose constraint was broken.
     pub refusing_rule: OnceLock<String>,
-    /// What a shadow rule would have refused.
-    pub shadow: OnceLock<ShadowRefusal>,
+    /// What a shadow rule would have refused. Boxed: there is hardly ever one, and each request has room for it.
+    pub shadow: OnceLock<Box<ShadowRefusal>>,
     /// The request's span, where traces are made.
     pub trace: OnceLock<Box<SpanContext>>,
     notes: Mutex<Notes>,

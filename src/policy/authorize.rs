@@ -108,7 +108,7 @@ impl<S> Authorize<S> {
             route = permit.route().template,
             "a shadow rule would have refused this request"
         );
-        journal.shadow.set(refusal).ok();
+        journal.shadow.set(Box::new(refusal)).ok();
     }
 }
 

@@ -110,7 +110,7 @@ where
             let opening = asks.handle.queue.opening(asks.deadline).await;
             if let Opening::Overdue { first: true } = opening {
                 // It says nothing: carefully, then, as after a 429.
-                shared.limits.penalise(asks.handle.budget, Duration::ZERO).await;
+                Box::pin(shared.limits.penalise(asks.handle.budget, Duration::ZERO)).await;
             }
             let charge = match shared.reserve(&asks).await {
                 Ok(charge) => charge,
@@ -118,31 +118,37 @@ where
             };
             let attempt = Attempt::begin(&shared.limits, &asks, charge);
             let answer = inner.lock().call(exchange);
-            let mut outcome = answer.await;
-            let mut tells = false;
-            match &mut outcome {
-                Ok(response) => {
-                    // A 429 has the gate speak for it. What else upstream says of its count is of our key, not of the caller's:
-                    // what the caller sees is ours. Here and not on the way out, which hits have no use for.
-                    let counted = response.status() != StatusCode::TOO_MANY_REQUESTS;
-                    let heard = counted.then(|| shared.hear(response)).flatten();
+            let shut = match answer.await {
+                // It has the gate speak for it. Boxed: there are few, and every request's future would hold room for it.
+                Ok(refusal) if refusal.status() == StatusCode::TOO_MANY_REQUESTS => {
+                    attempt.answered(None);
+                    Box::pin(shared.shut(&asks, charge, refusal))
+                }
+                Ok(mut response) => {
+                    // What else upstream says of its count is of our key, not of the caller's: what the caller sees is ours.
+                    // Here and not on the way out, which hits have no use for.
+                    let heard = shared.hear(&mut response);
                     // In the middle of a trouble nobody may have looked at the count.
-                    tells = heard.is_some() || !response.status().is_server_error();
+                    let tells = heard.is_some() || !response.status().is_server_error();
                     attempt.answered(heard);
-                    shared.listen(&asks, charge, response).await;
+                    shared.served(&asks, charge);
+                    if tells {
+                        opening.answered();
+                    }
+                    return Ok(response);
                 }
-                Err(failure) if failure.delivery.is_possible() => attempt.lost(),
-                Err(_) => {
-                    attempt.unsent();
-                    return outcome; // It has told nothing of the past.
+                // It has told nothing of the past.
+                Err(failure) => {
+                    match failure.delivery.is_possible() {
+                        true => attempt.lost(),
+                        false => attempt.unsent(),
+                    }
+                    return Err(failure);
                 }
-            }
-            if let Opening::First(first) = opening
-                && tells
-            {
-                first.answered();
-            }
-            outcome
+            };
+            let refusal = shut.await;
+            opening.answered();
+            Ok(refusal)
         })
     }
 }
@@ -185,10 +191,16 @@ impl<L: LimitStore> Shared<L> {
         let lane = if held_back == 0 { Lane::Below } else { Lane::Above };
         // Whoever comes now stands behind those who wait: it takes a slot at once only if theirs are there too.
         let ahead = queue.ahead(asks.client, lane);
-        let refused = match self.draw(asks, ahead, held_back).await {
-            Ok(charge) => return Ok(charge),
-            Err(refused) => refused,
-        };
+        match self.draw(asks, ahead, held_back).await {
+            Ok(charge) => Ok(charge),
+            // Boxed: most need not wait, and every request's future would hold room for it.
+            Err(refused) => Box::pin(self.wait(asks, lane, refused)).await,
+        }
+    }
+
+    /// Waits for a slot where that can end in time.
+    async fn wait(&self, asks: &Asks, lane: Lane, refused: Refused) -> Result<Charge, Rejection> {
+        let queue = &*asks.handle.queue;
         let patience = asks.deadline.min(Instant::now() + self.retry.max_queue_wait);
         if refused.until.to_instant() > patience {
             return Err(self.refused(asks, &refused));
@@ -254,15 +266,21 @@ impl<L: LimitStore> Shared<L> {
         ratelimit::take_out(headers, unix_now)
     }
 
-    /// On 429 shuts the budget it speaks for.
-    async fn listen(&self, asks: &Asks, charge: Charge, response: &mut Response<ResponseBody>) {
-        let environment = &asks.handle.environment;
-        if response.status() != StatusCode::TOO_MANY_REQUESTS {
-            for queue in [&asks.handle.queue, &self.egress.queue] {
-                queue.refusals.answered(charge.at);
-            }
-            return;
+    /// Upstream's answer is no 429.
+    fn served(&self, asks: &Asks, charge: Charge) {
+        for queue in [&asks.handle.queue, &self.egress.queue] {
+            queue.refusals.answered(charge.at);
         }
+    }
+
+    /// On 429 shuts the budget it speaks for.
+    async fn shut(
+        &self,
+        asks: &Asks,
+        charge: Charge,
+        mut response: Response<ResponseBody>,
+    ) -> Response<ResponseBody> {
+        let environment = &asks.handle.environment;
         let headers = response.headers();
         let (budget, name, window, queue) = if speaks_for_environment(headers) {
             (asks.handle.budget, environment.name.as_str(), environment.limit.window, &asks.handle.queue)
@@ -289,6 +307,7 @@ impl<L: LimitStore> Shared<L> {
         response.extensions_mut().insert(ShutFor(opens.since(Timestamp::now())));
         // Those who wait learn of it now, not when their slot would have come.
         asks.handle.queue.ring();
+        response
     }
 }
 

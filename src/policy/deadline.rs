@@ -76,8 +76,8 @@ pin_project! {
         #[pin]
         future: F,
         deadline: Instant,
-        #[pin]
-        timer: Option<Sleep>,
+        // Boxed: few need one.
+        timer: Option<Pin<Box<Sleep>>>,
         journal: Option<Arc<Journal>>,
     }
 }
@@ -89,7 +89,7 @@ where
     type Output = Result<T, Rejection>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
+        let this = self.project();
         if let Poll::Ready(outcome) = this.future.poll(cx) {
             return Poll::Ready(outcome);
         }
@@ -97,10 +97,10 @@ where
         // on a write is not.
         let attempted = this.journal.as_ref().is_some_and(|journal| journal.is_written());
         if this.timer.is_none() && !attempted {
-            this.timer.set(Some(sleep_until(*this.deadline)));
+            *this.timer = Some(Box::pin(sleep_until(*this.deadline)));
         }
-        match this.timer.as_pin_mut() {
-            Some(timer) => timer.poll(cx).map(|()| Err(Rejection::DeadlineExceeded)),
+        match this.timer {
+            Some(timer) => timer.as_mut().poll(cx).map(|()| Err(Rejection::DeadlineExceeded)),
             None => Poll::Pending,
         }
     }

@@ -123,15 +123,17 @@ impl<T> Layer<T> for ForwardLayer {
     type Service = Forward<T>;
 
     fn layer(&self, transport: T) -> Forward<T> {
-        Forward { transport, shared: self.0.clone() }
+        Forward(Arc::new(Stack { shared: self.0.clone(), transport }))
     }
 }
 
 /// See [`ForwardLayer`].
 #[derive(Clone)]
-pub struct Forward<T> {
-    transport: T,
+pub struct Forward<T>(Arc<Stack<T>>);
+
+struct Stack<T> {
     shared: Arc<Shared>,
+    transport: T,
 }
 
 impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
@@ -144,10 +146,12 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
     }
 
     fn call(&mut self, mut exchange: Exchange<Armed>) -> Self::Future {
-        let (shared, transport) = (self.shared.clone(), self.transport.clone());
-        // At most 1 KiB, which the allocator has at hand: so what is moved in is used where it is, or it would have two places,
-        // and what only a stream needs is a box of its own.
+        let stack = self.0.clone();
+        // Small, because all of it is copied to its box, with the room for what comes later: so what is moved in is used where
+        // it is, or it would have two places, and what few need is a box of its own. Of 0.6 KiB instead of 1, and the two
+        // around it likewise, a pass-through takes a fiftieth less.
         Box::pin(async move {
+            let Stack { shared, transport } = &*stack;
             let (stage, journal, received) = (&exchange.stage, &exchange.journal, &mut exchange.request);
             let Some(target) = target(&shared.rules.base_path, stage.permit.target().path_and_query()) else {
                 let rejection = Rejection::BadRequest("the target is too long".into());
@@ -167,20 +171,17 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
             };
             let sent = shared.timers.by(due, transport.send(&mut outgoing, call.journal)).await;
             let outcome = sent.unwrap_or_else(|| Err(too_late(call.is_callers_turn())));
-            let mut answered = match shared.received(outcome, &call, span) {
-                Ok(answer) => {
-                    let mut accepted = shared.accept(answer, &call);
-                    if let Ok(response) = &mut accepted
-                        && !response.body().is_at_hand()
-                        && let Err(failure) = Box::pin(read_ahead(response, due)).await
-                    {
-                        accepted = Err(failure);
-                    }
-                    shared.judge(&accepted, call.journal);
-                    accepted
-                }
-                Err(failure) => Err(failure),
-            };
+            let mut answered = shared.received(outcome, &call, span).and_then(|answer| {
+                let accepted = shared.accept(answer, &call);
+                accepted.inspect_err(|failure| shared.is_of_no_use(failure, &call))
+            });
+            if let Ok(response) = &mut answered
+                && !response.body().is_at_hand()
+                && let Err(failure) = Box::pin(read_ahead(response, due)).await
+            {
+                shared.is_of_no_use(&failure, &call);
+                answered = Err(failure);
+            }
             let again = match &mut answered {
                 Ok(response) => response.status() == StatusCode::TOO_MANY_REQUESTS,
                 Err(failure) => {
@@ -341,10 +342,10 @@ impl Shared {
     }
 
     /// Tells of an answer that is of no use.
-    fn judge(&self, accepted: &Result<Response<ResponseBody>, Failure>, journal: &Journal) {
-        if let Err(Failure { rejection: Rejection::Upstream(fault), .. }) = accepted {
+    fn is_of_no_use(&self, failure: &Failure, call: &Call<'_>) {
+        if let Rejection::Upstream(fault) = &failure.rejection {
             self.health.set_healthy(false);
-            let request_id = &*journal.request_id;
+            let request_id = call.request_id();
             tracing::warn!(request_id, error = fault.name(), "upstream's answer is of no use");
         }
     }

@@ -20,7 +20,9 @@ use tracing::Instrument as _;
 
 use crate::body::{Inbound, RequestBody, ResponseBody, UploadFault};
 use crate::config::Retry as Config;
-use crate::exchange::{Delivery, Exchange, Failure, Permitted, ShutFor, Unserved};
+use crate::domain::client_ip::ClientKey;
+use crate::domain::rotation::Which;
+use crate::exchange::{Delivery, Exchange, Failure, Journal, Permitted, ShutFor, Unserved};
 use crate::rejection::{Limit, Rejection, UpstreamFault};
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::metrics::Metrics;
@@ -87,85 +89,108 @@ where
         self.0.inner.lock().poll_ready(cx).map_err(|failure| failure.rejection)
     }
 
-    fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
-        Box::pin(attempts(self.0.clone(), exchange))
+    fn call(&mut self, mut exchange: Exchange<Permitted>) -> Self::Future {
+        let stack = self.0.clone();
+        Box::pin(async move {
+            stack.shared.budget.deposit();
+            if let RequestBody::Streaming(_) = exchange.request.body() {
+                Box::pin(hold(&mut exchange.request, exchange.deadline)).await?;
+            }
+            let tried = Tried::of(&exchange);
+            let answer = stack.inner.lock().call(exchange);
+            let again = match answer.await {
+                Ok(response) if response.status() != StatusCode::TOO_MANY_REQUESTS => return Ok(response),
+                // Boxed: most are served at once, and every request's future would hold room for it.
+                outcome => Box::pin(stack.again(tried, outcome)),
+            };
+            again.await
+        })
     }
 }
 
-async fn attempts<S>(
-    stack: Arc<Stack<S>>,
-    mut exchange: Exchange<Permitted>,
-) -> Result<Response<ResponseBody>, Rejection>
+/// What another attempt takes from the one before.
+struct Tried {
+    client: ClientKey,
+    refused: Option<Which>,
+    deadline: Instant,
+    journal: Arc<Journal>,
+    replay: Option<RequestBody>,
+}
+
+impl Tried {
+    fn of(exchange: &Exchange<Permitted>) -> Self {
+        let Permitted { client, refused, .. } = exchange.stage;
+        let replay = exchange.request.body().replay();
+        Self { client, refused, deadline: exchange.deadline, journal: exchange.journal.clone(), replay }
+    }
+}
+
+impl<S> Stack<S>
 where
     S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure>,
 {
-    let Stack { shared, inner } = &*stack;
-    shared.budget.deposit();
-    if let RequestBody::Streaming(_) = exchange.request.body() {
-        Box::pin(hold(&mut exchange.request, exchange.deadline)).await?;
-    }
-    let mut attempt = 1;
-    let mut again_for: Option<RetryReason> = None;
-    loop {
-        let Permitted { client, refused, .. } = exchange.stage;
-        let (journal, deadline) = (exchange.journal.clone(), exchange.deadline);
-        let replay = exchange.request.body().replay();
-        let answer = inner.lock().call(exchange);
-        // The first is the request itself; only what comes after it is news.
-        let outcome = match again_for {
-            None => answer.await,
-            Some(reason) => {
-                let span = tracing::info_span!("retry", request_id = &*journal.request_id, attempt, ?reason);
-                answer.instrument(span).await
-            }
-        };
-        // Counted when it was sent: the budgets may have refused it.
-        let sent = !matches!(&outcome, Err(failure) if failure.delivery == Delivery::Refused);
-        if let Some(reason) = again_for.filter(|_| sent) {
-            shared.metrics.retry(reason);
-        }
-        let Failure { rejection, delivery, body: unused_body } = match outcome {
-            Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
-                // Its own 429 is never passed on.
-                let wait =
-                    response.extensions().get::<ShutFor>().map_or(shared.config.max_backoff, |shut| shut.0);
-                let rejection = Rejection::RateLimited { limit: Limit::Upstream, wait };
-                Failure { rejection, delivery: Delivery::Limited, body: None }
-            }
-            Ok(response) => return Ok(response),
-            Err(failure) => failure,
-        };
-        let (Some(unserved), Some(body)) = (journal.unserved(), replay.or(unused_body)) else {
-            return Err(rejection);
-        };
-        let Unserved { mut request, permit, unless } = *unserved;
-        let Some(reason) = reason(&rejection, delivery, permit.method()) else { return Err(rejection) };
-        *request.body_mut() = body;
-        let refused_key = match delivery {
-            Delivery::KeyRefused(key) => Some(key),
-            Delivery::Refused | Delivery::Never | Delivery::Possible | Delivery::Limited => None,
-        };
-        // A rotation fails every request under way at once, for once: no budget of retries is meant for that. So it is
-        // once that each is sent again for it, whatever becomes of the keys meanwhile.
-        let rotated = refused_key.is_some();
-        if rotated && refused.is_some() {
-            return Err(rejection);
-        }
-        if !rotated && (attempt >= shared.config.max_attempts || !shared.budget.withdraw()) {
-            return Err(rejection);
-        }
-        // After a 429 the gate of the budget is the backoff; everything else but a rotation backs off here.
-        if reason != RetryReason::RateLimited && !rotated {
-            let backoff = backoff(&shared.config, attempt);
-            if Instant::now() + backoff >= deadline {
+    /// Tries again until it is served, as long as that is safe and the budget and the deadline allow it.
+    async fn again(
+        &self,
+        tried: Tried,
+        mut outcome: Result<Response<ResponseBody>, Failure>,
+    ) -> Result<Response<ResponseBody>, Rejection> {
+        let Self { shared, inner } = self;
+        let Tried { client, mut refused, deadline, journal, mut replay } = tried;
+        let mut attempt = 1;
+        loop {
+            let Failure { rejection, delivery, body: unused_body } = match outcome {
+                Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
+                    // Its own 429 is never passed on.
+                    let wait = response
+                        .extensions()
+                        .get::<ShutFor>()
+                        .map_or(shared.config.max_backoff, |shut| shut.0);
+                    let rejection = Rejection::RateLimited { limit: Limit::Upstream, wait };
+                    Failure { rejection, delivery: Delivery::Limited, body: None }
+                }
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
+            };
+            let (Some(unserved), Some(body)) = (journal.unserved(), replay.take().or(unused_body)) else {
+                return Err(rejection);
+            };
+            let Unserved { mut request, permit, unless } = *unserved;
+            let Some(reason) = reason(&rejection, delivery, permit.method()) else { return Err(rejection) };
+            *request.body_mut() = body;
+            let refused_key = match delivery {
+                Delivery::KeyRefused(key) => Some(key),
+                Delivery::Refused | Delivery::Never | Delivery::Possible | Delivery::Limited => None,
+            };
+            // A rotation fails every request under way at once, for once: no budget of retries is meant for that. So it is
+            // once that each is sent again for it, whatever becomes of the keys meanwhile.
+            let rotated = refused_key.is_some();
+            if rotated && refused.is_some() {
                 return Err(rejection);
             }
-            sleep(backoff).await;
+            if !rotated && (attempt >= shared.config.max_attempts || !shared.budget.withdraw()) {
+                return Err(rejection);
+            }
+            // After a 429 the gate of the budget is the backoff; everything else but a rotation backs off here.
+            if reason != RetryReason::RateLimited && !rotated {
+                let backoff = backoff(&shared.config, attempt);
+                if Instant::now() + backoff >= deadline {
+                    return Err(rejection);
+                }
+                sleep(backoff).await;
+            }
+            attempt += 1;
+            refused = refused_key.or(refused);
+            replay = request.body().replay();
+            let stage = Permitted { client, permit, unless, refused };
+            let answer = inner.lock().call(Exchange { request, stage, deadline, journal: journal.clone() });
+            let span = tracing::info_span!("retry", request_id = &*journal.request_id, attempt, ?reason);
+            outcome = answer.instrument(span).await;
+            // Counted when it was sent: the budgets may have refused it.
+            if !matches!(&outcome, Err(failure) if failure.delivery == Delivery::Refused) {
+                shared.metrics.retry(reason);
+            }
         }
-        attempt += 1;
-        again_for = Some(reason);
-        let stage = Permitted { client, permit, unless, refused: refused_key.or(refused) };
-        exchange = Exchange { request, stage, deadline, journal };
     }
 }
 

@@ -301,7 +301,7 @@ impl<L: Link> LimitStore for SharedLimits<L> {
             match answer.heard().await {
                 Ok((Drawn::Yes, charge)) => return Ok(charge),
                 Ok((Drawn::Promised, _)) if tries < TRIES => {
-                    sleep(pause).await;
+                    Box::pin(sleep(pause)).await;
                     (pause, tries) = (pause * 2, tries + 1);
                 }
                 // The mirror knows more now: where it still sees room, only others' promises are in the way.

@@ -58,14 +58,28 @@ pub struct First<'q> {
 impl Past {
     /// Waits until the past is known, or this one is the one to ask, or for long enough.
     pub(super) async fn ask(&self, deadline: Instant) -> Opening<'_> {
-        if self.known.load(Ordering::Relaxed) {
-            return Opening::Known;
+        match self.known.load(Ordering::Relaxed) {
+            true => Opening::Known,
+            // Boxed: soon nobody waits here any more.
+            false => Box::pin(self.wait(deadline)).await,
         }
+    }
+
+    async fn wait(&self, deadline: Instant) -> Opening<'_> {
         let due = *self.asked.get_or_init(Instant::now) + PATIENCE;
         match timeout_at(deadline.min(due), self.asking.acquire()).await {
             Ok(Ok(permit)) => Opening::First(First { past: self, _permit: permit }),
             Ok(Err(_)) => Opening::Known,
             Err(_) => Opening::Overdue { first: !self.overdue.swap(true, Ordering::Relaxed) },
+        }
+    }
+}
+
+impl Opening<'_> {
+    /// Upstream has answered this one.
+    pub fn answered(self) {
+        if let Self::First(first) = self {
+            first.answered();
         }
     }
 }
