@@ -26,7 +26,7 @@ use metorial_proxy::edge::upstream::http1::Http1;
 use metorial_proxy::edge::wire::http1::{Reader, Stop};
 use metorial_proxy::edge::wire::http2::Counts;
 use metorial_proxy::policy::forward::Outgoing;
-use metorial_proxy::time::Instant;
+use metorial_proxy::time::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Takes the first byte off.
@@ -617,14 +617,15 @@ pub fn answers(mut data: &[u8]) {
     let choice = byte(&mut data);
     let method = &[Method::GET, Method::HEAD, Method::POST, Method::OPTIONS][usize::from(choice) % 4];
     let leaves = choice & 4 != 0;
-    let connection = |pieces| Http1::new(Said { pieces, leaves }, Instant::now());
+    let connection = |pieces| Http1::new(Said { pieces, leaves }, Timestamp::now());
     let at_once = |times| {
         let said = std::iter::repeat_n(data.to_vec(), times);
         connection(said.filter(|said| !said.is_empty()).collect())
     };
     let quiet = |mut connection: Http1<Said>| {
         let mut outcome = answer(&mut connection, method)?;
-        outcome.stays &= outcome.end == Some(End::Whole) && connection.is_quiet();
+        outcome.stays &=
+            outcome.end == Some(End::Whole) && connection.is_quiet(&mut Context::from_waker(Waker::noop()));
         Some(outcome)
     };
     let mut rest = data;

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
-use parking_lot::{Mutex, MutexGuard};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use atomic_refcell::{AtomicRefCell, AtomicRefMut};
+use rustix::net::SendFlags;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::deadlines::Watch;
@@ -29,8 +30,11 @@ const SOCKETS: usize = 32;
 const ROOM: usize = 4 * 1024;
 
 /// The sockets of one worker that have something to send. Cheap to clone.
+///
+/// Nobody comes here from another thread, so it is a cell, as all is that one worker has for itself: to enter one is one atomic
+/// step where a lock takes two, and a pass-through enters twenty.
 #[derive(Debug, Clone, Default)]
-pub struct Outbox(Arc<Mutex<Due>>);
+pub struct Outbox(Arc<AtomicRefCell<Due>>);
 
 #[derive(Debug, Default)]
 struct Due {
@@ -42,8 +46,8 @@ struct Due {
 }
 
 impl Outbox {
-    fn due(&self) -> MutexGuard<'_, Due> {
-        self.0.lock()
+    fn due(&self) -> AtomicRefMut<'_, Due> {
+        self.0.borrow_mut()
     }
 
     /// Sends what is held, for as long as this is polled; it never ends.
@@ -114,14 +118,16 @@ impl Drop for Ended<'_> {
 /// A socket, for whoever writes to it and whoever sends for it.
 #[derive(Debug)]
 struct Side {
-    outgoing: Mutex<Outgoing>,
-    /// Whoever flushes has something to wait for, or to hear. Beside the lock: a flush is asked for six times in a request.
+    outgoing: AtomicRefCell<Outgoing>,
+    /// Whoever flushes has something to wait for, or to hear. Beside the cell: a flush is asked for six times in a request.
     waits: AtomicBool,
+    /// It is a caller's.
+    watched: bool,
 }
 
 impl Side {
     fn with<T>(&self, act: impl FnOnce(&mut Outgoing) -> T) -> T {
-        let mut outgoing = self.outgoing.lock();
+        let mut outgoing = self.outgoing.borrow_mut();
         let done = act(&mut outgoing);
         self.waits.store(outgoing.full || outgoing.failed.is_some(), Ordering::Release);
         done
@@ -149,7 +155,7 @@ struct Outgoing {
 impl Outgoing {
     fn send(&mut self) {
         while !self.full && self.gone < self.held.len() {
-            match self.stream.try_write(&self.held[self.gone..]) {
+            match send(&self.stream, &self.held[self.gone..]) {
                 Ok(0) => return self.fail(io::ErrorKind::WriteZero.into()),
                 Ok(count) => self.went(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -213,6 +219,17 @@ impl Outgoing {
     }
 }
 
+/// A peer that is gone is an error, not a signal; where there is no such flag, the socket says so.
+#[cfg(not(target_vendor = "apple"))]
+const NO_SIGNAL: SendFlags = SendFlags::NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const NO_SIGNAL: SendFlags = SendFlags::empty();
+
+/// Past the C library, for which each call is a point of cancellation, with two atomic steps around it.
+fn send(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    stream.try_io(Interest::WRITABLE, || Ok(rustix::net::send(stream, bytes, NO_SIGNAL)?))
+}
+
 /// A socket whose short writes leave with those of others.
 #[derive(Debug)]
 pub struct Socket {
@@ -223,6 +240,7 @@ pub struct Socket {
 impl Socket {
     /// One of the worker whose outbox that is; `watch` is told what the kernel takes.
     pub fn new(stream: TcpStream, outbox: Outbox, watch: Option<Arc<Watch>>) -> Self {
+        let watched = watch.is_some();
         let outgoing = Outgoing {
             stream,
             held: Vec::new(),
@@ -233,7 +251,8 @@ impl Socket {
             writer: None,
             watch,
         };
-        let side = Side { outgoing: Mutex::new(outgoing), waits: AtomicBool::new(false) };
+        let (outgoing, waits) = (AtomicRefCell::new(outgoing), AtomicBool::new(false));
+        let side = Side { outgoing, waits, watched };
         Self { side: Arc::new(side), outbox }
     }
 
@@ -280,6 +299,10 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        // An idle one of upstream's may be dropped by whoever reloads, which is another thread.
+        if !self.side.watched {
+            return;
+        }
         self.side.with(|outgoing| {
             if outgoing.watch.as_ref().is_some_and(|watch| watch.is_cut_short()) {
                 outgoing.stream.set_zero_linger().ok();
@@ -290,7 +313,7 @@ impl Drop for Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.side.outgoing.lock().stream).poll_read(cx, buf)
+        Pin::new(&mut self.side.outgoing.borrow_mut().stream).poll_read(cx, buf)
     }
 }
 
@@ -352,7 +375,7 @@ mod tests {
 
     /// Bytes that have left it.
     fn sent(socket: &Socket) -> u64 {
-        socket.side.outgoing.lock().watch.as_ref().expect("watched").sent()
+        socket.side.outgoing.borrow().watch.as_ref().expect("watched").sent()
     }
 
     /// A socket of the worker whose outbox that is, and its peer.

@@ -5,11 +5,13 @@
 //! it or configuration asks for it. None is used for longer than a minute, so that the pool follows a name to its new address.
 //! The address is chosen by configuration alone: nothing a caller sends decides where a connection goes.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use atomic_refcell::AtomicRefCell;
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
@@ -18,14 +20,13 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http2};
-use parking_lot::Mutex;
 
 use super::outbox::Outbox;
 use crate::body::{Arriving, BodyError, Lease, RequestBody};
 use crate::exchange::{Delivery, Journal};
 use crate::policy::forward::{Answer, Outgoing, Transport, TransportError};
 use crate::rejection::UpstreamFault;
-use crate::time::{Instant, this_turn};
+use crate::time::Timestamp;
 
 mod connect;
 mod fault;
@@ -54,19 +55,25 @@ struct Pool {
     authority: Authority,
     max_idle: usize,
     idle_timeout: Duration,
-    // Of one worker, so it is never contended; the lock is for the compiler.
-    idle: Mutex<Vec<Idle>>,
-    shared: Mutex<Option<Shared>>,
+    // Of one worker, so nobody else comes here; the cell is for the compiler.
+    kept: AtomicRefCell<Kept>,
+}
+
+/// Connections that may serve another request.
+#[derive(Default)]
+struct Kept {
+    idle: Vec<Idle>,
+    shared: Option<Shared>,
 }
 
 struct Idle {
     connection: Box<Http1<Stream>>,
-    since: Instant,
+    since: Timestamp,
 }
 
 struct Shared {
     sender: http2::SendRequest<RequestBody>,
-    born: Instant,
+    born: Timestamp,
 }
 
 impl Upstream {
@@ -79,27 +86,28 @@ impl Upstream {
         max_idle: usize,
         idle_timeout: Duration,
     ) -> Self {
-        let (idle, shared) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Pool { connector, outbox, scheme, authority, max_idle, idle_timeout, idle, shared }))
+        let kept = AtomicRefCell::default();
+        Self(Arc::new(Pool { connector, outbox, scheme, authority, max_idle, idle_timeout, kept }))
     }
 
     /// Closes what has been idle, or there, for too long, and what upstream has closed; to be called every second or so.
     pub fn close_idle(&self) {
-        let now = Instant::now();
-        self.0.idle.lock().retain_mut(|idle| self.0.may_serve(idle, now) && idle.connection.is_quiet());
+        let (mut kept, now) = (self.0.kept.borrow_mut(), Timestamp::now());
+        let mut nobody = Context::from_waker(Waker::noop());
+        kept.idle.retain_mut(|idle| self.0.may_serve(idle, now) && idle.connection.is_quiet(&mut nobody));
         // What is under way over it goes on: it closes after the last answer.
-        self.0.shared.lock().take_if(|shared| is_old(shared.born, now));
+        kept.shared.take_if(|shared| is_old(shared.born, now));
     }
 }
 
-fn is_old(born: Instant, now: Instant) -> bool {
-    now.duration_since(born) >= MAX_AGE
+fn is_old(born: Timestamp, now: Timestamp) -> bool {
+    now.since(born) >= MAX_AGE
 }
 
 impl Transport for Upstream {
     async fn send(&self, request: &mut Outgoing, journal: &Journal) -> Result<Answer, Box<TransportError>> {
         // A connection that was idle may have been closed just now; then nothing was written, and the next one is tried.
-        while let Some(connection) = self.0.checkout() {
+        while let Some(connection) = poll_fn(|cx| Poll::Ready(self.0.checkout(cx))).await {
             journal.written(true);
             match self.0.send_over(connection, request).await {
                 Err(error) if error.delivery == Delivery::Never && request.body.is_some() => {
@@ -116,7 +124,7 @@ impl Transport for Upstream {
             }
         };
         if let Connection::Http2(sender, born) = &connection {
-            *self.0.shared.lock() = Some(Shared { sender: sender.clone(), born: *born });
+            self.0.kept.borrow_mut().shared = Some(Shared { sender: sender.clone(), born: *born });
         }
         journal.written(true);
         self.0.send_over(connection, request).await
@@ -124,41 +132,41 @@ impl Transport for Upstream {
 }
 
 impl Pool {
-    /// A connection that is ready, the one used last first: the rest can grow old.
-    fn checkout(&self) -> Option<Connection> {
-        if let Some(shared) = self.shared.lock().as_ref()
+    /// A connection that is ready to be asked by the task of this `cx`, the one used last first: the rest can grow old.
+    fn checkout(&self, cx: &mut Context<'_>) -> Option<Connection> {
+        let (mut kept, now) = (self.kept.borrow_mut(), Timestamp::this_turn());
+        if let Some(shared) = &kept.shared
             && !shared.sender.is_closed()
-            && !is_old(shared.born, this_turn())
+            && !is_old(shared.born, now)
         {
             return Some(Connection::Http2(shared.sender.clone(), shared.born));
         }
-        let (mut idle, now) = (self.idle.lock(), this_turn());
-        while let Some(mut candidate) = idle.pop() {
-            if self.may_serve(&candidate, now) && candidate.connection.is_quiet() {
+        while let Some(mut candidate) = kept.idle.pop() {
+            if self.may_serve(&candidate, now) && candidate.connection.is_quiet(cx) {
                 return Some(Connection::Http1(candidate.connection));
             }
         }
         None
     }
 
-    fn may_serve(&self, idle: &Idle, now: Instant) -> bool {
-        now.duration_since(idle.since) < self.idle_timeout && !is_old(idle.connection.born, now)
+    fn may_serve(&self, idle: &Idle, now: Timestamp) -> bool {
+        now.since(idle.since) < self.idle_timeout && !is_old(idle.connection.born, now)
     }
 
     fn give_back(&self, connection: Box<Http1<Stream>>) {
-        let since = this_turn();
+        let since = Timestamp::this_turn();
         if is_old(connection.born, since) {
             return;
         }
-        let mut idle = self.idle.lock();
+        let idle = &mut self.kept.borrow_mut().idle;
         if idle.len() < self.max_idle {
             idle.push(Idle { connection, since });
         }
     }
 
     /// A shared connection that takes no more requests is not offered again.
-    fn forget(&self, of: Instant) {
-        self.shared.lock().take_if(|shared| shared.born == of);
+    fn forget(&self, of: Timestamp) {
+        self.kept.borrow_mut().shared.take_if(|shared| shared.born == of);
     }
 
     /// Sends over one connection; where surely nothing was written, the request has its body still.
@@ -169,21 +177,30 @@ impl Pool {
     ) -> Result<Answer, Box<TransportError>> {
         match connection {
             Connection::Http1(connection) => match &request.body {
-                // Boxed: with it, every request's future would be larger than the 1 KiB that the allocator has at hand.
+                // Boxed: every request's future would have room for it.
                 Some(RequestBody::Streaming(_)) => Box::pin(self.upload(connection, request)).await,
                 Some(RequestBody::Empty | RequestBody::Held(_)) | None => self.ask(connection, request).await,
             },
-            Connection::Http2(mut sender, born) => {
-                let sent = sender.try_send_request(self.absolute(request)).await;
-                sent.map(|response| answer(response, None)).map_err(|error| {
-                    let failed = unsent(error, request);
-                    if request.body.is_some() {
-                        self.forget(born);
-                    }
-                    failed
-                })
-            }
+            // Boxed for the same.
+            Connection::Http2(sender, born) => Box::pin(self.share(sender, born, request)).await,
         }
+    }
+
+    /// Sends over the connection that all share.
+    async fn share(
+        &self,
+        mut sender: http2::SendRequest<RequestBody>,
+        born: Timestamp,
+        request: &mut Outgoing,
+    ) -> Result<Answer, Box<TransportError>> {
+        let sent = sender.try_send_request(self.absolute(request)).await;
+        sent.map(|response| answer(response, None)).map_err(|error| {
+            let failed = unsent(error, request);
+            if request.body.is_some() {
+                self.forget(born);
+            }
+            failed
+        })
     }
 
     /// Sends a request that is at hand whole, and reads its answer as far as it has come.
@@ -204,7 +221,7 @@ impl Pool {
         let (whole, pool) = (connection.whole(&mut head), self.clone());
         let (stays, framing) = (head.stays, head.framing);
         let (body, lease): (_, Option<Box<dyn Lease>>) = match whole {
-            Some(body) if stays => (Arriving::Held(body), Some(Box::new(Kept { pool, connection }))),
+            Some(body) if stays => (Arriving::Held(body), Some(Box::new(Whole { pool, connection }))),
             Some(body) => (Arriving::Held(body), None),
             None => {
                 let connection = Some(connection);
@@ -249,12 +266,12 @@ fn failed(error: &hyper::Error, delivery: Delivery) -> Box<TransportError> {
 }
 
 /// Gives the connection back when the answer, which has all come, was of use; dropped before, it closes that.
-struct Kept {
+struct Whole {
     pool: Arc<Pool>,
     connection: Box<Http1<Stream>>,
 }
 
-impl Lease for Kept {
+impl Lease for Whole {
     fn finish(self: Box<Self>) {
         if let Some(connection) = self.connection.idle() {
             self.pool.give_back(connection);

@@ -5,9 +5,9 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use atomic_refcell::AtomicRefCell;
 use http::{HeaderValue, Request};
 use opentelemetry::trace::SpanContext;
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{CacheStatus, EnvironmentHandle, Unserved};
@@ -52,7 +52,8 @@ pub struct Journal {
     pub shadow: OnceLock<Box<ShadowRefusal>>,
     /// The request's span, where traces are made.
     pub trace: OnceLock<Box<SpanContext>>,
-    notes: Mutex<Notes>,
+    // Of one request, on one thread: the cell is for the compiler.
+    notes: AtomicRefCell<Notes>,
 }
 
 #[derive(Debug, Default)]
@@ -141,7 +142,7 @@ impl Journal {
             refusing_rule: OnceLock::new(),
             shadow: OnceLock::new(),
             trace: OnceLock::new(),
-            notes: Mutex::default(),
+            notes: AtomicRefCell::default(),
         }
     }
 
@@ -277,6 +278,6 @@ impl Journal {
     }
 
     fn notes<T>(&self, with: impl FnOnce(&mut Notes) -> T) -> T {
-        with(&mut self.notes.lock())
+        with(&mut self.notes.borrow_mut())
     }
 }

@@ -22,7 +22,7 @@ use crate::exchange::{Arrival, Exchange, Journal, MINTED, Received, RequestId};
 use crate::telemetry::durations::UNMATCHED;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{End, RequestSpan, Served};
-use crate::time::{Instant, look};
+use crate::time::{Timestamp, look};
 
 /// `X-Request-Id`
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -88,7 +88,7 @@ where
             metrics: self.metrics.clone(),
             journal: journal.clone(),
             method: arrival.request.method().clone(),
-            started,
+            started: Timestamp::of(started),
             status: CALLER_LEFT,
             bytes: 0,
             access_log: self.access_log,
@@ -133,7 +133,7 @@ struct Record {
     metrics: Arc<Metrics>,
     journal: Arc<Journal>,
     method: Method,
-    started: Instant,
+    started: Timestamp,
     status: u16,
     bytes: u64,
     access_log: bool,
@@ -149,7 +149,10 @@ impl Tail for Record {
 impl Drop for Record {
     fn drop(&mut self) {
         self.metrics.in_flight.leave();
-        let elapsed = self.started.elapsed();
+        // As of this turn; what was served within it would else have taken no time.
+        let now =
+            Some(Timestamp::this_turn()).filter(|now| *now > self.started).unwrap_or_else(Timestamp::now);
+        let elapsed = now.since(self.started);
         let refused = self.journal.refused_route.get().copied().unwrap_or(UNMATCHED);
         let route = self.journal.route().map_or(refused, |route| route.template.as_str());
         self.metrics.server.record(&self.method, self.status, route, elapsed);

@@ -3,13 +3,19 @@
 //! What was sent before the gate shut and is refused after it belongs to the same refusal: ten requests in flight are not ten
 //! refusals in a row. And what was sent before it and is answered says nothing of how it is now.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::time::Timestamp;
 
 /// 429s in a row.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<State>);
+pub struct Refusals {
+    state: Mutex<State>,
+    /// There are some. Beside the lock: most answers find none.
+    any: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -27,19 +33,24 @@ impl Refusals {
         }
         let before = state.in_a_row;
         *state = State { in_a_row: before.saturating_add(1), last: now };
+        self.any.store(true, Ordering::Relaxed);
         Some(before)
     }
 
     /// Notes an answer that was no 429 to what was sent at `sent`.
     pub fn answered(&self, sent: Timestamp) {
+        if !self.any.load(Ordering::Relaxed) {
+            return;
+        }
         let mut state = self.lock();
         if sent > state.last {
             state.in_a_row = 0;
+            self.any.store(false, Ordering::Relaxed);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock()
+        self.state.lock()
     }
 }
 

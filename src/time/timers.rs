@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use parking_lot::{Mutex, MutexGuard};
+use atomic_refcell::{AtomicRefCell, AtomicRefMut};
 use pin_project_lite::pin_project;
 use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
@@ -19,7 +19,7 @@ const KEPT: usize = 1024;
 /// To arm a timer and to take it off again are two ways through the runtime's wheel, each under its lock. One that is only moved
 /// on stays there until it would have been due: that is one atomic step.
 #[derive(Debug, Default)]
-pub struct Timers(Mutex<Vec<Pin<Box<Sleep>>>>);
+pub struct Timers(AtomicRefCell<Vec<Pin<Box<Sleep>>>>);
 
 impl Timers {
     /// What comes of `future` where that is by `deadline`.
@@ -39,9 +39,9 @@ impl Timers {
         Lent { timers: self, timer: Some(timer) }
     }
 
-    // Of one worker, so it is never contended; the lock is for the compiler.
-    fn kept(&self) -> MutexGuard<'_, Vec<Pin<Box<Sleep>>>> {
-        self.0.lock()
+    // Of one runtime, so nobody else comes here; the cell is for the compiler.
+    fn kept(&self) -> AtomicRefMut<'_, Vec<Pin<Box<Sleep>>>> {
+        self.0.borrow_mut()
     }
 }
 

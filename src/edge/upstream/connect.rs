@@ -22,7 +22,7 @@ use crate::body::RequestBody;
 use crate::config::Http2;
 use crate::edge::outbox::{Outbox, Socket};
 use crate::rejection::UpstreamFault;
-use crate::time::{Instant, timeout};
+use crate::time::{Timestamp, timeout};
 
 /// How long an address is waited for before the next one is tried beside it (RFC 8305 §5).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -34,7 +34,7 @@ pub(super) type Stream = Either<Socket, Box<TlsStream<Socket>>>;
 pub(super) enum Connection {
     Http1(Box<Http1<Stream>>),
     /// And since when it is there.
-    Http2(http2::SendRequest<RequestBody>, Instant),
+    Http2(http2::SendRequest<RequestBody>, Timestamp),
 }
 
 /// Makes connections to one authority.
@@ -141,7 +141,7 @@ impl Connector {
 
     async fn handshake(&self, stream: Stream, http2: bool) -> Result<Connection, Fault> {
         if !http2 {
-            return Ok(Connection::Http1(Box::new(Http1::new(stream, Instant::now()))));
+            return Ok(Connection::Http1(Box::new(Http1::new(stream, Timestamp::now()))));
         }
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -152,7 +152,7 @@ impl Connector {
             .await
             .map_err(|error: hyper::Error| (fault::of_hyper(&error), fault::chain(&error)))?;
         self.tasks.spawn(ended(connection));
-        Ok(Connection::Http2(sender, Instant::now()))
+        Ok(Connection::Http2(sender, Timestamp::now()))
     }
 }
 

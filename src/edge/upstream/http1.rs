@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::{MaybeUninit, take};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
@@ -20,7 +20,7 @@ use super::interim::MOST as MOST_INTERIM;
 use super::{BROKE, fault};
 use crate::policy::forward::Outgoing;
 use crate::rejection::UpstreamFault;
-use crate::time::Instant;
+use crate::time::Timestamp;
 
 mod chunked;
 mod head;
@@ -44,13 +44,15 @@ const LITTLE: usize = 1024;
 pub struct Http1<I> {
     io: I,
     /// When it was made.
-    pub(super) born: Instant,
+    pub(super) born: Timestamp,
     /// Of the request, of which so much has gone.
     outgoing: Vec<u8>,
     gone: usize,
     sending: Sending,
     /// Read and not used yet.
     read: BytesMut,
+    /// Whoever asks is woken by what comes: it found nothing when it looked.
+    listens: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +88,9 @@ impl From<io::Error> for Failed {
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
     /// Over `io`, which is there since `born` and over which nothing is under way.
-    pub fn new(io: I, born: Instant) -> Self {
+    pub fn new(io: I, born: Timestamp) -> Self {
         let (outgoing, read) = (Vec::new(), BytesMut::new());
-        Self { io, born, outgoing, gone: 0, sending: Sending::Done, read }
+        Self { io, born, outgoing, gone: 0, sending: Sending::Done, read, listens: false }
     }
 
     /// What it goes over, for another way to speak; of one that [is quiet](Self::is_quiet).
@@ -97,10 +99,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
     }
 
     /// Whether all has left it, and upstream has said nothing since its last answer, not even that it leaves: then it may be
-    /// asked again.
-    pub fn is_quiet(&mut self) -> bool {
-        let (mut cx, mut room) = (Context::from_waker(Waker::noop()), [0]);
-        let (idle, io) = (self.is_done(), &mut self.io);
+    /// asked again, by the task of this `cx`, which is woken by what comes next.
+    pub fn is_quiet(&mut self, cx: &mut Context<'_>) -> bool {
+        let (idle, io, mut room) = (self.is_done(), &mut self.io, [0]);
         // Unconstrained: nothing to read is not the same as no more budget for reading.
         let mut quiet = pin!(unconstrained(poll_fn(|cx| {
             let flushed = matches!(Pin::new(&mut *io).poll_flush(cx), Poll::Ready(Ok(())));
@@ -108,7 +109,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
                 flushed && Pin::new(&mut *io).poll_read(cx, &mut ReadBuf::new(&mut room)).is_pending(),
             )
         })));
-        idle && quiet.as_mut().poll(&mut cx) == Poll::Ready(true)
+        self.listens = idle && quiet.as_mut().poll(cx) == Poll::Ready(true);
+        self.listens
     }
 
     /// The connection for the next request, where nothing of this one is left: all of it went out, and nothing came in that is
@@ -140,6 +142,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
             && self.gone == 0
         {
             return Poll::Ready(Err(Failed { unsent: true, ..error.into() }));
+        }
+        // The answer to what has just left is not there yet, and to look for it again takes a hundredth of a request.
+        if take(&mut self.listens) {
+            return Poll::Pending;
         }
         loop {
             let mut before = self.read.len();

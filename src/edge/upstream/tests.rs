@@ -4,15 +4,23 @@ use std::net::SocketAddr;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::{Layer, Service};
 
 use super::names::Lookup;
 use super::*;
 use crate::body::{Outbound, ResponseBody};
 use crate::config::Http2;
+use crate::domain::environment::Environment;
+use crate::exchange::testing::permitted;
+use crate::policy::forward::{ForwardLayer, Rules};
+use crate::policy::inject::InjectLayer;
+use crate::store::secrets::Secrets;
+use crate::telemetry::metrics::Metrics;
 
 #[path = "../../../tests/support/black_hole.rs"]
 mod black_hole;
@@ -100,10 +108,10 @@ async fn a_busy_pool_follows_its_name_to_another_address_within_a_minute() {
     assert_eq!(ask(&pool).await.as_deref(), Ok("old"), "a connection is worth keeping");
     pass(MAX_AGE / 2).await;
     assert_eq!(ask(&pool).await.as_deref(), Ok("new"));
-    assert_eq!(pool.0.idle.lock().len(), 1);
+    assert_eq!(pool.0.kept.borrow().idle.len(), 1);
     pass(MAX_AGE).await;
     pool.close_idle();
-    assert!(pool.0.idle.lock().is_empty(), "and an idle one is closed");
+    assert!(pool.0.kept.borrow().idle.is_empty(), "and an idle one is closed");
 }
 
 #[tokio::test]
@@ -154,6 +162,26 @@ async fn where_every_address_is_dead_it_is_said_how() -> io::Result<()> {
         assert_eq!(ask(&pool(&Arc::new(Mutex::new(addresses)), short)).await, Err(fault));
     }
     Ok(())
+}
+
+/// All of a future is copied to its box when a request is begun, so none has room for what few need.
+#[tokio::test]
+async fn what_waits_for_an_answer_is_small() {
+    let environment = Environment::example("test");
+    let secrets = Arc::new(Secrets::of(&environment));
+    let rules = Rules {
+        authority: Authority::from_static("api.test"),
+        base_path: String::new(),
+        forward_headers: Vec::new(),
+        attempt_timeout: SOON,
+        body_idle_timeout: SOON,
+    };
+    let forward = ForwardLayer::new(rules, Arc::new(Metrics::new()), Arc::default(), None);
+    let mut forward = InjectLayer::new([(&environment, &secrets)].into_iter())
+        .expect("a key")
+        .layer(forward.layer(pool(&Arc::default(), SOON)));
+    let waits = forward.call(permitted(Method::GET, "/providers", 1));
+    assert!(size_of_val(&*waits) <= 640, "{} bytes", size_of_val(&*waits));
 }
 
 #[test]

@@ -1,3 +1,4 @@
+use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -63,13 +64,13 @@ fn fields(headers: &http::HeaderMap) -> Vec<(String, String)> {
 }
 
 async fn ask(io: DuplexStream, request: &mut Outgoing) -> Result<Outcome, String> {
-    let mut connection = Http1::new(io, Instant::now());
+    let mut connection = Http1::new(io, Timestamp::now());
     let mut head = connection
         .ask(request)
         .await
         .map_err(|failed| format!("{}: {}", failed.fault.name(), failed.detail))?;
     let body = body(&mut connection, &mut head).await.map_err(|error| error.to_string())?;
-    let stays = head.stays && connection.is_quiet();
+    let stays = head.stays && connection.is_quiet(&mut Context::from_waker(Waker::noop()));
     Ok((head.parts.status.as_u16(), fields(&head.parts.headers), body, stays))
 }
 
@@ -217,7 +218,7 @@ async fn a_request_goes_out_as_it_is_with_the_length_of_its_body() {
     let (ours, mut theirs) = duplex(1024);
     let mut request = request(Method::POST);
     request.body = Some(RequestBody::Held("{\"a\":1}".into()));
-    let mut connection = Http1::new(ours, Instant::now());
+    let mut connection = Http1::new(ours, Timestamp::now());
     assert!(connection.ask(&mut request).now_or_never().is_none(), "no answer yet");
     let mut sent = vec![0; 1024];
     let count = theirs.read(&mut sent).await.expect("sent");
@@ -251,7 +252,7 @@ async fn what_the_kernel_did_not_take_leaves_when_it_takes_more() {
     yield_now().await;
     let second = Duration::from_secs(1);
     let watch = Deadlines::default().watch(Limits { head: second, idle: second, silence: second });
-    let mut connection = Http1::new(Socket::new(ours, outbox, Some(watch.clone())), Instant::now());
+    let mut connection = Http1::new(Socket::new(ours, outbox, Some(watch.clone())), Timestamp::now());
     let answer = async {
         for _ in 0..8 {
             yield_now().await;
@@ -269,7 +270,7 @@ async fn what_the_kernel_did_not_take_leaves_when_it_takes_more() {
     let both = async { tokio::join!(connection.ask(&mut request), answer) };
     let (head, read) = timeout(Duration::from_secs(10), both).await.expect("no stall");
     assert_eq!(read, expected);
-    assert!(head.expect("an answer").stays && connection.is_quiet());
+    assert!(head.expect("an answer").stays && connection.is_quiet(&mut Context::from_waker(Waker::noop())));
 }
 
 #[tokio::test]
@@ -278,7 +279,7 @@ async fn little_pieces_of_a_long_body_share_their_room_and_an_idle_connection_ha
     let body = [b'x'; 60_000];
     let pieces: Vec<&[u8]> = [&answer[..]].into_iter().chain(body.chunks(100)).collect();
     said(&pieces, true, async |io| {
-        let mut connection = Box::new(Http1::new(io, Instant::now()));
+        let mut connection = Box::new(Http1::new(io, Timestamp::now()));
         let mut head = connection.ask(&mut request(Method::GET)).await.expect("a head");
         assert_eq!(connection.whole(&mut head), None);
         let mut frames: Vec<Bytes> = Vec::new();
@@ -300,12 +301,12 @@ async fn where_nothing_could_leave_the_request_is_as_good_as_new() {
     drop(theirs);
     let mut request = request(Method::POST);
     let whole = head::write(&request);
-    let failed = Http1::new(ours, Instant::now()).ask(&mut request).await.err();
+    let failed = Http1::new(ours, Timestamp::now()).ask(&mut request).await.err();
     assert!(failed.is_some_and(|failed| failed.unsent));
     assert_eq!(head::write(&request), whole);
     let (ours, mut theirs) = duplex(16);
     let mut sent = [0; 8];
-    let mut connection = Http1::new(ours, Instant::now());
+    let mut connection = Http1::new(ours, Timestamp::now());
     let failed =
         tokio::join!(connection.ask(&mut request), async move { theirs.read_exact(&mut sent).await }).0.err();
     assert!(failed.is_some_and(|failed| !failed.unsent), "some of it has");
@@ -318,7 +319,7 @@ async fn behind_a_hint_too_the_request_is_as_good_as_new() {
     writer.write_all(b"x").await.expect("there is room for it");
     let mut request = request(Method::GET);
     let whole = head::write(&request);
-    let mut connection = Http1::new(join(reader, writer), Instant::now());
+    let mut connection = Http1::new(join(reader, writer), Timestamp::now());
     let mut asked = Box::pin(connection.ask(&mut request));
     hints.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await.expect("said");
     assert!(asked.as_mut().now_or_never().is_none(), "no answer yet");
@@ -331,12 +332,31 @@ async fn behind_a_hint_too_the_request_is_as_good_as_new() {
 async fn a_connection_is_quiet_until_upstream_says_something_or_leaves() {
     for say in [&b"HTTP/1.1 408 Request Timeout\r\n\r\n"[..], b""] {
         let (ours, mut theirs) = duplex(64);
-        let mut connection = Http1::new(ours, Instant::now());
-        assert!(connection.is_quiet());
+        let mut connection = Http1::new(ours, Timestamp::now());
+        assert!(connection.is_quiet(&mut Context::from_waker(Waker::noop())));
         theirs.write_all(say).await.expect("said");
         drop(theirs);
-        assert!(!connection.is_quiet(), "{say:?}");
+        assert!(!connection.is_quiet(&mut Context::from_waker(Waker::noop())), "{say:?}");
     }
+}
+
+#[tokio::test]
+async fn whoever_found_it_quiet_is_woken_by_the_answer() {
+    let (ours, mut theirs) = duplex(1024);
+    let mut connection = Http1::new(ours, Timestamp::now());
+    let answer = async {
+        let mut sent = [0; 16];
+        theirs.read_exact(&mut sent).await.expect("a request");
+        yield_now().await;
+        theirs.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("said");
+    };
+    let ask = async {
+        assert!(poll_fn(|cx| Poll::Ready(connection.is_quiet(cx))).await);
+        connection.ask(&mut request(Method::GET)).await
+    };
+    let (head, ()) =
+        timeout(Duration::from_secs(5), async { tokio::join!(ask, answer) }).await.expect("in time");
+    assert_eq!(head.expect("an answer").parts.status, StatusCode::NO_CONTENT);
 }
 
 /// Pieces of answers that may or may not make one.
