@@ -148,8 +148,8 @@ impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
     fn call(&mut self, mut exchange: Exchange<Armed>) -> Self::Future {
         let stack = self.0.clone();
         // Small, because all of it is copied to its box, with the room for what comes later: so what is moved in is used where
-        // it is, or it would have two places, and what few need is a box of its own. Of 0.6 KiB instead of 1, and the two
-        // around it likewise, a pass-through takes a fiftieth less.
+        // it is, or it would have two places, and what few need is a box of its own. With this and the two futures around it of
+        // half their size, and cells instead of locks, a pass-through takes 0.975 of what it did.
         Box::pin(async move {
             let Stack { shared, transport } = &*stack;
             let (stage, journal, received) = (&exchange.stage, &exchange.journal, &mut exchange.request);

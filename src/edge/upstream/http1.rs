@@ -143,7 +143,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Http1<I> {
         {
             return Poll::Ready(Err(Failed { unsent: true, ..error.into() }));
         }
-        // The answer to what has just left is not there yet, and to look for it again takes a hundredth of a request.
+        // The answer to what has just left is not there yet. Not to look for it, and to send past the C library (`outbox`), takes
+        // 0.995 of a pass-through.
         if take(&mut self.listens) {
             return Poll::Pending;
         }

@@ -24,7 +24,7 @@ const LONGEST_SPELT: usize = 64;
 
 thread_local! {
     /// Names as they were spelt in the last answer, place by place. Those of one upstream are alike: a name that is where it was
-    /// need not be read again, which is a fifth of what it takes to read a head.
+    /// need not be read again. To read them took a fifth of the instructions that a head takes.
     static SPELT: RefCell<Vec<(Box<[u8]>, HeaderName)>> = const { RefCell::new(Vec::new()) };
 }
 
