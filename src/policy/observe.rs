@@ -231,7 +231,30 @@ fn mint() -> RequestId {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+    use http::Request;
+    use tower::service_fn;
+
     use super::*;
+    use crate::body::RequestBody;
+    use crate::time::turn;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_served_within_one_turn_takes_its_time_too() {
+        let metrics = Arc::new(Metrics::new());
+        let mut service = ObserveLayer::new(metrics.clone(), false, None).layer(service_fn(|_| async {
+            // The clock goes on as soon as this is polled.
+            assert!(tokio::time::advance(Duration::from_secs(1)).now_or_never().is_none());
+            Ok(Response::new(ResponseBody::empty()))
+        }));
+        let peer = std::net::Ipv4Addr::LOCALHOST.into();
+        let arrival = Arrival { request: Box::new(Request::new(RequestBody::Empty)), peer };
+        turn(|| assert!(service.call(arrival).now_or_never().is_some()));
+        let served = metrics.tally().server;
+        assert_eq!((served.count(), served.buckets[0]), (1, 0));
+    }
 
     #[test]
     fn a_sane_id_of_the_caller_is_kept_and_any_other_replaced() {

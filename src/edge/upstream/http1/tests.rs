@@ -19,7 +19,7 @@ use super::*;
 use crate::body::RequestBody;
 use crate::edge::deadlines::{Deadlines, Limits};
 use crate::edge::outbox::{Outbox, Socket};
-use crate::time::timeout;
+use crate::time::{Instant, timeout};
 
 /// What was made of an answer: status, fields, body, and whether the connection may serve again.
 type Outcome = (u16, Vec<(String, String)>, Vec<u8>, bool);
@@ -340,23 +340,41 @@ async fn a_connection_is_quiet_until_upstream_says_something_or_leaves() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn whoever_found_it_quiet_is_woken_by_the_answer() {
     let (ours, mut theirs) = duplex(1024);
-    let mut connection = Http1::new(ours, Timestamp::now());
-    let answer = async {
+    let (mut connection, start) = (Http1::new(ours, Timestamp::now()), Instant::now());
+    // A task of its own: what it does polls nobody else.
+    TaskTracker::new().spawn(async move {
         let mut sent = [0; 16];
         theirs.read_exact(&mut sent).await.expect("a request");
         yield_now().await;
         theirs.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("said");
-    };
+    });
     let ask = async {
         assert!(poll_fn(|cx| Poll::Ready(connection.is_quiet(cx))).await);
         connection.ask(&mut request(Method::GET)).await
     };
-    let (head, ()) =
-        timeout(Duration::from_secs(5), async { tokio::join!(ask, answer) }).await.expect("in time");
+    let head = timeout(Duration::from_secs(5), ask).await.expect("in time");
     assert_eq!(head.expect("an answer").parts.status, StatusCode::NO_CONTENT);
+    assert_eq!(start.elapsed(), Duration::ZERO, "woken by the time, not by the answer");
+}
+
+#[tokio::test]
+async fn a_name_is_as_this_answer_says_it_whatever_the_last_one_said_there() {
+    let long = format!("x-{}", "y".repeat(100));
+    for names in
+        [["server", "date"], ["Date", "Server"], ["date", "x-own"], [&long, "x-own"], ["x-own", &long]]
+    {
+        let lines: String = names.iter().map(|name| format!("{name}: z\r\n")).collect();
+        let answer = format!("HTTP/1.1 204 No Content\r\n{lines}\r\n");
+        let (_, fields, ..) =
+            said(&[answer.as_bytes()], true, async |io| ask(io, &mut request(Method::GET)).await)
+                .await
+                .expect("an answer");
+        let said = names.map(|name| (name.to_ascii_lowercase(), "z".to_owned()));
+        assert_eq!(fields, said);
+    }
 }
 
 /// Pieces of answers that may or may not make one.
