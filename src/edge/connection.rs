@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::mem;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -103,7 +104,8 @@ impl Server {
     {
         let service = Requests { place, ready: self.ready.clone(), peer, watch: watch.clone() };
         let wire = Wire::new(io, watch.clone(), self.rules.longest_head());
-        let mut connection = pin!(Connection::Begins { server: self, parts: Some((wire, service)) });
+        let state = State::Waits(Some((wire, service)));
+        let mut connection = pin!(Connection { server: self, watch: &watch, state });
         let ended = match watch.attend(connection.as_mut(), false).await {
             Ok(ended) => ended,
             Err(Call::Overdue(overdue)) => return self.end(overdue, connection, &watch, peer).await,
@@ -174,24 +176,50 @@ impl Server {
 }
 
 /// One connection, as HTTP/1.1 or HTTP/2 once it shows which of them it is.
-#[expect(clippy::large_enum_variant, reason = "most are of the largest for most of their time")]
-enum Connection<'s, I: AsyncRead + AsyncWrite + Unpin + 'static> {
-    Begins {
-        server: &'s Server,
-        parts: Option<(Wire<I>, Requests)>,
-    },
-    Http1(http1::Connection<TokioIo<Wire<I>>, Requests>),
-    /// Boxed: it is twice as large, and there are fewer of these.
+struct Connection<'s, I: AsyncRead + AsyncWrite + Unpin + 'static> {
+    server: &'s Server,
+    watch: &'s Watch,
+    state: State<I>,
+}
+
+enum State<I: AsyncRead + AsyncWrite + Unpin + 'static> {
+    /// For the first request or, among a crowd, for the next one; or for none any more.
+    Waits(Option<(Wire<I>, Requests)>),
+    /// Boxed, so that who rests gives back all of it: with 10,000 connections a hit takes 0.99 of what it does else.
+    Http1(Box<http1::Connection<TokioIo<Wire<I>>, Requests>>),
     Http2(Box<http2::Connection<TokioIo<Wire<I>>, Requests, TokioExecutor>>),
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<I> {
+    /// Gives back what the library would keep for the next request (a head's fields, room to read and to write): nothing is
+    /// under way.
+    fn rest(&mut self) {
+        match mem::replace(self, Self::Waits(None)) {
+            Self::Http1(connection) => {
+                let parts = connection.into_parts();
+                debug_assert!(parts.read_buf.is_empty(), "something came behind the last request");
+                *self = Self::Waits(Some((parts.io.into_inner(), parts.service)));
+            }
+            other => *self = other,
+        }
+    }
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<'_, I> {
     /// What has begun is finished; then it ends.
     fn graceful_shutdown(self: Pin<&mut Self>) {
-        match self.get_mut() {
-            Self::Begins { parts, .. } => *parts = None,
-            Self::Http1(connection) => Pin::new(connection).graceful_shutdown(),
-            Self::Http2(connection) => Pin::new(&mut **connection).graceful_shutdown(),
+        let this = self.get_mut();
+        match &mut this.state {
+            State::Waits(parts) => {
+                // One that was served closes as the library closes it: over TLS there is a farewell to send.
+                if let Some((wire, service)) = parts.take().filter(|(wire, _)| wire.is_http1()) {
+                    let mut connection = this.server.http1.serve_connection(TokioIo::new(wire), service);
+                    Pin::new(&mut connection).graceful_shutdown();
+                    this.state = State::Http1(Box::new(connection));
+                }
+            }
+            State::Http1(connection) => Pin::new(&mut **connection).graceful_shutdown(),
+            State::Http2(connection) => Pin::new(&mut **connection).graceful_shutdown(),
         }
     }
 }
@@ -200,23 +228,31 @@ impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> Future for Connection<'
     type Output = hyper::Result<()>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        let this = self.get_mut();
-        if let Self::Begins { server, parts } = this {
-            let Some((wire, _)) = parts else { return Poll::Ready(Ok(())) };
-            let multiplexes = ready!(wire.poll_multiplexes(cx));
-            let (Ok(multiplexes), Some((wire, service))) = (multiplexes, parts.take()) else {
-                return Poll::Ready(Ok(()));
-            };
-            let io = TokioIo::new(wire);
-            *this = match multiplexes {
-                true => Self::Http2(Box::new(server.http2.serve_connection(io, service))),
-                false => Self::Http1(server.http1.serve_connection(io, service)),
-            };
-        }
-        match this {
-            Self::Http1(connection) => Pin::new(connection).poll(cx),
-            Self::Http2(connection) => Pin::new(connection).poll(cx),
-            Self::Begins { .. } => Poll::Ready(Ok(())),
+        let Self { server, watch, state } = self.get_mut();
+        loop {
+            match state {
+                State::Waits(parts) => {
+                    let Some((wire, _)) = parts else { return Poll::Ready(Ok(())) };
+                    let multiplexes = ready!(wire.poll_begins(cx));
+                    let (Ok(multiplexes), Some((wire, service))) = (multiplexes, parts.take()) else {
+                        return Poll::Ready(Ok(()));
+                    };
+                    let io = TokioIo::new(wire);
+                    *state = match multiplexes {
+                        true => State::Http2(Box::new(server.http2.serve_connection(io, service))),
+                        false => State::Http1(Box::new(server.http1.serve_connection(io, service))),
+                    };
+                }
+                State::Http1(connection) => {
+                    let poll = Pin::new(connection).poll(cx);
+                    if poll.is_ready() || !watch.is_resting() {
+                        return poll;
+                    }
+                    watch.rests(false);
+                    state.rest();
+                }
+                State::Http2(connection) => return Pin::new(connection).poll(cx),
+            }
         }
     }
 }

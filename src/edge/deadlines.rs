@@ -21,6 +21,11 @@ use crate::time::{Timestamp, turn};
 /// How often the sweep looks, and so how late a deadline may be.
 pub const TICK: Duration = Duration::from_millis(250);
 
+/// With more connections on a worker, none keeps for its next request what it needed for the last one. The caches hold less than
+/// all of them would keep, and what one gives back serves the next while it is still there: with 2,000 or 10,000 connections a
+/// hit costs 0.9 of what it does else, with 1,000 it would cost as much, and with 10 it would cost 1.05.
+const CROWD: usize = 1024;
+
 /// While the socket is full, a peer has to take [`LEAST`] bytes …
 const LEAST: u64 = 8 * 1024;
 /// … in each such span.
@@ -47,29 +52,42 @@ pub struct Limits {
 /// The connections of one worker.
 #[derive(Debug)]
 pub struct Deadlines {
-    clock: Arc<AtomicU64>,
-    draining: Arc<AtomicBool>,
+    worker: Arc<Worker>,
     watched: Mutex<Vec<Arc<Watch>>>,
+}
+
+/// What all connections of a worker go by.
+#[derive(Debug, Default)]
+struct Worker {
+    clock: AtomicU64,
+    draining: AtomicBool,
+    crowded: AtomicBool,
+}
+
+impl Worker {
+    fn now(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self {
-            clock: Arc::new(AtomicU64::new(Timestamp::now().0)),
-            draining: Arc::default(),
-            watched: Mutex::default(),
-        }
+        let worker = Worker { clock: AtomicU64::new(Timestamp::now().0), ..Worker::default() };
+        Self { worker: Arc::new(worker), watched: Mutex::default() }
     }
 }
 
 impl Deadlines {
     /// Watches a connection that was just accepted and has to keep to `limits`, until the returned value is dropped.
     pub fn watch(&self, limits: Limits) -> Arc<Watch> {
-        let now = self.clock.load(Ordering::Relaxed);
+        let now = self.worker.now();
         let watch = Arc::new(Watch {
             limits,
-            clock: self.clock.clone(),
-            draining: self.draining.clone(),
+            worker: self.worker.clone(),
             attention: Attention::default(),
             waiting_for_head: AtomicU64::new(now),
             idle_since: AtomicU64::new(now),
@@ -77,6 +95,7 @@ impl Deadlines {
             served: AtomicU32::new(0),
             multiplexed: AtomicBool::new(false),
             listens: AtomicBool::new(false),
+            rests: AtomicBool::new(false),
             began: AtomicBool::new(false),
             first: Notify::new(),
             moved: AtomicU64::new(0),
@@ -90,16 +109,18 @@ impl Deadlines {
             closed_since: AtomicU64::new(0),
             heard: AtomicU64::new(0),
         });
-        if self.draining.load(Ordering::Relaxed) {
+        if self.worker.is_draining() {
             watch.attention.call();
         }
-        self.watched.lock().push(watch.clone());
+        let mut watched = self.watched.lock();
+        watched.push(watch.clone());
+        self.count(watched.len());
         watch
     }
 
     /// All connections are to finish what is in flight, and close; those that are made from now on too.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.worker.draining.store(true, Ordering::Relaxed);
         let watched = self.watched.lock();
         watched.iter().for_each(|watch| watch.attention.call());
     }
@@ -108,9 +129,10 @@ impl Deadlines {
     /// listened to from then on: it may leave.
     pub fn sweep(&self) {
         let now = Timestamp::now();
-        self.clock.store(now.0, Ordering::Relaxed);
+        self.worker.clock.store(now.0, Ordering::Relaxed);
         let mut watched = self.watched.lock();
         watched.retain(|watch| Arc::strong_count(watch) > 1);
+        self.count(watched.len());
         for watch in watched.iter() {
             if watch.passed(now).is_some() || watch.begins_to_listen() {
                 watch.attention.call();
@@ -120,14 +142,17 @@ impl Deadlines {
             watched.shrink_to_fit();
         }
     }
+
+    fn count(&self, connections: usize) {
+        self.worker.crowded.store(connections > CROWD, Ordering::Relaxed);
+    }
 }
 
 /// What one connection is doing, and since when.
 #[derive(Debug)]
 pub struct Watch {
     limits: Limits,
-    clock: Arc<AtomicU64>,
-    draining: Arc<AtomicBool>,
+    worker: Arc<Worker>,
     attention: Attention,
     /// Since when a head is under way; 0: none is.
     waiting_for_head: AtomicU64,
@@ -140,6 +165,8 @@ pub struct Watch {
     multiplexed: AtomicBool,
     /// HTTP/1: whether the peer is listened to although a request of it is served.
     listens: AtomicBool,
+    /// HTTP/1, among a crowd: all that came has been answered.
+    rests: AtomicBool,
     /// A request came.
     began: AtomicBool,
     first: Notify,
@@ -208,7 +235,7 @@ pub enum Call {
 impl Watch {
     /// Its first request is waited for from now on: what came before, like a handshake, had a deadline of its own.
     pub fn opens(&self) {
-        let now = self.clock.load(Ordering::Relaxed);
+        let now = self.worker.now();
         self.waiting_for_head.store(now, Ordering::Relaxed);
         self.idle_since.store(now, Ordering::Relaxed);
     }
@@ -229,7 +256,7 @@ impl Watch {
             self.waiting_for_head.store(0, Ordering::Relaxed);
         }
         if under_way && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
-            self.waiting_for_head.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.waiting_for_head.store(self.worker.now(), Ordering::Relaxed);
         }
     }
 
@@ -243,7 +270,7 @@ impl Watch {
         let (sent, before) = (self.sent(), self.sent_before.load(Ordering::Relaxed));
         if self.full_since.load(Ordering::Relaxed) == 0 || sent - before >= LEAST {
             self.sent_before.store(sent, Ordering::Relaxed);
-            self.full_since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.full_since.store(self.worker.now(), Ordering::Relaxed);
         }
     }
 
@@ -253,7 +280,7 @@ impl Watch {
             return;
         }
         self.full_since.store(0, Ordering::Relaxed);
-        let now = self.clock.load(Ordering::Relaxed);
+        let now = self.worker.now();
         self.idle_since.store(now, Ordering::Relaxed);
         if self.waiting_for_head.load(Ordering::Relaxed) > 0 && !self.multiplexed.load(Ordering::Relaxed) {
             // Until now nothing was read on.
@@ -273,6 +300,21 @@ impl Watch {
         self.listens.load(Ordering::Relaxed)
     }
 
+    /// Whether there are so many connections that each gives back what it needs for requests alone when it rests.
+    pub fn is_crowded(&self) -> bool {
+        self.worker.crowded.load(Ordering::Relaxed)
+    }
+
+    /// HTTP/1: whether nothing that came is under way any more, nor anything that is to be sent.
+    pub fn rests(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
+    }
+
+    /// What [`rests`](Self::rests) was last told.
+    pub fn is_resting(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
+    }
+
     fn begins_to_listen(&self) -> bool {
         let begins = self.is_serving() && !self.listens() && !self.multiplexed.load(Ordering::Relaxed);
         if begins {
@@ -283,12 +325,12 @@ impl Watch {
 
     /// HTTP/1: the peer sends no more while the last of its requests is being served.
     pub fn half_closes(&self) {
-        self.half_closed_since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.half_closed_since.store(self.worker.now(), Ordering::Relaxed);
     }
 
     /// Our side is closed, and the peer has sent something since, or not yet.
     pub fn closes(&self) {
-        let now = self.clock.load(Ordering::Relaxed);
+        let now = self.worker.now();
         self.heard.store(now, Ordering::Relaxed);
         if self.closed_since.load(Ordering::Relaxed) == 0 {
             self.closed_since.store(now, Ordering::Relaxed);
@@ -308,7 +350,7 @@ impl Watch {
     /// Answers are held for the peer, for no longer than `patience`; from now on, where some of them `moves`.
     pub fn held(&self, patience: Option<Duration>, moves: bool) {
         let Some(patience) = patience else { return self.held_until.store(0, Ordering::Relaxed) };
-        let until = (Timestamp(self.clock.load(Ordering::Relaxed)) + patience).0;
+        let until = (Timestamp(self.worker.now()) + patience).0;
         let before = self.held_until.load(Ordering::Relaxed);
         if before == 0 || until < before || moves {
             self.held_until.store(until, Ordering::Relaxed);
@@ -349,10 +391,10 @@ impl Watch {
             }
             while self.attention.poll(&mut known, cx).is_ready() {
                 // Between the sweep and here a request may have come.
-                if let Some(overdue) = self.passed(Timestamp(self.clock.load(Ordering::Relaxed))) {
+                if let Some(overdue) = self.passed(Timestamp(self.worker.now())) {
                     return Poll::Ready(Err(Call::Overdue(overdue)));
                 }
-                if !draining && self.draining.load(Ordering::Relaxed) {
+                if !draining && self.worker.is_draining() {
                     return Poll::Ready(Err(Call::Drain));
                 }
             }
@@ -448,7 +490,7 @@ impl Serving {
 
     /// The head of the answer, or some of its body, was handed over.
     pub fn moved(&mut self) {
-        let now = self.watch.clock.load(Ordering::Relaxed);
+        let now = self.watch.worker.now();
         if !self.watch.multiplexed.load(Ordering::Relaxed) {
             return self.watch.moved.store(now, Ordering::Relaxed);
         }
@@ -470,7 +512,7 @@ impl Drop for Serving {
         }
         self.watch.moved.store(0, Ordering::Relaxed);
         self.watch.listens.store(false, Ordering::Relaxed);
-        let now = self.watch.clock.load(Ordering::Relaxed);
+        let now = self.watch.worker.now();
         if self.watch.waiting_for_head.load(Ordering::Relaxed) > 0
             && !self.watch.multiplexed.load(Ordering::Relaxed)
         {

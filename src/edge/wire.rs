@@ -126,6 +126,19 @@ impl<I> Wire<I> {
         waits
     }
 
+    /// Whether the peer is known to speak HTTP/1.
+    pub(super) fn is_http1(&self) -> bool {
+        matches!(self.protocol, Protocol::Http1(_))
+    }
+
+    /// Whether all that came has been answered and nothing of it is left with the library: the last of it was one whole request,
+    /// without a body. (Of what comes in pieces, or with a body, the library may keep some, like an empty line.)
+    fn rests(&self) -> bool {
+        let served = self.watch.heads.served.load(Ordering::Relaxed);
+        let answered = matches!(&self.protocol, Protocol::Http1(reader) if reader.was_plain() && reader.heads() == served);
+        answered && self.ahead.is_empty() && !self.watch.is_serving()
+    }
+
     fn stop(&mut self, passed: usize, stop: Stop) -> usize {
         let Protocol::Http1(reader) = &self.protocol else { return passed };
         let (number, many_fields) = (reader.heads(), Seen { many_fields: true, ..Seen::default() });
@@ -203,6 +216,21 @@ impl<I: AsyncRead + Unpin> Wire<I> {
             }
         }
         Poll::Ready(Ok(matches!(self.protocol, Protocol::Http2(_))))
+    }
+
+    /// Waits until a request begins, with no room for it until then: the first one, which shows whether the peer speaks HTTP/2,
+    /// or the next one of HTTP/1.
+    pub(super) fn poll_begins(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if let Protocol::Unknown = self.protocol {
+            return self.poll_multiplexes(cx);
+        }
+        if self.ahead.is_empty() {
+            let mut bytes = [0; 2048];
+            let mut some = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut some))?;
+            self.ahead.extend_from_slice(some.filled());
+        }
+        Poll::Ready(Ok(false))
     }
 
     /// What came ahead, or comes now.
@@ -305,11 +333,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
             Poll::Pending => self.watch.stalled(),
             Poll::Ready(_) => self.watch.drained(),
         }
+        if self.watch.is_crowded() {
+            self.watch.rests(poll.is_ready() && self.rests());
+        }
         poll
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        this.watch.rests(false);
         if !this.closed {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
             this.closed = true;
@@ -346,12 +378,13 @@ mod tests {
     use crate::edge::deadlines::{Deadlines, Limits};
     use crate::time::timeout;
 
+    const SECOND: Duration = Duration::from_secs(1);
+    const LIMITS: Limits = Limits { head: SECOND, idle: SECOND, silence: SECOND };
+
     #[tokio::test]
     async fn a_peer_of_http2_is_heard_until_it_has_closed_its_side_too() {
         for (begins, waits) in [(PREFACE, true), (b"GET / HTTP/1.1\r\n\r\n", false)] {
-            let second = Duration::from_secs(1);
-            let limits = Limits { head: second, idle: second, silence: second };
-            let watch = Deadlines::default().watch(limits);
+            let watch = Deadlines::default().watch(LIMITS);
             let (ours, mut theirs) = duplex(64);
             let mut wire = Wire::new(ours, watch, 1024);
             theirs.write_all(begins).await.expect("sent");
@@ -372,9 +405,8 @@ mod tests {
 
     /// A connection over which so much has been read.
     async fn having_read(bytes: &[u8]) -> (Deadlines, Arc<Watch>, Wire<DuplexStream>, DuplexStream) {
-        let (deadlines, second) = (Deadlines::default(), Duration::from_secs(1));
-        let limits = Limits { head: second, idle: second, silence: second };
-        let watch = deadlines.watch(limits);
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
         let (ours, mut theirs) = duplex(64);
         let mut wire = Wire::new(ours, watch.clone(), 1024);
         theirs.write_all(bytes).await.expect("sent");
@@ -403,8 +435,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_served_for_long_and_breaks_off_ends_the_connection() {
-        let (deadlines, second) = (Deadlines::default(), Duration::from_secs(1));
-        let watch = deadlines.watch(Limits { head: second, idle: second, silence: second });
+        let deadlines = Deadlines::default();
+        let watch = deadlines.watch(LIMITS);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let address = listener.local_addr().expect("an address");
         let (theirs, ours) = tokio::join!(TcpStream::connect(address), listener.accept());
@@ -424,7 +456,7 @@ mod tests {
                 }
             }
         };
-        assert_eq!(timeout(second * 10, broken).await, Ok(io::ErrorKind::ConnectionReset));
+        assert_eq!(timeout(SECOND * 10, broken).await, Ok(io::ErrorKind::ConnectionReset));
     }
 
     #[tokio::test]
@@ -455,6 +487,35 @@ mod tests {
             deadlines.sweep();
             wire.flush().await.expect("flushed");
             assert_eq!(serving.is_last(), last);
+        }
+    }
+
+    #[tokio::test]
+    async fn among_a_crowd_rests_whose_whole_requests_have_been_answered() {
+        let with_body = b"GET / HTTP/1.1\r\ncontent-length: 1\r\n\r\n.";
+        for (read, served, rests) in [
+            (REQUEST.to_vec(), 1, true),
+            (REQUEST.to_vec(), 0, false),
+            (REQUEST.repeat(2), 2, false),
+            ([REQUEST, b"\r\n"].concat(), 1, false),
+            ([REQUEST, b"GET"].concat(), 1, false),
+            (with_body.to_vec(), 1, false),
+        ] {
+            let (deadlines, watch, mut wire, _theirs) = having_read(&read).await;
+            (0..served).for_each(|_| assert_eq!(watch.heads.next(), None));
+            wire.flush().await.expect("flushed");
+            assert!(!watch.is_resting(), "there is no crowd");
+            let _crowd: Vec<_> = (0..2000).map(|_| deadlines.watch(LIMITS)).collect();
+            wire.flush().await.expect("flushed");
+            assert_eq!(watch.is_resting(), rests, "{read:?}, {served}");
+            let serving = watch.serve();
+            wire.flush().await.expect("flushed");
+            assert!(!watch.is_resting(), "it is served");
+            drop(serving);
+            wire.flush().await.expect("flushed");
+            assert_eq!(watch.is_resting(), rests);
+            wire.shutdown().await.expect("closed");
+            assert!(!watch.is_resting(), "it closes");
         }
     }
 }

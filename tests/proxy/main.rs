@@ -38,6 +38,7 @@ mod budget;
 mod cache;
 mod commands;
 mod cors;
+mod crowd;
 mod explain;
 mod guard;
 mod hostile;

@@ -65,6 +65,8 @@ pub struct Reader {
     /// Bytes a line may have; the parser takes no longer head.
     longest: usize,
     heads: u64,
+    /// What was last read was one whole head, and no body follows it.
+    plain: bool,
     /// Of the head that is under way.
     fields: usize,
     seen: Seen,
@@ -89,6 +91,11 @@ impl Reader {
         self.at == At::RequestLine && self.line.is_empty()
     }
 
+    /// What was last read was one whole head, which no body follows, and no more.
+    pub fn was_plain(&self) -> bool {
+        self.plain
+    }
+
     /// A head has begun and not ended.
     pub fn is_in_head(&self) -> bool {
         self.at == At::Fields || (self.at == At::RequestLine && !self.line.is_empty())
@@ -101,8 +108,10 @@ impl Reader {
     pub fn read(&mut self, bytes: &[u8]) -> Result<(), (usize, Stop)> {
         if self.is_between() && bytes.len() <= self.longest && is_plain_head(bytes) {
             self.heads += 1;
+            self.plain = true;
             return Ok(());
         }
+        self.plain = false;
         let mut from = 0;
         while from < bytes.len() {
             let rest = &bytes[from..];
