@@ -26,7 +26,7 @@ use crate::time::Instant;
 mod cache_status;
 mod journal;
 
-pub use cache_status::CacheStatus;
+pub use cache_status::{CacheStatus, Kept};
 pub use journal::{Answered, Journal, MINTED, RequestId};
 
 /// A request as a connection hands it over.

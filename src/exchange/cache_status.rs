@@ -20,8 +20,8 @@ pub enum CacheStatus {
         stored: bool,
         /// Another caller's request served this one too.
         collapsed: bool,
-        /// There was a page, and it had expired.
-        expired: bool,
+        /// What was kept.
+        kept: Kept,
         /// Upstream said that it has not changed.
         validated: bool,
     },
@@ -34,6 +34,17 @@ pub enum CacheStatus {
     Bypass,
     /// Only a kept page was asked for: neither hit nor forwarded.
     NotKept,
+}
+
+/// The page there was when upstream was asked (RFC 9211 §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// There was none.
+    Nothing,
+    /// A fresh one, which the caller did not want.
+    Fresh,
+    /// One that was not fresh any more.
+    Stale,
 }
 
 impl CacheStatus {
@@ -54,11 +65,13 @@ impl CacheStatus {
                 let (label, detail) = detail.map_or(("", ""), |detail| ("; detail=", detail));
                 with(&["metorial-proxy; hit; ttl=", digits.format(*ttl), label, detail])
             }
-            Self::Miss { stored, collapsed, expired, validated } => {
-                let reason = match (*expired, *validated) {
-                    (true, true) => "stale; fwd-status=304",
-                    (true, false) => "stale",
-                    (false, _) => "uri-miss",
+            Self::Miss { stored, collapsed, kept, validated } => {
+                let reason = match (*kept, *validated) {
+                    (Kept::Nothing, _) => "uri-miss",
+                    (Kept::Fresh, true) => "request; fwd-status=304",
+                    (Kept::Fresh, false) => "request",
+                    (Kept::Stale, true) => "stale; fwd-status=304",
+                    (Kept::Stale, false) => "stale",
                 };
                 let stored = if *stored { "; stored" } else { "" };
                 let collapsed = if *collapsed { "; collapsed" } else { "" };

@@ -23,7 +23,7 @@ use crate::body::ResponseBody;
 use crate::config::Cache as Config;
 use crate::domain::operation::collection;
 use crate::domain::page_key::{PageKey, Parts};
-use crate::exchange::{CacheStatus, DroppedCredential, Exchange, Permit, Permitted};
+use crate::exchange::{CacheStatus, DroppedCredential, Exchange, Kept, Permit, Permitted};
 use crate::rejection::{Limit, PROXY_STATUS, Rejection};
 use crate::store::limits::{BudgetId, LimitStore};
 use crate::store::pages::{Entry, Page, PageStore, lines};
@@ -257,6 +257,12 @@ where
             return Ok(answer);
         }
     }
+    let had = kept.as_ref().map_or(Kept::Nothing, |page| {
+        match usable(page, &Wishes::default(), &shared.plainly(&exchange.stage.permit, known), now) {
+            Usable::Fresh(_) => Kept::Fresh,
+            _ => Kept::Stale,
+        }
+    });
     if asked.wishes.only_if_cached {
         journal.cache(CacheStatus::NotKept);
         return Err(Rejection::NotKept);
@@ -270,6 +276,7 @@ where
     let (outcome, collapsed) =
         timeout_at(due, fill).await.unwrap_or((Outcome::Failed(Rejection::DeadlineExceeded), false));
     if let Some(page) = &kept
+        && asked.wishes.lets_stand_in()
         && let Some(status) = shared.stands_in(page, &outcome, &permit, known)
     {
         shared.metrics.cache(CacheResult::Stale);
@@ -293,7 +300,7 @@ where
         }
         _ => {
             shared.metrics.cache(if collapsed { CacheResult::Coalesced } else { CacheResult::Miss });
-            journal.cache(CacheStatus::Miss { stored, collapsed, expired: kept.is_some(), validated });
+            journal.cache(CacheStatus::Miss { stored, collapsed, kept: had, validated });
         }
     }
     match outcome {

@@ -528,11 +528,16 @@ async fn eventually_stale(proxy: &Proxy, target: &str) {
 async fn callers_directives_count_only_where_the_operator_wants_that() {
     let wish = [("cache-control", "max-age=0")];
     for (honoured, hits) in [(false, true), (true, false)] {
-        let (_mock, proxy) = pair(&format!("cache.honor_client_directives = {honoured}")).await;
+        let (mock, proxy) = pair(&format!("cache.honor_client_directives = {honoured}")).await;
         proxy.get("/providers").await;
         stale().await;
         let reply = proxy.call("GET", "/providers", &[("cache-control", "no-cache")], "").await;
-        assert_eq!(reply.field("cache-status").contains("; hit"), hits, "{honoured}");
+        let told = reply.field("cache-status");
+        let asked = told.starts_with("metorial-proxy; fwd=request");
+        assert_eq!((told.contains("; hit"), asked), (hits, !hits), "{told}: it was fresh");
+        mock.fault(Fault { route: "GET /providers".into(), status: Some(503), ..Fault::default() });
+        let failed = proxy.call("GET", "/providers", &[("cache-control", "no-cache")], "").await;
+        assert_eq!(failed.status, if honoured { 503 } else { 200 }, "no page in its place");
         let only = [("cache-control", "only-if-cached")];
         assert_eq!(proxy.call("GET", "/providers", &only, "").await.status, 200);
         let unknown = proxy.call("GET", "/provider-groups", &only, "").await;

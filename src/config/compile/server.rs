@@ -83,12 +83,17 @@ fn addresses(
         taken.push(address);
         Ok(address)
     };
+    let absent = matches!(&listen, Field::Absent);
     let empty = matches!(&listen, Field::Set(addresses) if addresses.is_empty());
     let listen = at.list("listen", listen, &mut free);
     if empty {
         at.refuse("listen", Wrong::new("is empty: nobody could connect", "write at least one address"));
     }
     let listen = listen.unwrap_or_else(|| vec![local(8080)]);
+    if absent {
+        // A default is taken, too.
+        free(local(8080).to_string()).ok();
+    }
     let (admin, given) = match admin {
         Field::Absent => (Field::Set(local(9090).to_string()), false),
         given => (given, true),

@@ -22,6 +22,7 @@ fn listeners_have_addresses_of_their_own() {
                 "taken by 127.0.0.1:8080",
             ),
             ("admin = \"127.0.0.1\"", "server.admin", "no address"),
+            ("admin = \"0.0.0.0:8080\"", "server.admin", "taken by 127.0.0.1:8080"),
             ("listen = [\"0.0.0.0:9090\"]", "server.admin", "its default is taken"),
         ],
     );

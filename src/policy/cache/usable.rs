@@ -41,6 +41,11 @@ impl Wishes {
             only_if_cached: directives.has("only-if-cached"),
         }
     }
+
+    /// Whether a kept page may take the place of an error: not where upstream has to be asked (RFC 9111 §5.2.1.4).
+    pub(super) fn lets_stand_in(&self) -> bool {
+        !self.no_cache
+    }
 }
 
 /// Whether upstream can be asked now.

@@ -8,6 +8,7 @@ use http::{Version, response};
 use smallvec::SmallVec;
 
 use crate::domain::field::{names_some, nominated};
+use crate::domain::ratelimit;
 
 /// Whether a response field never passes, whatever `Connection` names.
 fn never_passes(name: &str) -> bool {
@@ -38,6 +39,8 @@ fn never_passes(name: &str) -> bool {
             | "report-to"
             | "reporting-endpoints"
     ) || name.starts_with("access-control-")
+        // But for those that are read on the way back, and taken out then.
+        || name.starts_with("ratelimit") && !ratelimit::UPSTREAM_FIELDS.iter().any(|field| field == name)
 }
 
 /// Bytes of an answer's fields; few callers take as many.
@@ -128,6 +131,7 @@ mod tests {
             ("proxy-authorization", "Basic eA=="),
             ("proxy-authentication-info", "x"),
             ("set-cookie", "a=b"),
+            ("ratelimit-burst", "5"),
             ("access-control-allow-origin", "*"),
             ("access-control-anything", "x"),
             ("strict-transport-security", "max-age=1"),
