@@ -449,7 +449,8 @@ impl Outbound {
     }
 }
 
-fn join(head: Bytes, tail: Bytes) -> Bytes {
+/// Both, in one piece.
+pub(crate) fn join(head: Bytes, tail: Bytes) -> Bytes {
     match (head.is_empty(), tail.is_empty()) {
         (_, true) => head,
         (true, false) => tail,

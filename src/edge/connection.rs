@@ -387,7 +387,7 @@ impl Future for Serve {
         let body = response.body();
         let closes = this.version < Version::HTTP_11 && body.size_hint().exact().is_none();
         serving.iter().filter(|_| closes).for_each(|serving| serving.ends_by_closing(true));
-        Poll::Ready(Ok(response.map(|body| Served { body, serving, closes })))
+        Poll::Ready(Ok(response.map(|body| Served { body, serving, closes, late: None })))
     }
 }
 
@@ -397,6 +397,8 @@ struct Served {
     serving: Option<Serving>,
     /// Nothing else tells the peer that it is whole.
     closes: bool,
+    /// What broke it off, once what came before has been sent.
+    late: Option<BodyError>,
 }
 
 impl Body for Served {
@@ -409,7 +411,16 @@ impl Body for Served {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // The connection asks for more only when it could pass on what it had.
         self.serving.iter_mut().for_each(Serving::moved);
+        if let Some(error) = self.late.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = frame {
+            // The library would let go of what it has not sent yet, be it the head, and the peer would see nothing at all.
+            self.late = Some(error);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if self.closes && matches!(frame, Poll::Ready(None | Some(Ok(_)))) {
             let ended = matches!(frame, Poll::Ready(None)) || self.body.is_end_stream();
             self.serving.iter().for_each(|serving| serving.ends_by_closing(!ended));

@@ -10,6 +10,7 @@ use crate::bad::{Act, BadUpstream, write};
 use crate::black_hole::BlackHole;
 use crate::client::{Connection, bearing, connect};
 use crate::harness::{KEY, Proxy, eventually};
+use crate::raw_client::RawClient;
 
 /// One attempt and not a long one, and so few places that one which is not given back is missed.
 const ONCE: &str =
@@ -142,6 +143,24 @@ async fn a_get_is_sent_again_after_each_fault_that_may_pass_and_a_post_is_not() 
             let proxy = Proxy::start(&upstream.url, "");
             let reply = proxy.post("/provider-deployments", "{}").await;
             assert_eq!((reply.status, upstream.heads()), (status, 1), "{fault} {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_came_of_an_answer_before_it_broke_off_is_sent_or_a_502() {
+    for pieces in [1, 2, 9] {
+        let body = "3\r\nabc\r\n".repeat(pieces);
+        let answer = format!("{OK}transfer-encoding: chunked\r\n\r\n{body}");
+        let upstream = BadUpstream::start(move |_| vec![Read, write(&answer)]).await;
+        let proxy = Proxy::start(&upstream.url, "upstream.retry.max_attempts = 1");
+        for _ in 0..20 {
+            let mut client = RawClient::connect(proxy.address).await;
+            let ask = format!("GET /providers/x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n\r\n");
+            client.send(ask.as_bytes()).await;
+            let answer = client.answer(false).await.expect("a head");
+            let broken = answer.status == 200 && !answer.whole && answer.body.starts_with("abc");
+            assert!(broken || answer.status == 502, "{answer:?}");
         }
     }
 }

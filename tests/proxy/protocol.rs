@@ -108,8 +108,10 @@ async fn a_field_too_many_is_refused_with_a_reason_however_its_bytes_come() {
 #[tokio::test]
 async fn an_answer_that_only_the_end_of_the_connection_ends_is_not_passed_off_as_whole_when_it_is_not() {
     for (end, whole) in [("0\r\n\r\n", true), ("", false)] {
-        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nfine\r\n";
-        let upstream = BadUpstream::start(move |_| vec![Act::Read, writes(head), writes(end)]).await;
+        // More than is read before the head is sent.
+        let (chunk, length) = ("fine".repeat(50_000), 200_000);
+        let head = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n{chunk}\r\n");
+        let upstream = BadUpstream::start(move |_| vec![Act::Read, writes(&head), writes(end)]).await;
         let proxy = Proxy::start(&upstream.url, "");
         let mut tcp = connect(proxy.address).await;
         let ask = format!("GET /providers/x HTTP/1.0\r\nauthorization: Bearer {KEY}\r\n\r\n");

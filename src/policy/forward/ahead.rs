@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http::Response;
 use http_body::Body;
 use http_body_util::BodyExt;
 
 use super::fault::possible;
 use super::fields;
-use crate::body::{BodyError, ResponseBody};
+use crate::body::{BodyError, ResponseBody, join};
 use crate::exchange::Failure;
 use crate::rejection::{Rejection, UpstreamFault};
 use crate::time::{Instant, ready_by, this_turn};
@@ -46,11 +47,15 @@ pub(super) async fn read_ahead(response: &mut Response<ResponseBody>, due: Insta
     }
 }
 
-/// A body of which some has come, or has not come yet.
+/// A body of which some has come, or has not come yet; whether more is there, and what, is known of two pieces.
 async fn begun(mut body: ResponseBody, due: Instant) -> Result<ResponseBody, BodyError> {
     let first = match ready_by(due.min(this_turn() + BEGINS), body.frame()).await {
         Ok(Some(frame)) => frame?.into_data().unwrap_or_default(),
         Ok(None) | Err(_) => return Ok(body),
+    };
+    let first = match body.frame().now_or_never() {
+        Some(Some(frame)) => join(first, frame?.into_data().unwrap_or_default()),
+        Some(None) | None => first,
     };
     Ok(body.preceded_by(first))
 }
