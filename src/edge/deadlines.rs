@@ -9,11 +9,15 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
+
+mod attention;
+
+use attention::Attention;
 
 use super::wire::Heads;
 use crate::time::{Timestamp, turn};
@@ -189,38 +193,6 @@ pub struct Watch {
     /// Since when our side is closed, and when the peer last sent something; 0: it is open.
     closed_since: AtomicU64,
     heard: AtomicU64,
-}
-
-/// Calls a connection's task. It listens each time it is polled, with each request, so listening costs no more than a look,
-/// where a `select` would poll two futures of the runtime's besides.
-#[derive(Debug, Default)]
-struct Attention {
-    called: AtomicBool,
-    listening: Mutex<Option<Waker>>,
-}
-
-impl Attention {
-    fn listening(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.listening.lock()
-    }
-
-    fn call(&self) {
-        self.called.store(true, Ordering::Release);
-        if let Some(waker) = &*self.listening() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// `known`: who listens already.
-    fn poll(&self, known: &mut Option<Waker>, cx: &Context<'_>) -> Poll<()> {
-        if !known.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            let waker = Some(cx.waker().clone());
-            self.listening().clone_from(&waker);
-            *known = waker;
-        }
-        let called = self.called.load(Ordering::Acquire) && self.called.swap(false, Ordering::Acquire);
-        if called { Poll::Ready(()) } else { Poll::Pending }
-    }
 }
 
 /// Why a connection is called.
