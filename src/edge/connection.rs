@@ -397,7 +397,7 @@ struct Served {
     serving: Option<Serving>,
     /// Nothing else tells the peer that it is whole.
     closes: bool,
-    /// What broke it off, once what came before has been sent.
+    /// What broke it off, told one turn late.
     late: Option<BodyError>,
 }
 
@@ -416,7 +416,7 @@ impl Body for Served {
         }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = frame {
-            // The library would let go of what it has not sent yet, be it the head, and the peer would see nothing at all.
+            // The library lets go of what it has not sent by then, be it the head, and the peer would see nothing at all.
             self.late = Some(error);
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -429,7 +429,7 @@ impl Body for Served {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.late.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

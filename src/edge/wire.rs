@@ -159,6 +159,13 @@ impl<I> Wire<I> {
         passed
     }
 
+    fn flushed(&self, flushed: &Poll<io::Result<()>>) {
+        match flushed {
+            Poll::Pending => self.watch.stalled(),
+            Poll::Ready(_) => self.watch.drained(),
+        }
+    }
+
     /// So many bytes of these were written, or none could be.
     fn wrote<'a>(
         &mut self,
@@ -218,21 +225,6 @@ impl<I: AsyncRead + Unpin> Wire<I> {
         Poll::Ready(Ok(matches!(self.protocol, Protocol::Http2(_))))
     }
 
-    /// Waits until a request begins, with no room for it until then: the first one, which shows whether the peer speaks HTTP/2,
-    /// or the next one of HTTP/1.
-    pub(super) fn poll_begins(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        if let Protocol::Unknown = self.protocol {
-            return self.poll_multiplexes(cx);
-        }
-        if self.ahead.is_empty() {
-            let mut bytes = [0; 2048];
-            let mut some = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut some))?;
-            self.ahead.extend_from_slice(some.filled());
-        }
-        Poll::Ready(Ok(false))
-    }
-
     /// What came ahead, or comes now.
     fn poll_bytes(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
@@ -264,6 +256,27 @@ impl<I: AsyncRead + Unpin> Wire<I> {
     }
 }
 
+impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
+    /// Waits until a request begins, with no room for it until then: the first one, which shows whether the peer speaks HTTP/2,
+    /// or the next one of HTTP/1.
+    pub(super) fn poll_begins(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if let Protocol::Unknown = self.protocol {
+            return self.poll_multiplexes(cx);
+        }
+        // What the kernel takes no more of is held below, and nobody else asks for it to be sent.
+        let sent = Pin::new(&mut self.io).poll_flush(cx);
+        self.flushed(&sent);
+        ready!(sent)?;
+        if self.ahead.is_empty() {
+            let mut bytes = [0; 2048];
+            let mut some = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut some))?;
+            self.ahead.extend_from_slice(some.filled());
+        }
+        Poll::Ready(Ok(false))
+    }
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -281,7 +294,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
         }
         if !matches!(this.protocol, Protocol::Ended(_)) {
             match this.poll_bytes(cx, buf) {
-                Poll::Ready(Ok(())) => {}
+                // The library has something to do, be it in the turn in which it was said to rest.
+                Poll::Ready(Ok(())) => this.watch.rests(false),
                 unready => return unready,
             }
             if buf.filled().len() == before && buf.remaining() > 0 && this.half_closes() {
@@ -329,10 +343,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
             self.poll_leaving(cx)?;
         }
         let poll = Pin::new(&mut self.io).poll_flush(cx);
-        match poll {
-            Poll::Pending => self.watch.stalled(),
-            Poll::Ready(_) => self.watch.drained(),
-        }
+        self.flushed(&poll);
         if self.watch.is_crowded() {
             self.watch.rests(poll.is_ready() && self.rests());
         }
@@ -365,17 +376,20 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::pin::pin;
     use std::time::Duration;
 
     use futures_util::FutureExt;
     use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
     use tokio::task::yield_now;
+    use tokio_util::task::TaskTracker;
 
     use super::*;
     use crate::edge::deadlines::{Deadlines, Limits};
+    use crate::edge::outbox::{Outbox, Socket};
     use crate::time::timeout;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -493,15 +507,16 @@ mod tests {
     #[tokio::test]
     async fn among_a_crowd_rests_whose_whole_requests_have_been_answered() {
         let with_body = b"GET / HTTP/1.1\r\ncontent-length: 1\r\n\r\n.";
-        for (read, served, rests) in [
-            (REQUEST.to_vec(), 1, true),
-            (REQUEST.to_vec(), 0, false),
-            (REQUEST.repeat(2), 2, false),
-            ([REQUEST, b"\r\n"].concat(), 1, false),
-            ([REQUEST, b"GET"].concat(), 1, false),
-            (with_body.to_vec(), 1, false),
+        for (read, served, rests, closes) in [
+            (REQUEST.to_vec(), 1, true, true),
+            (REQUEST.to_vec(), 1, true, false),
+            (REQUEST.to_vec(), 0, false, true),
+            (REQUEST.repeat(2), 2, false, true),
+            ([REQUEST, b"\r\n"].concat(), 1, false, true),
+            ([REQUEST, b"GET"].concat(), 1, false, true),
+            (with_body.to_vec(), 1, false, true),
         ] {
-            let (deadlines, watch, mut wire, _theirs) = having_read(&read).await;
+            let (deadlines, watch, mut wire, mut theirs) = having_read(&read).await;
             (0..served).for_each(|_| assert_eq!(watch.heads.next(), None));
             wire.flush().await.expect("flushed");
             assert!(!watch.is_resting(), "there is no crowd");
@@ -514,8 +529,40 @@ mod tests {
             drop(serving);
             wire.flush().await.expect("flushed");
             assert_eq!(watch.is_resting(), rests);
-            wire.shutdown().await.expect("closed");
-            assert!(!watch.is_resting(), "it closes");
+            // Of those that rest one closes, and to the other more comes.
+            if closes {
+                wire.shutdown().await.expect("closed");
+            } else {
+                theirs.write_all(b"G").await.expect("sent");
+                wire.read_u8().await.expect("read");
+            }
+            assert!(!watch.is_resting());
         }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_next_request_is_sent_the_rest_of_the_last_answer() {
+        let (watch, outbox) = (Deadlines::default().watch(LIMITS), Outbox::default());
+        TaskTracker::new().spawn(outbox.clone().run());
+        yield_now().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let theirs = TcpSocket::new_v4().expect("a socket");
+        theirs.set_recv_buffer_size(4096).expect("an option");
+        let (theirs, ours) = tokio::join!(theirs.connect(address), listener.accept());
+        let (mut theirs, ours) = (theirs.expect("connected"), ours.expect("accepted").0);
+        SockRef::from(&ours).set_send_buffer_size(4096).expect("an option");
+        let mut wire = Wire::new(Socket::new(ours, outbox, Some(watch.clone())), watch, 1024);
+        theirs.write_all(REQUEST).await.expect("sent");
+        wire.read_exact(&mut [0; REQUEST.len()]).await.expect("read");
+        // More than the kernel takes, and not too much to be held until the end of the turn.
+        let answer = vec![7; 32 * 1024];
+        wire.write_all(&answer).await.expect("written");
+        wire.flush().await.expect("flushed");
+        let mut read = vec![0; answer.len()];
+        tokio::select! {
+            _ = poll_fn(|cx| wire.poll_begins(cx)) => panic!("no request has begun"),
+            read = timeout(SECOND * 10, theirs.read_exact(&mut read)) => read.expect("in time").expect("read"),
+        };
     }
 }
