@@ -22,7 +22,7 @@ use metorial_proxy::pipeline::Pipeline as Layers;
 use metorial_proxy::store::clients::ClientLimits;
 use metorial_proxy::store::limits::{Draw, EGRESS, LimitStore, MemoryLimits};
 use mimalloc::MiMalloc;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 #[path = "setup/limits.rs"]
 mod limits;
@@ -40,13 +40,14 @@ const TIMES: usize = 100;
 
 /// A pipeline that has warmed up, and the requests for it.
 struct Requests {
-    runtime: Runtime,
+    runtime: LocalRuntime,
     layers: Layers,
     arrivals: Vec<Arrival>,
 }
 
 fn requests(name: &str) -> Requests {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
     let case = pipeline::cases().into_iter().find(|case| case.name == name).expect("a case");
     let layers = case.pipeline(&runtime);
     let arrivals = |times| (0..times).map(|_| case.arrival()).collect::<Vec<_>>();

@@ -12,7 +12,7 @@ use metorial_proxy::pipeline::Pipeline;
 use metorial_proxy::time::Instant;
 use mimalloc::MiMalloc;
 use setup::{Case, serve};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 #[path = "setup/pipeline.rs"]
 mod setup;
@@ -30,7 +30,8 @@ fn main() {
         .measurement_time(Duration::from_secs(4))
         .sample_size(50)
         .configure_from_args();
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).expect("a runtime");
     for case in setup::cases() {
         let pipeline = case.pipeline(&runtime);
         measure(&mut criterion, &runtime, &case, &pipeline);
@@ -38,7 +39,7 @@ fn main() {
     criterion.final_summary();
 }
 
-fn measure(criterion: &mut Criterion, runtime: &Runtime, case: &Case, pipeline: &Pipeline) {
+fn measure(criterion: &mut Criterion, runtime: &LocalRuntime, case: &Case, pipeline: &Pipeline) {
     criterion.bench_function(&format!("pipeline/{}", case.name), |bencher| {
         bencher.iter_custom(|iterations| {
             runtime.block_on(async {

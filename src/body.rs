@@ -223,13 +223,13 @@ impl Inbound {
 // ---- from upstream, to the caller ----
 
 /// Something that lives as long as a response's body does and is told of each byte.
-pub trait Tail: Send {
+pub trait Tail {
     /// So many bytes were handed to the connection.
     fn sent(&mut self, bytes: usize);
 }
 
 /// What a streaming body came over; handed back once the body was read to its end.
-pub trait Lease: Send {
+pub trait Lease {
     /// The body is whole: the connection may serve again.
     fn finish(self: Box<Self>);
 
@@ -358,7 +358,7 @@ pub enum Arriving {
 }
 
 /// A body that comes over a connection.
-pub type Wire = Box<dyn Body<Data = Bytes, Error = BodyError> + Send + Unpin>;
+pub type Wire = Box<dyn Body<Data = Bytes, Error = BodyError> + Unpin>;
 
 /// Upstream's body as it comes: searched for the secret, bounded in silence; its connection goes back when it is whole.
 pub struct Outbound {

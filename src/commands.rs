@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use metorial_proxy::config::{self, Fault, Loaded, Sources, Variables};
 use metorial_proxy::server::StartError;
 use metorial_proxy::telemetry::logging::{self, LogGuard};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 mod check;
 mod completions;
@@ -137,8 +138,8 @@ fn log(filter: &str) -> Result<LogGuard, ExitCode> {
 }
 
 /// A runtime for what is not a worker: signals, the admin port, the stand-in API.
-fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
-    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+fn runtime() -> Result<LocalRuntime, ExitCode> {
+    let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     built.map_err(|error| refuse_one(&format!("no runtime: {error}")))
 }
 

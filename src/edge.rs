@@ -8,6 +8,7 @@ pub mod config_watch;
 pub mod connection;
 pub mod deadlines;
 pub mod descriptors;
+mod executor;
 pub mod in_force;
 pub mod listener;
 pub mod notify;

@@ -5,6 +5,7 @@
 //! way and told on the way out (access log, metrics, limit fields) is written into the [`Journal`].
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub struct Exchange<S> {
     /// When an answer is due.
     pub deadline: Instant,
     /// What is told at the end.
-    pub journal: Arc<Journal>,
+    pub journal: Rc<Journal>,
 }
 
 impl<S: Clone> Exchange<S> {
@@ -118,7 +119,7 @@ pub struct Authenticated {
     /// Who asks, as counted.
     pub client: ClientKey,
     /// On whose behalf.
-    pub environment: Arc<EnvironmentHandle>,
+    pub environment: Rc<EnvironmentHandle>,
 }
 
 /// It may be done.
@@ -149,7 +150,7 @@ pub struct Armed {
 }
 
 /// An environment with the handle of its budget.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct EnvironmentHandle {
     /// The environment.
     pub environment: Arc<Environment>,
@@ -166,7 +167,7 @@ pub struct EnvironmentHandle {
 /// Proof that a method on a target is allowed. There is no other way to one than the decision itself.
 #[derive(Debug, Clone)]
 pub struct Permit {
-    environment: Arc<EnvironmentHandle>,
+    environment: Rc<EnvironmentHandle>,
     method: Method,
     target: Target,
     route: Arc<Route>,
@@ -178,7 +179,7 @@ impl Permit {
     /// # Errors
     /// Why not.
     pub fn decide(
-        environment: Arc<EnvironmentHandle>,
+        environment: Rc<EnvironmentHandle>,
         method: &Method,
         target: Target,
     ) -> Result<Self, Denied> {
@@ -187,7 +188,7 @@ impl Permit {
     }
 
     /// On whose behalf.
-    pub fn environment(&self) -> &Arc<EnvironmentHandle> {
+    pub fn environment(&self) -> &Rc<EnvironmentHandle> {
         &self.environment
     }
 
@@ -291,10 +292,10 @@ pub(crate) mod testing {
     }
 
     /// This environment with budget 0.
-    pub(crate) fn handle(environment: Environment) -> Arc<EnvironmentHandle> {
+    pub(crate) fn handle(environment: Environment) -> Rc<EnvironmentHandle> {
         let queue = Arc::new(Queue::new(environment.limit.window, Arc::default()));
         let (environment, pages) = (Arc::new(environment), "test".into());
-        Arc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, pages, index: 0 })
+        Rc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, pages, index: 0 })
     }
 
     /// The same, where those who wait for the budget stand in `queue`.
@@ -313,11 +314,11 @@ pub(crate) mod testing {
         };
         let target = http::uri::PathAndQuery::from_static(target);
         let (target, _) = Target::parse(&target, "").expect("a target");
-        let permit = Permit::decide(Arc::new(handle), &method, target).expect("permitted");
+        let permit = Permit::decide(Rc::new(handle), &method, target).expect("permitted");
         let mut request = Box::new(Request::new(RequestBody::Empty));
         *request.method_mut() = method;
         let deadline = Instant::now() + Duration::from_secs(20);
         let stage = Permitted { client: ClientKey(client), permit, unless: None, refused: None };
-        Exchange { request, stage, deadline, journal: Arc::new(Journal::of("req_test")) }
+        Exchange { request, stage, deadline, journal: Rc::new(Journal::of("req_test")) }
     }
 }

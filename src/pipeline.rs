@@ -3,13 +3,13 @@
 //! No logic here. Each line says which layer, and why it stands where it stands. A dangerous change of places does not
 //! compile: the stages of an [`Exchange`](crate::exchange::Exchange) are types.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 
 use http::Response;
-use parking_lot::Mutex;
-use tower::util::BoxService;
+use tower::util::UnsyncBoxService;
 use tower::{Service, ServiceBuilder};
 
 use crate::body::ResponseBody;
@@ -35,16 +35,16 @@ use crate::store::pages::PageStore;
 /// All layers as one service: one box, at this outer edge, gives them a name.
 ///
 /// A worker has one, and each request passes through it as it is: cloning it for each would cost as much as finding a page.
-/// The lock is for the compiler; nobody else comes here.
-pub struct Pipeline(Mutex<BoxService<Arrival, Response<ResponseBody>, Infallible>>);
+/// One request passes it on one thread, from the first byte to the last: nothing on its way is counted or locked for another.
+pub struct Pipeline(RefCell<UnsyncBoxService<Arrival, Response<ResponseBody>, Infallible>>);
 
 /// An answer on its way.
-pub type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+pub type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>>>>;
 
 impl Pipeline {
     /// Serves one request. No layer has anyone wait until it is ready: each refuses, or waits as part of the request.
     pub fn serve(&self, arrival: Arrival) -> Answering {
-        self.0.lock().call(arrival)
+        self.0.borrow_mut().call(arrival)
     }
 }
 
@@ -121,5 +121,5 @@ where
         // Allowlist, authority, transport, and the guard on what comes back.
         .layer(layers.forward)
         .service(transport);
-    Pipeline(Mutex::new(BoxService::new(stack)))
+    Pipeline(RefCell::new(UnsyncBoxService::new(stack)))
 }

@@ -160,21 +160,17 @@ impl Server {
         let (drain, cut, stop) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let (mut threads, mut beats) = (Vec::new(), Vec::new());
-        let outboxes = engine.outboxes.iter().cloned();
-        for (index, ((listeners, tasks), outbox)) in
-            sockets.into_iter().zip(&engine.tasks).zip(outboxes).enumerate()
-        {
+        for (index, (listeners, tasks)) in sockets.into_iter().zip(&*engine.tasks).enumerate() {
             let beat = Beat::default();
             beats.push(beat.clone());
             let worker = Worker {
                 listeners,
-                place: engine.place(index),
+                current: engine.current.clone(),
                 admission: engine.admission.clone(),
                 open: metrics.connections("proxy"),
                 metrics: metrics.clone(),
                 beat,
                 tasks: tasks.clone(),
-                outbox,
                 drain: drain.clone(),
                 cut: cut.clone(),
             };
@@ -250,7 +246,7 @@ impl Server {
     /// depends on.
     pub fn follow(&self, origin: Origin) {
         let (engine, told, stop) = (self.engine.clone(), self.reload.clone(), self.stop.clone());
-        self.background.spawn(reload::follow(engine, origin, told, stop));
+        self.background.spawn_local(reload::follow(engine, origin, told, stop));
     }
 
     /// Has a server that [follows](Self::follow) its configuration read it again.

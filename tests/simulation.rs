@@ -118,7 +118,7 @@ fn beside_one_that_always_has_forty_waiting_those_who_ask_for_little_are_served(
         let (end, tasks) = (Instant::now() + Duration::from_secs(40), TaskTracker::new());
         for _ in 0..40 {
             let (proxy, greedy) = (proxy.clone(), greedy.clone());
-            tasks.spawn(async move {
+            tasks.spawn_local(async move {
                 while Instant::now() < end {
                     match proxy.ask(0).await {
                         StatusCode::OK => drop(greedy.fetch_add(1, Ordering::Relaxed)),
@@ -130,12 +130,12 @@ fn beside_one_that_always_has_forty_waiting_those_who_ask_for_little_are_served(
         for client in 1..=10 {
             let (proxy, modest, asked, spawner) =
                 (proxy.clone(), modest.clone(), asked.clone(), tasks.clone());
-            tasks.spawn(async move {
+            tasks.spawn_local(async move {
                 sleep(Duration::from_millis(100) * client).await;
                 while Instant::now() < end {
                     let (proxy, modest) = (proxy.clone(), modest.clone());
                     asked.fetch_add(1, Ordering::Relaxed);
-                    spawner.spawn(async move {
+                    spawner.spawn_local(async move {
                         if proxy.ask(client).await == StatusCode::OK {
                             modest.fetch_add(1, Ordering::Relaxed);
                         }

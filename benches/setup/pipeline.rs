@@ -13,7 +13,7 @@ use metorial_proxy::exchange::{Arrival, Journal};
 use metorial_proxy::pipeline::Pipeline;
 use metorial_proxy::policy::forward::{Answer, Outgoing, Transport, TransportError};
 use metorial_proxy::server;
-use tokio::runtime::Runtime;
+use tokio::runtime::LocalRuntime;
 
 /// Limits that no benchmark meets, and pages that stay fresh.
 const AMPLE: &str = "\
@@ -70,7 +70,7 @@ const CASE: Case = Case {
 impl Case {
     /// The pipeline for it, which has answered twice: the first request fills the cache, or spends the limit; the second
     /// is answered as all that follow.
-    pub(crate) fn pipeline(&self, runtime: &Runtime) -> Pipeline {
+    pub(crate) fn pipeline(&self, runtime: &LocalRuntime) -> Pipeline {
         let mut text = AMPLE.to_owned();
         if self.status == StatusCode::TOO_MANY_REQUESTS {
             text = text.replacen("requests = 10000000, window = \"1s\"", "requests = 1, window = \"24h\"", 1);

@@ -8,7 +8,7 @@ use clap::Args;
 use http::{HeaderName, HeaderValue};
 use metorial_proxy::server::explain::{Caller, Explanation, Question, explain};
 
-use super::{ConfigFile, answer, load, refuse_one, runtime};
+use super::{ConfigFile, answer, load, refuse_one};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -62,7 +62,7 @@ fn explained(options: &Options) -> Result<String, ExitCode> {
         origin: options.origin.clone(),
         fields: options.header.clone(),
     };
-    let explanation = runtime()?.block_on(explain(&config, &question)).map_err(|error| refuse_one(&error))?;
+    let explanation = explain(&config, &question).map_err(|error| refuse_one(&error))?;
     if options.json {
         let json = serde_json::to_string(&explanation).map_err(|error| refuse_one(&error))?;
         return Ok(json + "\n");

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::mem;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
@@ -20,16 +21,17 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::yield_now;
 
 use super::deadlines::{Call, FAREWELL, Limits, Overdue, Serving, Watch};
-use super::in_force::Place;
+use super::executor::ThisThread;
+use super::in_force::{Own, Place};
 use super::wire::Wire;
 use crate::body::{BodyError, Inbound, RequestBody, ResponseBody};
 use crate::exchange::{Arrival, HadFragment, HadManyFields, HadTwoLengths};
-use crate::pipeline::{Answering, Pipeline};
+use crate::pipeline::Answering;
 use crate::rejection::PROXY_STATUS;
 use crate::telemetry::labels::RefusedConnection;
 use crate::telemetry::metrics::Metrics;
@@ -69,7 +71,7 @@ impl Rules {
 pub struct Server {
     rules: Rules,
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<ThisThread>,
     ready: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
@@ -78,7 +80,7 @@ impl Server {
     /// Serves by `rules`. Once it is not `ready` any more, callers are asked to go elsewhere next time.
     pub fn new(rules: Rules, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Self {
         let (longest, fields) = (rules.longest_head(), rules.max_header_bytes + rules.max_uri + 16 * 1024);
-        let (mut http1, mut http2) = (http1::Builder::new(), http2::Builder::new(TokioExecutor::new()));
+        let (mut http1, mut http2) = (http1::Builder::new(), http2::Builder::new(ThisThread));
         // No header_read_timeout, and no reading while a request is served: `deadlines` sees to both, at no cost per request.
         http1.header_read_timeout(None).half_close(true).max_buf_size(longest);
         // No pings: a slow reader answers them behind all that is on its way to it, and `deadlines` sees to who is gone.
@@ -98,9 +100,9 @@ impl Server {
 
     /// Serves one connection to its end, each request by what is in force at its `place` when it arrives; `watch` tells
     /// when it is to end.
-    pub async fn serve<I>(&self, io: I, peer: IpAddr, place: Place, watch: Arc<Watch>)
+    pub async fn serve<I>(&self, io: I, peer: IpAddr, place: Place, watch: Rc<Watch>)
     where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let service = Requests { place, ready: self.ready.clone(), peer, watch: watch.clone() };
         let wire = Wire::new(io, watch.clone(), self.rules.longest_head());
@@ -152,7 +154,7 @@ impl Server {
         watch: &Watch,
         peer: IpAddr,
     ) where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         if overdue == Overdue::Head {
             self.metrics.connection_refused(RefusedConnection::HeaderTimeout);
@@ -187,10 +189,10 @@ enum State<I: AsyncRead + AsyncWrite + Unpin + 'static> {
     Waits(Option<(Wire<I>, Requests)>),
     /// Boxed, so that who rests gives back all of it: with 10,000 connections a hit takes 0.99 of what it does else.
     Http1(Box<http1::Connection<TokioIo<Wire<I>>, Requests>>),
-    Http2(Box<http2::Connection<TokioIo<Wire<I>>, Requests, TokioExecutor>>),
+    Http2(Box<http2::Connection<TokioIo<Wire<I>>, Requests, ThisThread>>),
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin + 'static> State<I> {
     /// Gives back what the library would keep for the next request (a head's fields, room to read and to write): nothing is
     /// under way.
     fn rest(&mut self) {
@@ -205,7 +207,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> State<I> {
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<'_, I> {
+impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Connection<'_, I> {
     /// What has begun is finished; then it ends.
     fn graceful_shutdown(self: Pin<&mut Self>) {
         let this = self.get_mut();
@@ -224,7 +226,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<'_, I> {
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> Future for Connection<'_, I> {
+impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Future for Connection<'_, I> {
     type Output = hyper::Result<()>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
@@ -262,7 +264,7 @@ struct Requests {
     place: Place,
     ready: Arc<AtomicBool>,
     peer: IpAddr,
-    watch: Arc<Watch>,
+    watch: Rc<Watch>,
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -293,30 +295,25 @@ impl Service<Request<Incoming>> for Requests {
                 request.extensions_mut().insert(HadManyFields);
             }
         }
-        self.place.with(|lane, in_force| {
-            let request = request.map(|body| {
-                if body.is_end_stream() {
-                    RequestBody::Empty
-                } else {
-                    let inbound = Inbound::new(body, in_force.max_request_body, in_force.body_idle_timeout);
-                    RequestBody::Streaming(Box::new(inbound))
-                }
-            });
-            // Over HTTP/2 it is its task that serves it, later: what it held until then would keep others out.
-            let at_once = matches!(request.body(), RequestBody::Empty) && persistence != Persistence::Streams;
-            let arrival = Arrival { request: Box::new(request), peer: self.peer };
-            match at_once {
-                // Most are answered here: their head is gone before more is read, and the connection's buffer serves again.
-                true => {
-                    let answering = Some(lane.pipeline.serve(arrival));
-                    Serve { arrived: None, answering, serving, persistence, version }
-                }
-                false => {
-                    let arrived = Some((lane.pipeline.clone(), arrival));
-                    Serve { arrived, answering: None, serving, persistence, version }
-                }
+        let own = self.place.now();
+        let request = request.map(|body| {
+            if body.is_end_stream() {
+                RequestBody::Empty
+            } else {
+                let in_force = &own.in_force;
+                let inbound = Inbound::new(body, in_force.max_request_body, in_force.body_idle_timeout);
+                RequestBody::Streaming(Box::new(inbound))
             }
-        })
+        });
+        // Over HTTP/2 it is its task that serves it, later: what it held until then would keep others out.
+        let at_once = matches!(request.body(), RequestBody::Empty) && persistence != Persistence::Streams;
+        let arrival = Arrival { request: Box::new(request), peer: self.peer };
+        let (arrived, answering) = match at_once {
+            // Most are answered here: their head is gone before more is read, and the connection's buffer serves again.
+            true => (None, Some(own.lane.pipeline.serve(arrival))),
+            false => (Some((own, arrival)), None),
+        };
+        Serve { arrived, answering, serving, persistence, version }
     }
 }
 
@@ -360,7 +357,7 @@ impl Persistence {
 /// A request on its way. One with a body, or over HTTP/2, is seen by no layer before this is polled: a layer that refuses a
 /// request drops its body, and until then hyper does not look after it.
 struct Serve {
-    arrived: Option<(Arc<Pipeline>, Arrival)>,
+    arrived: Option<(Rc<Own>, Arrival)>,
     answering: Option<Answering>,
     serving: Option<Serving>,
     persistence: Persistence,
@@ -372,8 +369,8 @@ impl Future for Serve {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if let Some((pipeline, arrival)) = this.arrived.take() {
-            this.answering = Some(pipeline.serve(arrival));
+        if let Some((own, arrival)) = this.arrived.take() {
+            this.answering = Some(own.lane.pipeline.serve(arrival));
         }
         let Some(answering) = &mut this.answering else { return Poll::Pending };
         let Poll::Ready(Ok(mut response)) = answering.as_mut().poll(cx) else { return Poll::Pending };

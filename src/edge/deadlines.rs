@@ -5,14 +5,13 @@
 //! has a deadline, not an idle timer: a client that trickles bytes does not push it back. Nor does one that takes an answer
 //! byte by byte: while the socket is full, so much has to be taken in each span of time.
 
+use std::cell::{Cell, RefCell, RefMut};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 mod attention;
@@ -56,67 +55,67 @@ pub struct Limits {
 /// The connections of one worker.
 #[derive(Debug)]
 pub struct Deadlines {
-    worker: Arc<Worker>,
-    watched: Mutex<Vec<Arc<Watch>>>,
+    worker: Rc<Worker>,
+    watched: RefCell<Vec<Rc<Watch>>>,
 }
 
 /// What all connections of a worker go by.
 #[derive(Debug, Default)]
 struct Worker {
-    clock: AtomicU64,
-    draining: AtomicBool,
-    crowded: AtomicBool,
+    clock: Cell<u64>,
+    draining: Cell<bool>,
+    crowded: Cell<bool>,
 }
 
 impl Worker {
     fn now(&self) -> u64 {
-        self.clock.load(Ordering::Relaxed)
+        self.clock.get()
     }
 
     fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.get()
     }
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        let worker = Worker { clock: AtomicU64::new(Timestamp::now().0), ..Worker::default() };
-        Self { worker: Arc::new(worker), watched: Mutex::default() }
+        let worker = Worker { clock: Cell::new(Timestamp::now().0), ..Worker::default() };
+        Self { worker: Rc::new(worker), watched: RefCell::default() }
     }
 }
 
 impl Deadlines {
     /// Watches a connection that was just accepted and has to keep to `limits`, until the returned value is dropped.
-    pub fn watch(&self, limits: Limits) -> Arc<Watch> {
+    pub fn watch(&self, limits: Limits) -> Rc<Watch> {
         let now = self.worker.now();
-        let watch = Arc::new(Watch {
+        let watch = Rc::new(Watch {
             limits,
             worker: self.worker.clone(),
             attention: Attention::default(),
-            waiting_for_head: AtomicU64::new(now),
-            idle_since: AtomicU64::new(now),
+            waiting_for_head: Cell::new(now),
+            idle_since: Cell::new(now),
             heads: Heads::default(),
-            served: AtomicU32::new(0),
-            multiplexed: AtomicBool::new(false),
-            listens: AtomicBool::new(false),
-            rests: AtomicBool::new(false),
-            began: AtomicBool::new(false),
+            served: Cell::new(0),
+            multiplexed: Cell::new(false),
+            listens: Cell::new(false),
+            rests: Cell::new(false),
+            began: Cell::new(false),
             first: Notify::new(),
-            moved: AtomicU64::new(0),
-            answers: Mutex::default(),
-            sent: AtomicU64::new(0),
-            full_since: AtomicU64::new(0),
-            sent_before: AtomicU64::new(0),
-            held_until: AtomicU64::new(0),
-            half_closed_since: AtomicU64::new(0),
-            ends_by_closing: AtomicBool::new(false),
-            closed_since: AtomicU64::new(0),
-            heard: AtomicU64::new(0),
+            moved: Cell::new(0),
+            answers: RefCell::default(),
+            sent: Cell::new(0),
+            full_since: Cell::new(0),
+            sent_before: Cell::new(0),
+            held_until: Cell::new(0),
+            half_closed_since: Cell::new(0),
+            ends_by_closing: Cell::new(false),
+            closed_since: Cell::new(0),
+            heard: Cell::new(0),
         });
         if self.worker.is_draining() {
             watch.attention.call();
         }
-        let mut watched = self.watched.lock();
+        let mut watched = self.watched.borrow_mut();
         watched.push(watch.clone());
         self.count(watched.len());
         watch
@@ -124,8 +123,8 @@ impl Deadlines {
 
     /// All connections are to finish what is in flight, and close; those that are made from now on too.
     pub fn drain(&self) {
-        self.worker.draining.store(true, Ordering::Relaxed);
-        let watched = self.watched.lock();
+        self.worker.draining.set(true);
+        let watched = self.watched.borrow_mut();
         watched.iter().for_each(|watch| watch.attention.call());
     }
 
@@ -133,9 +132,9 @@ impl Deadlines {
     /// listened to from then on: it may leave.
     pub fn sweep(&self) {
         let now = Timestamp::now();
-        self.worker.clock.store(now.0, Ordering::Relaxed);
-        let mut watched = self.watched.lock();
-        watched.retain(|watch| Arc::strong_count(watch) > 1);
+        self.worker.clock.set(now.0);
+        let mut watched = self.watched.borrow_mut();
+        watched.retain(|watch| Rc::strong_count(watch) > 1);
         self.count(watched.len());
         for watch in watched.iter() {
             if watch.passed(now).is_some() || watch.begins_to_listen() {
@@ -148,7 +147,7 @@ impl Deadlines {
     }
 
     fn count(&self, connections: usize) {
-        self.worker.crowded.store(connections > CROWD, Ordering::Relaxed);
+        self.worker.crowded.set(connections > CROWD);
     }
 }
 
@@ -156,43 +155,43 @@ impl Deadlines {
 #[derive(Debug)]
 pub struct Watch {
     limits: Limits,
-    worker: Arc<Worker>,
+    worker: Rc<Worker>,
     attention: Attention,
     /// Since when a head is under way; 0: none is.
-    waiting_for_head: AtomicU64,
-    idle_since: AtomicU64,
+    waiting_for_head: Cell<u64>,
+    idle_since: Cell<u64>,
     /// What is wrong with its requests.
     pub(super) heads: Heads,
     /// Requests being served.
-    served: AtomicU32,
+    served: Cell<u32>,
     /// HTTP/2: heads are read while others are served.
-    multiplexed: AtomicBool,
+    multiplexed: Cell<bool>,
     /// HTTP/1: whether the peer is listened to although a request of it is served.
-    listens: AtomicBool,
+    listens: Cell<bool>,
     /// HTTP/1, among a crowd: all that came has been answered.
-    rests: AtomicBool,
+    rests: Cell<bool>,
     /// A request came.
-    began: AtomicBool,
+    began: Cell<bool>,
     first: Notify,
     /// When the answer under way last moved; 0: there is none. Not when the socket did: a peer that takes nothing can still
     /// send pings.
-    moved: AtomicU64,
+    moved: Cell<u64>,
     /// HTTP/2: the same of each answer.
-    answers: Mutex<Vec<Arc<AtomicU64>>>,
+    answers: RefCell<Vec<Rc<Cell<u64>>>>,
     /// Bytes that the kernel has taken of what was written.
-    sent: AtomicU64,
+    sent: Cell<u64>,
     /// Since when the socket has been full, and what it had taken by then; 0: it is not.
-    full_since: AtomicU64,
-    sent_before: AtomicU64,
+    full_since: Cell<u64>,
+    sent_before: Cell<u64>,
     /// Until when answers are held that the peer gives no window for; 0: there are not many.
-    held_until: AtomicU64,
+    held_until: Cell<u64>,
     /// Since when the peer sends no more, although an answer is due; 0: it may send more.
-    half_closed_since: AtomicU64,
+    half_closed_since: Cell<u64>,
     /// An answer is under way whose end only that of the connection tells.
-    ends_by_closing: AtomicBool,
+    ends_by_closing: Cell<bool>,
     /// Since when our side is closed, and when the peer last sent something; 0: it is open.
-    closed_since: AtomicU64,
-    heard: AtomicU64,
+    closed_since: Cell<u64>,
+    heard: Cell<u64>,
 }
 
 /// Why a connection is called.
@@ -208,140 +207,140 @@ impl Watch {
     /// Its first request is waited for from now on: what came before, like a handshake, had a deadline of its own.
     pub fn opens(&self) {
         let now = self.worker.now();
-        self.waiting_for_head.store(now, Ordering::Relaxed);
-        self.idle_since.store(now, Ordering::Relaxed);
+        self.waiting_for_head.set(now);
+        self.idle_since.set(now);
     }
 
     /// The kernel has taken so many bytes more of what was written.
     pub fn add_sent(&self, count: u64) {
-        self.sent.store(self.sent() + count, Ordering::Relaxed);
+        self.sent.set(self.sent() + count);
     }
 
     /// How many it has taken.
     pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+        self.sent.get()
     }
 
     /// Bytes came in: whether a head has ended with them, and whether one is under way now.
     pub fn head(&self, ended: bool, under_way: bool) {
         if ended {
-            self.waiting_for_head.store(0, Ordering::Relaxed);
+            self.waiting_for_head.set(0);
         }
-        if under_way && self.waiting_for_head.load(Ordering::Relaxed) == 0 {
-            self.waiting_for_head.store(self.worker.now(), Ordering::Relaxed);
+        if under_way && self.waiting_for_head.get() == 0 {
+            self.waiting_for_head.set(self.worker.now());
         }
     }
 
     /// It is HTTP/2: heads come while others are served.
     pub fn multiplexes(&self) {
-        self.multiplexed.store(true, Ordering::Relaxed);
+        self.multiplexed.set(true);
     }
 
     /// The socket is full.
     pub fn stalled(&self) {
-        let (sent, before) = (self.sent(), self.sent_before.load(Ordering::Relaxed));
-        if self.full_since.load(Ordering::Relaxed) == 0 || sent - before >= LEAST {
-            self.sent_before.store(sent, Ordering::Relaxed);
-            self.full_since.store(self.worker.now(), Ordering::Relaxed);
+        let (sent, before) = (self.sent(), self.sent_before.get());
+        if self.full_since.get() == 0 || sent - before >= LEAST {
+            self.sent_before.set(sent);
+            self.full_since.set(self.worker.now());
         }
     }
 
     /// It has taken all there was.
     pub fn drained(&self) {
-        if self.full_since.load(Ordering::Relaxed) == 0 {
+        if self.full_since.get() == 0 {
             return;
         }
-        self.full_since.store(0, Ordering::Relaxed);
+        self.full_since.set(0);
         let now = self.worker.now();
-        self.idle_since.store(now, Ordering::Relaxed);
-        if self.waiting_for_head.load(Ordering::Relaxed) > 0 && !self.multiplexed.load(Ordering::Relaxed) {
+        self.idle_since.set(now);
+        if self.waiting_for_head.get() > 0 && !self.multiplexed.get() {
             // Until now nothing was read on.
-            self.waiting_for_head.store(now, Ordering::Relaxed);
+            self.waiting_for_head.set(now);
         }
     }
 
     /// A request is being served.
     pub fn is_serving(&self) -> bool {
-        self.served.load(Ordering::Relaxed) > 0
+        self.served.get() > 0
     }
 
     /// HTTP/1: whether the peer is to be listened to while a request of it is served. The library would listen in any case, and
     /// most requests are answered before there is anything to hear: a pass-through would take 650 instructions more, and
     /// another 8 KiB to read into.
     pub fn listens(&self) -> bool {
-        self.listens.load(Ordering::Relaxed)
+        self.listens.get()
     }
 
     /// Whether there are so many connections that each gives back what it needs for requests alone when it rests.
     pub fn is_crowded(&self) -> bool {
-        self.worker.crowded.load(Ordering::Relaxed)
+        self.worker.crowded.get()
     }
 
     /// HTTP/1: whether nothing that came is under way any more, nor anything that is to be sent.
     pub fn rests(&self, rests: bool) {
-        self.rests.store(rests, Ordering::Relaxed);
+        self.rests.set(rests);
     }
 
     /// What [`rests`](Self::rests) was last told.
     pub fn is_resting(&self) -> bool {
-        self.rests.load(Ordering::Relaxed)
+        self.rests.get()
     }
 
     fn begins_to_listen(&self) -> bool {
-        let begins = self.is_serving() && !self.listens() && !self.multiplexed.load(Ordering::Relaxed);
+        let begins = self.is_serving() && !self.listens() && !self.multiplexed.get();
         if begins {
-            self.listens.store(true, Ordering::Relaxed);
+            self.listens.set(true);
         }
         begins
     }
 
     /// HTTP/1: the peer sends no more while the last of its requests is being served.
     pub fn half_closes(&self) {
-        self.half_closed_since.store(self.worker.now(), Ordering::Relaxed);
+        self.half_closed_since.set(self.worker.now());
     }
 
     /// Our side is closed, and the peer has sent something since, or not yet.
     pub fn closes(&self) {
         let now = self.worker.now();
-        self.heard.store(now, Ordering::Relaxed);
-        if self.closed_since.load(Ordering::Relaxed) == 0 {
-            self.closed_since.store(now, Ordering::Relaxed);
+        self.heard.set(now);
+        if self.closed_since.get() == 0 {
+            self.closed_since.set(now);
         }
     }
 
     fn is_half_closed(&self) -> bool {
-        self.half_closed_since.load(Ordering::Relaxed) > 0
+        self.half_closed_since.get() > 0
     }
 
     /// Whether the connection, ended now, has to be reset: closed, it would pass a part of an answer off as the whole
     /// (RFC 9112 §8).
     pub fn is_cut_short(&self) -> bool {
-        self.ends_by_closing.load(Ordering::Relaxed)
+        self.ends_by_closing.get()
     }
 
     /// Answers are held for the peer, for no longer than `patience`; from now on, where some of them `moves`.
     pub fn held(&self, patience: Option<Duration>, moves: bool) {
-        let Some(patience) = patience else { return self.held_until.store(0, Ordering::Relaxed) };
+        let Some(patience) = patience else { return self.held_until.set(0) };
         let until = (Timestamp(self.worker.now()) + patience).0;
-        let before = self.held_until.load(Ordering::Relaxed);
+        let before = self.held_until.get();
         if before == 0 || until < before || moves {
-            self.held_until.store(until, Ordering::Relaxed);
+            self.held_until.set(until);
         }
     }
 
     /// A head is complete; the request is served until the returned value is dropped.
-    pub fn serve(self: &Arc<Self>) -> Serving {
+    pub fn serve(self: &Rc<Self>) -> Serving {
         if !self.has_begun() {
-            self.began.store(true, Ordering::Relaxed);
+            self.began.set(true);
             self.first.notify_one();
         }
-        self.served.fetch_add(1, Ordering::Relaxed);
+        self.served.update(|served| served + 1);
         Serving { watch: self.clone(), moved: None }
     }
 
     /// Whether a request has come over this connection yet.
     pub fn has_begun(&self) -> bool {
-        self.began.load(Ordering::Relaxed)
+        self.began.get()
     }
 
     /// Waits for the first request.
@@ -375,31 +374,30 @@ impl Watch {
         .await
     }
 
-    fn answers(&self) -> MutexGuard<'_, Vec<Arc<AtomicU64>>> {
-        self.answers.lock()
+    fn answers(&self) -> RefMut<'_, Vec<Rc<Cell<u64>>>> {
+        self.answers.borrow_mut()
     }
 
     /// Whether that is so of when any answer last moved.
-    fn any_answer(&self, is: impl Fn(&AtomicU64) -> bool) -> bool {
-        let alone = self.moved.load(Ordering::Relaxed) > 0 && is(&self.moved);
+    fn any_answer(&self, is: impl Fn(&Cell<u64>) -> bool) -> bool {
+        let alone = self.moved.get() > 0 && is(&self.moved);
         alone || self.answers().iter().any(|moved| is(moved))
     }
 
     /// Which deadline has passed.
     fn passed(&self, now: Timestamp) -> Option<Overdue> {
         let limits = &self.limits;
-        let since = |at: &AtomicU64| now.since(Timestamp(at.load(Ordering::Relaxed)));
-        let (busy, in_head) =
-            (self.served.load(Ordering::Relaxed) > 0, self.waiting_for_head.load(Ordering::Relaxed) > 0);
-        if self.closed_since.load(Ordering::Relaxed) > 0 {
+        let since = |at: &Cell<u64>| now.since(Timestamp(at.get()));
+        let (busy, in_head) = (self.served.get() > 0, self.waiting_for_head.get() > 0);
+        if self.closed_since.get() > 0 {
             let over = since(&self.heard) > LINGER || since(&self.closed_since) > FAREWELL;
             return over.then_some(Overdue::Gone);
         }
-        let full = self.full_since.load(Ordering::Relaxed) > 0;
+        let full = self.full_since.get() > 0;
         if full && since(&self.full_since) > SPAN {
             return Some(Overdue::Silent);
         }
-        let held_until = self.held_until.load(Ordering::Relaxed);
+        let held_until = self.held_until.get();
         if held_until > 0 && now.0 > held_until {
             return Some(Overdue::Held);
         }
@@ -409,7 +407,7 @@ impl Watch {
             let waits = full || busy && (moves || since(&self.half_closed_since) <= LINGER);
             return (!waits).then_some(Overdue::Gone);
         }
-        let multiplexed = self.multiplexed.load(Ordering::Relaxed);
+        let multiplexed = self.multiplexed.get();
         if full && !busy && !(multiplexed && in_head) {
             // Answers are on their way, so it is not idle, and over HTTP/1.1 it is we who do not read what may have come behind.
             return None;
@@ -444,15 +442,15 @@ pub enum Overdue {
 /// A request that is being served.
 #[derive(Debug)]
 pub struct Serving {
-    watch: Arc<Watch>,
+    watch: Rc<Watch>,
     /// HTTP/2: when its answer last moved, once there is one; until then the request's own deadline counts.
-    moved: Option<Arc<AtomicU64>>,
+    moved: Option<Rc<Cell<u64>>>,
 }
 
 impl Serving {
     /// Whether its answer is under way still and only the end of the connection will tell where it ends.
     pub fn ends_by_closing(&self, under_way: bool) {
-        self.watch.ends_by_closing.store(under_way, Ordering::Relaxed);
+        self.watch.ends_by_closing.set(under_way);
     }
 
     /// Whether no other request comes behind it: the peer has closed its side.
@@ -463,13 +461,13 @@ impl Serving {
     /// The head of the answer, or some of its body, was handed over.
     pub fn moved(&mut self) {
         let now = self.watch.worker.now();
-        if !self.watch.multiplexed.load(Ordering::Relaxed) {
-            return self.watch.moved.store(now, Ordering::Relaxed);
+        if !self.watch.multiplexed.get() {
+            return self.watch.moved.set(now);
         }
         match &self.moved {
-            Some(moved) => moved.store(now, Ordering::Relaxed),
+            Some(moved) => moved.set(now),
             None => {
-                let moved = Arc::new(AtomicU64::new(now));
+                let moved = Rc::new(Cell::new(now));
                 self.watch.answers().push(moved.clone());
                 self.moved = Some(moved);
             }
@@ -480,18 +478,16 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         if let Some(moved) = self.moved.take() {
-            self.watch.answers().retain(|other| !Arc::ptr_eq(other, &moved));
+            self.watch.answers().retain(|other| !Rc::ptr_eq(other, &moved));
         }
-        self.watch.moved.store(0, Ordering::Relaxed);
-        self.watch.listens.store(false, Ordering::Relaxed);
+        self.watch.moved.set(0);
+        self.watch.listens.set(false);
         let now = self.watch.worker.now();
-        if self.watch.waiting_for_head.load(Ordering::Relaxed) > 0
-            && !self.watch.multiplexed.load(Ordering::Relaxed)
-        {
-            self.watch.waiting_for_head.store(now, Ordering::Relaxed);
+        if self.watch.waiting_for_head.get() > 0 && !self.watch.multiplexed.get() {
+            self.watch.waiting_for_head.set(now);
         }
-        self.watch.served.fetch_sub(1, Ordering::Relaxed);
-        self.watch.idle_since.store(now, Ordering::Relaxed);
+        self.watch.served.update(|served| served - 1);
+        self.watch.idle_since.set(now);
     }
 }
 
@@ -529,7 +525,7 @@ mod tests {
         watch.head(false, true);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn trickled_bytes_do_not_push_the_deadline_of_a_head_back() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -539,7 +535,7 @@ mod tests {
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickles_a_head).await), "a later one");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn the_first_head_has_its_time_from_the_end_of_the_handshake_on() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -549,7 +545,7 @@ mod tests {
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickles_a_head).await));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_pipelined_head_has_its_time_from_its_turn_on() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -560,7 +556,7 @@ mod tests {
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, |_| ()).await));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_pipelined_head_is_not_late_while_the_answers_before_it_are_taken() {
         let deadlines = Deadlines::default();
         for (in_head, then) in [(true, 10..=11), (false, 75..=76)] {
@@ -578,7 +574,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn over_http2_who_takes_answers_is_not_idle_but_its_heads_have_their_time() {
         let deadlines = Deadlines::default();
         for (in_head, ends) in [(false, u64::MAX..=u64::MAX), (true, 10..=11)] {
@@ -598,7 +594,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn over_http2_a_head_has_its_time_whatever_else_is_served() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -612,7 +608,7 @@ mod tests {
         assert!((10..=11).contains(&ends_after(&deadlines, &watch, trickle).await));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn an_idle_connection_ends_later_than_a_slow_head() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -621,7 +617,7 @@ mod tests {
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn an_answer_may_take_its_time_as_long_as_it_moves_whatever_else_the_peer_sends() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -637,7 +633,7 @@ mod tests {
         assert!((59..=61).contains(&ends_after(&deadlines, &watch, pings).await), "pings are no progress");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_peer_may_go_on_taking_what_it_was_sent_but_not_for_long() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -648,7 +644,7 @@ mod tests {
         assert!((30..=31).contains(&ends_after(&deadlines, &watch, Watch::closes).await));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_full_socket_has_to_empty_at_some_rate() {
         let deadlines = Deadlines::default();
         for (each_second, ends) in [(0, true), (1, true), (200, true), (300, false), (100_000, false)] {
@@ -671,7 +667,7 @@ mod tests {
         assert!((75..=76).contains(&ends_after(&deadlines, &watch, |_| ()).await));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn who_has_closed_its_side_is_answered_for_a_moment_and_as_long_as_the_answer_moves() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -688,7 +684,7 @@ mod tests {
         assert_eq!(ends_after(&deadlines, &watch, |_| ()).await, 0, "nothing more will come");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn answers_are_held_from_when_the_last_of_them_moved_and_for_the_shortest_time_told() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -708,11 +704,11 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn what_is_dropped_is_no_longer_watched() {
         let deadlines = Deadlines::default();
         drop(deadlines.watch(LIMITS));
         deadlines.sweep();
-        assert!(deadlines.watched.lock().is_empty());
+        assert!(deadlines.watched.borrow().is_empty());
     }
 }

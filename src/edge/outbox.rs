@@ -6,14 +6,13 @@
 //! the task that sends them has its turn, which stands in the queue behind all that are ready, or until there are many. A hit
 //! over one of 64 connections costs 0.73 of what it did, a refusal 0.9, a pass-through 0.95.
 
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use atomic_refcell::{AtomicRefCell, AtomicRefMut};
 use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -30,15 +29,12 @@ const SOCKETS: usize = 32;
 const ROOM: usize = 4 * 1024;
 
 /// The sockets of one worker that have something to send. Cheap to clone.
-///
-/// Nobody comes here from another thread, so it is a cell, as all is that one worker has for itself: to enter one is one atomic
-/// step where a lock takes two, and a pass-through enters twenty.
 #[derive(Debug, Clone, Default)]
-pub struct Outbox(Arc<AtomicRefCell<Due>>);
+pub struct Outbox(Rc<RefCell<Due>>);
 
 #[derive(Debug, Default)]
 struct Due {
-    sockets: Vec<Arc<Side>>,
+    sockets: Vec<Rc<Side>>,
     /// Whoever sends for them; without one nothing is held.
     sender: Option<Waker>,
     /// Room that was sent from: for no more than [`SOCKETS`], and of each no more than [`SHORT`].
@@ -46,15 +42,11 @@ struct Due {
 }
 
 impl Outbox {
-    fn due(&self) -> AtomicRefMut<'_, Due> {
-        self.0.borrow_mut()
-    }
-
     /// Sends what is held, for as long as this is polled; it never ends.
     pub async fn run(self) {
         let _ended = Ended(&self);
         std::future::poll_fn(|cx| {
-            let mut due = self.due();
+            let mut due = self.0.borrow_mut();
             if !due.sender.as_ref().is_some_and(|sender| sender.will_wake(cx.waker())) {
                 due.sender = Some(cx.waker().clone());
             }
@@ -67,7 +59,7 @@ impl Outbox {
 
     fn send(&self) {
         let (mut sockets, mut rooms) = {
-            let mut due = self.due();
+            let mut due = self.0.borrow_mut();
             (mem::take(&mut due.sockets), mem::take(&mut due.rooms))
         };
         for socket in sockets.drain(..) {
@@ -81,20 +73,20 @@ impl Outbox {
             }
         }
         // What they were in serves again.
-        let mut due = self.due();
+        let mut due = self.0.borrow_mut();
         if due.sockets.is_empty() {
             (due.sockets, due.rooms) = (sockets, rooms);
         }
     }
 
     /// Room for what `socket` holds, where it will be asked to send it.
-    fn takes(&self, socket: &Arc<Side>) -> Option<Vec<u8>> {
-        let mut due = self.due();
+    fn takes(&self, socket: &Rc<Side>) -> Option<Vec<u8>> {
+        let mut due = self.0.borrow_mut();
         due.sender.as_ref()?;
         if due.sockets.len() >= SOCKETS {
             drop(due);
             self.send();
-            due = self.due();
+            due = self.0.borrow_mut();
         }
         due.sockets.push(socket.clone());
         if due.sockets.len() == 1
@@ -110,7 +102,7 @@ struct Ended<'o>(&'o Outbox);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.0.due().sender = None;
+        self.0.0.borrow_mut().sender = None;
         self.0.send();
     }
 }
@@ -118,18 +110,16 @@ impl Drop for Ended<'_> {
 /// A socket, for whoever writes to it and whoever sends for it.
 #[derive(Debug)]
 struct Side {
-    outgoing: AtomicRefCell<Outgoing>,
+    outgoing: RefCell<Outgoing>,
     /// Whoever flushes has something to wait for, or to hear. Beside the cell: a flush is asked for six times in a request.
-    waits: AtomicBool,
-    /// It is a caller's.
-    watched: bool,
+    waits: Cell<bool>,
 }
 
 impl Side {
     fn with<T>(&self, act: impl FnOnce(&mut Outgoing) -> T) -> T {
         let mut outgoing = self.outgoing.borrow_mut();
         let done = act(&mut outgoing);
-        self.waits.store(outgoing.full || outgoing.failed.is_some(), Ordering::Release);
+        self.waits.set(outgoing.full || outgoing.failed.is_some());
         done
     }
 }
@@ -149,7 +139,7 @@ struct Outgoing {
     /// Whoever writes.
     writer: Option<Waker>,
     /// Whom it interests what the kernel has taken.
-    watch: Option<Arc<Watch>>,
+    watch: Option<Rc<Watch>>,
 }
 
 impl Outgoing {
@@ -233,14 +223,13 @@ fn send(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
 /// A socket whose short writes leave with those of others.
 #[derive(Debug)]
 pub struct Socket {
-    side: Arc<Side>,
+    side: Rc<Side>,
     outbox: Outbox,
 }
 
 impl Socket {
     /// One of the worker whose outbox that is; `watch` is told what the kernel takes.
-    pub fn new(stream: TcpStream, outbox: Outbox, watch: Option<Arc<Watch>>) -> Self {
-        let watched = watch.is_some();
+    pub fn new(stream: TcpStream, outbox: Outbox, watch: Option<Rc<Watch>>) -> Self {
         let outgoing = Outgoing {
             stream,
             held: Vec::new(),
@@ -251,9 +240,8 @@ impl Socket {
             writer: None,
             watch,
         };
-        let (outgoing, waits) = (AtomicRefCell::new(outgoing), AtomicBool::new(false));
-        let side = Side { outgoing, waits, watched };
-        Self { side: Arc::new(side), outbox }
+        let side = Side { outgoing: RefCell::new(outgoing), waits: Cell::new(false) };
+        Self { side: Rc::new(side), outbox }
     }
 
     fn take<'a>(
@@ -299,10 +287,6 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // An idle one of upstream's may be dropped by whoever reloads, which is another thread.
-        if !self.side.watched {
-            return;
-        }
         self.side.with(|outgoing| {
             if outgoing.watch.as_ref().is_some_and(|watch| watch.is_cut_short()) {
                 outgoing.stream.set_zero_linger().ok();
@@ -338,7 +322,7 @@ impl AsyncWrite for Socket {
 
     /// What is held leaves by itself; what the kernel did not take is waited for.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.side.waits.load(Ordering::Acquire) {
+        match self.side.waits.get() {
             true => self.side.with(|outgoing| outgoing.poll_send(cx)),
             false => Poll::Ready(Ok(())),
         }
@@ -362,13 +346,14 @@ mod tests {
     use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::runtime::LocalOptions;
     use tokio::task::yield_now;
     use tokio_util::task::TaskTracker;
 
     use super::*;
     use crate::edge::deadlines::{Deadlines, Limits};
 
-    fn watch() -> Arc<Watch> {
+    fn watch() -> Rc<Watch> {
         let second = Duration::from_secs(1);
         Deadlines::default().watch(Limits { head: second, idle: second, silence: second })
     }
@@ -392,7 +377,7 @@ mod tests {
     /// One that is sent for.
     async fn outbox() -> Outbox {
         let outbox = Outbox::default();
-        TaskTracker::new().spawn(outbox.clone().run());
+        TaskTracker::new().spawn_local(outbox.clone().run());
         yield_now().await;
         outbox
     }
@@ -407,7 +392,7 @@ mod tests {
         read
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn short_writes_leave_after_all_that_is_ready_and_a_long_one_at_once_behind_them() {
         let outbox = outbox().await;
         let ((mut one, mut peer), (mut other, mut other_peer)) = (pair(&outbox).await, pair(&outbox).await);
@@ -426,7 +411,7 @@ mod tests {
         assert_eq!(exactly(&mut peer, 5).await, b"short");
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn the_first_of_many_sockets_does_not_wait_for_the_last() {
         let outbox = outbox().await;
         let mut pairs = Vec::new();
@@ -440,10 +425,10 @@ mod tests {
         assert_eq!(sent, [vec![1; SOCKETS], vec![0]].concat());
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn room_that_was_sent_from_serves_again_and_no_more_is_kept_than_is_used_at_once() {
         let outbox = outbox().await;
-        let rooms = || outbox.due().rooms.iter().map(Vec::capacity).collect::<Vec<_>>();
+        let rooms = || outbox.0.borrow().rooms.iter().map(Vec::capacity).collect::<Vec<_>>();
         let mut pairs = Vec::new();
         for _ in 0..2 * SOCKETS {
             pairs.push(pair(&outbox).await);
@@ -470,7 +455,7 @@ mod tests {
         assert!(rooms().iter().all(|room| *room <= SHORT) && rooms().len() < before);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn what_is_held_leaves_before_the_socket_is_shut_and_also_where_it_is_dropped() {
         for shuts_down in [true, false] {
             let outbox = outbox().await;
@@ -486,10 +471,10 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn where_nobody_sends_nothing_is_held() {
         let outbox = Outbox::default();
-        let sending = TaskTracker::new().spawn(outbox.clone().run());
+        let sending = TaskTracker::new().spawn_local(outbox.clone().run());
         yield_now().await;
         let (mut socket, mut peer) = pair(&outbox).await;
         socket.write_all(b"held, ").await.expect("taken");
@@ -502,7 +487,7 @@ mod tests {
         assert_eq!(exactly(&mut peer, 13).await, b"held, written");
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn whoever_wrote_hears_that_the_peer_is_gone() {
         let outbox = outbox().await;
         let (mut socket, peer) = pair(&outbox).await;
@@ -516,7 +501,7 @@ mod tests {
         tokio::time::timeout(std::time::Duration::from_secs(5), failed).await.expect("an error");
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn a_peer_that_does_not_read_is_waited_for() {
         let outbox = outbox().await;
         let (mut socket, mut peer) = pair(&outbox).await;
@@ -542,7 +527,8 @@ mod tests {
         fn nothing_is_lost_or_changes_its_place(
             lengths in proptest::collection::vec((1..3 * SHORT, any::<bool>(), any::<bool>()), 1..12),
         ) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build_local(LocalOptions::default()).expect("a runtime");
             let (read, expected) = runtime.block_on(async {
                 let outbox = outbox().await;
                 let (mut socket, mut peer) = pair(&outbox).await;

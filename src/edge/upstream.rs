@@ -5,13 +5,13 @@
 //! it or configuration asks for it. None is used for longer than a minute, so that the pool follows a name to its new address.
 //! The address is chosen by configuration alone: nothing a caller sends decides where a connection goes.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use atomic_refcell::AtomicRefCell;
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
@@ -46,7 +46,7 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// The pool of one worker. Cheap to clone.
 #[derive(Clone)]
-pub struct Upstream(Arc<Pool>);
+pub struct Upstream(Rc<Pool>);
 
 struct Pool {
     connector: Connector,
@@ -55,8 +55,7 @@ struct Pool {
     authority: Authority,
     max_idle: usize,
     idle_timeout: Duration,
-    // Of one worker, so nobody else comes here; the cell is for the compiler.
-    kept: AtomicRefCell<Kept>,
+    kept: RefCell<Kept>,
 }
 
 /// Connections that may serve another request.
@@ -86,8 +85,13 @@ impl Upstream {
         max_idle: usize,
         idle_timeout: Duration,
     ) -> Self {
-        let kept = AtomicRefCell::default();
-        Self(Arc::new(Pool { connector, outbox, scheme, authority, max_idle, idle_timeout, kept }))
+        let kept = RefCell::default();
+        Self(Rc::new(Pool { connector, outbox, scheme, authority, max_idle, idle_timeout, kept }))
+    }
+
+    /// Whether it connects by this one.
+    pub fn is_over(&self, connector: &Connector) -> bool {
+        self.0.connector.is(connector)
     }
 
     /// Closes what has been idle, or there, for too long, and what upstream has closed; to be called every second or so.
@@ -171,7 +175,7 @@ impl Pool {
 
     /// Sends over one connection; where surely nothing was written, the request has its body still.
     async fn send_over(
-        self: &Arc<Self>,
+        self: &Rc<Self>,
         connection: Connection,
         request: &mut Outgoing,
     ) -> Result<Answer, Box<TransportError>> {
@@ -205,7 +209,7 @@ impl Pool {
 
     /// Sends a request that is at hand whole, and reads its answer as far as it has come.
     async fn ask(
-        self: &Arc<Self>,
+        self: &Rc<Self>,
         mut connection: Box<Http1<Stream>>,
         request: &mut Outgoing,
     ) -> Result<Answer, Box<TransportError>> {
@@ -267,7 +271,7 @@ fn failed(error: &hyper::Error, delivery: Delivery) -> Box<TransportError> {
 
 /// Gives the connection back when the answer, which has all come, was of use; dropped before, it closes that.
 struct Whole {
-    pool: Arc<Pool>,
+    pool: Rc<Pool>,
     connection: Box<Http1<Stream>>,
 }
 
@@ -283,7 +287,7 @@ impl Lease for Whole {
 
 /// A body that is read when it is asked for. Read to its end, it gives the connection back; dropped before, it closes that.
 struct Rest {
-    pool: Arc<Pool>,
+    pool: Rc<Pool>,
     connection: Option<Box<Http1<Stream>>>,
     framing: Framing,
     stays: bool,

@@ -3,10 +3,10 @@
 //! Which protocol it is shows in the first bytes, and decides who parses them. What no parser should take is not passed on: in
 //! its place comes what none does, so that the library answers and closes as it does for anything that is no HTTP.
 
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -34,23 +34,23 @@ const END_OF_HEAD: &[u8] = b"\r\n";
 #[derive(Debug, Default)]
 pub(super) struct Heads {
     /// So many. Only the connection's own task writes it.
-    served: AtomicU64,
+    served: Cell<u64>,
     /// The last one that is read of a connection, as its number, and what is wrong with it.
-    wrong: OnceLock<(u64, Seen)>,
-    flood: AtomicBool,
+    wrong: OnceCell<(u64, Seen)>,
+    flood: Cell<bool>,
 }
 
 impl Heads {
     /// The next request is served: what is wrong with it, where something is.
     pub(super) fn next(&self) -> Option<Seen> {
-        let served = self.served.load(Ordering::Relaxed) + 1;
-        self.served.store(served, Ordering::Relaxed);
+        let served = self.served.get() + 1;
+        self.served.set(served);
         self.wrong.get().filter(|(number, _)| *number == served).map(|(_, seen)| *seen)
     }
 
     /// Whether the connection was ended for a flood of frames.
     pub(super) fn was_flood(&self) -> bool {
-        self.flood.load(Ordering::Relaxed)
+        self.flood.get()
     }
 }
 
@@ -69,7 +69,7 @@ enum Protocol {
 /// A socket whose bytes are read as they pass.
 pub(super) struct Wire<I> {
     io: I,
-    watch: Arc<Watch>,
+    watch: Rc<Watch>,
     protocol: Protocol,
     /// What came first, or while a request was served, which the library has not asked for yet.
     ahead: Vec<u8>,
@@ -82,7 +82,7 @@ pub(super) struct Wire<I> {
 
 impl<I> Wire<I> {
     /// `longest`: bytes of a head that the parser takes.
-    pub(super) fn new(io: I, watch: Arc<Watch>, longest: usize) -> Self {
+    pub(super) fn new(io: I, watch: Rc<Watch>, longest: usize) -> Self {
         let (protocol, ahead, preface) = (Protocol::Unknown, Vec::new(), PREFACE.len());
         Self { io, watch, protocol, ahead, longest, preface, closed: false }
     }
@@ -116,7 +116,7 @@ impl<I> Wire<I> {
     /// The peer sends no more: whether it has sent whole requests of which the last is being served. The library, which takes
     /// that for its leaving, does not hear of it then.
     fn half_closes(&mut self) -> bool {
-        let served = self.watch.heads.served.load(Ordering::Relaxed);
+        let served = self.watch.heads.served.get();
         let waits = matches!(&self.protocol, Protocol::Http1(reader) if reader.is_between() && reader.heads() == served)
             && self.watch.is_serving();
         if waits {
@@ -134,7 +134,7 @@ impl<I> Wire<I> {
     /// Whether all that came has been answered and nothing of it is left with the library: the last of it was one whole request,
     /// without a body. (Of what comes in pieces, or with a body, the library may keep some, like an empty line.)
     fn rests(&self) -> bool {
-        let served = self.watch.heads.served.load(Ordering::Relaxed);
+        let served = self.watch.heads.served.get();
         let answered = matches!(&self.protocol, Protocol::Http1(reader) if reader.was_plain() && reader.heads() == served);
         answered && self.ahead.is_empty() && !self.watch.is_serving()
     }
@@ -201,7 +201,7 @@ fn hold(watch: &Watch, counts: &mut Counts) {
 }
 
 fn ended(heads: &Heads, fault: Fault) -> io::Error {
-    heads.flood.store(fault == Fault::Flood, Ordering::Relaxed);
+    heads.flood.set(fault == Fault::Flood);
     io::Error::new(io::ErrorKind::ConnectionAborted, fault)
 }
 
@@ -395,7 +395,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const LIMITS: Limits = Limits { head: SECOND, idle: SECOND, silence: SECOND };
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn a_peer_of_http2_is_heard_until_it_has_closed_its_side_too() {
         for (begins, waits) in [(PREFACE, true), (b"GET / HTTP/1.1\r\n\r\n", false)] {
             let watch = Deadlines::default().watch(LIMITS);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     /// A connection over which so much has been read.
-    async fn having_read(bytes: &[u8]) -> (Deadlines, Arc<Watch>, Wire<DuplexStream>, DuplexStream) {
+    async fn having_read(bytes: &[u8]) -> (Deadlines, Rc<Watch>, Wire<DuplexStream>, DuplexStream) {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
         let (ours, mut theirs) = duplex(64);
@@ -430,7 +430,7 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn who_is_served_for_long_is_heard_leaving() {
         let (deadlines, watch, mut wire, theirs) = having_read(REQUEST).await;
         let serving = watch.serve();
@@ -447,7 +447,7 @@ mod tests {
         assert!(wire.read_u8().await.is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn who_is_served_for_long_and_breaks_off_ends_the_connection() {
         let deadlines = Deadlines::default();
         let watch = deadlines.watch(LIMITS);
@@ -473,7 +473,7 @@ mod tests {
         assert_eq!(timeout(SECOND * 10, broken).await, Ok(io::ErrorKind::ConnectionReset));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn what_comes_while_one_is_served_is_read_behind_it_and_who_sent_it_has_not_left() {
         let (deadlines, watch, mut wire, mut theirs) = having_read(REQUEST).await;
         let serving = watch.serve();
@@ -491,7 +491,7 @@ mod tests {
         assert_eq!(read, REQUEST);
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn who_is_to_be_served_again_has_not_left() {
         let (deadlines, watch, mut wire, theirs) = having_read(&REQUEST.repeat(2)).await;
         drop(theirs);
@@ -504,7 +504,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn among_a_crowd_rests_whose_whole_requests_have_been_answered() {
         let with_body = b"GET / HTTP/1.1\r\ncontent-length: 1\r\n\r\n.";
         for (read, served, rests, closes) in [
@@ -540,10 +540,10 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn who_waits_for_the_next_request_is_sent_the_rest_of_the_last_answer() {
         let (watch, outbox) = (Deadlines::default().watch(LIMITS), Outbox::default());
-        TaskTracker::new().spawn(outbox.clone().run());
+        TaskTracker::new().spawn_local(outbox.clone().run());
         yield_now().await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let address = listener.local_addr().expect("an address");

@@ -5,20 +5,21 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Admitted};
 use super::deadlines::{Deadlines, TICK};
-use super::in_force::{Place, Terms};
+use super::in_force::{Current, Place, Terms};
 use super::notify::Beat;
 use super::outbox::{Outbox, Socket};
 use super::proxy_protocol;
@@ -32,7 +33,7 @@ pub struct Worker {
     /// Its sockets.
     pub listeners: Vec<StdListener>,
     /// What serves its connections and their requests.
-    pub place: Place,
+    pub current: Arc<Current>,
     /// How many connections there may be, over all workers.
     pub admission: Arc<Admission>,
     /// Connections open.
@@ -43,8 +44,6 @@ pub struct Worker {
     pub beat: Beat,
     /// Fills and other work that outlives its request.
     pub tasks: TaskTracker,
-    /// What its sockets have to send.
-    pub outbox: Outbox,
     /// Stop accepting; finish what is in flight.
     pub drain: CancellationToken,
     /// Stop at once.
@@ -55,36 +54,47 @@ impl Worker {
     /// Runs it on a thread of its own; the thread ends with how many connections were cut.
     ///
     /// # Errors
-    /// The kernel gave no thread.
+    /// The kernel gave no thread, or nothing to wait with.
     pub fn spawn(self, index: usize) -> io::Result<JoinHandle<usize>> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let cut = runtime.block_on(self.run());
+        let (told, begun) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            // Nothing of it may leave its thread, so it is made there.
+            let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+            let (runtime, begins) = match built {
+                Ok(runtime) => (Some(runtime), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            told.send(begins).ok();
+            let Some(runtime) = runtime else { return 0 };
+            let cut = runtime.block_on(self.run(index));
             // A name being looked up on its blocking thread is not waited for.
             runtime.shutdown_background();
             cut
-        })
+        })?;
+        begun.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once")))?;
+        Ok(thread)
     }
 
-    async fn run(self) -> usize {
+    async fn run(self, index: usize) -> usize {
         let connections = TaskTracker::new();
         let accepting = TaskTracker::new();
-        let deadlines = Arc::new(Deadlines::default());
-        let shared = Arc::new(Shared {
-            place: self.place.clone(),
+        let (deadlines, outbox) = (Rc::new(Deadlines::default()), Outbox::default());
+        let place = Place::new(self.current, index, outbox.clone());
+        let shared = Rc::new(Shared {
+            place: place.clone(),
             deadlines: deadlines.clone(),
             admission: self.admission,
             open: self.open,
             metrics: self.metrics,
-            outbox: self.outbox.clone(),
+            outbox: outbox.clone(),
             connections: connections.clone(),
             drain: self.drain.clone(),
         });
         // It ends with the runtime, after all that it sends for.
-        TaskTracker::new().spawn(self.outbox.run());
+        TaskTracker::new().spawn_local(outbox.run());
         for listener in self.listeners {
             match TcpListener::from_std(listener) {
-                Ok(listener) => drop(accepting.spawn(accept(shared.clone(), listener))),
+                Ok(listener) => drop(accepting.spawn_local(accept(shared.clone(), listener))),
                 Err(error) => tracing::error!(%error, "a listener was lost"),
             }
         }
@@ -112,7 +122,7 @@ impl Worker {
                 _ = tick.tick() => {
                     self.beat.fetch_add(1, Ordering::Relaxed);
                     deadlines.sweep();
-                    self.place.with(|lane, _| lane.upstream.close_idle());
+                    place.now().lane.upstream.close_idle();
                 }
             }
         }
@@ -121,7 +131,7 @@ impl Worker {
 
 struct Shared {
     place: Place,
-    deadlines: Arc<Deadlines>,
+    deadlines: Rc<Deadlines>,
     admission: Arc<Admission>,
     open: Level,
     metrics: Arc<Metrics>,
@@ -130,7 +140,7 @@ struct Shared {
     drain: CancellationToken,
 }
 
-async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+async fn accept(shared: Rc<Shared>, listener: TcpListener) {
     let mut paused = false;
     loop {
         let accepted = tokio::select! {
@@ -159,7 +169,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 }
 
 /// What the kernel has taken for us already, also what the runtime has not heard of yet: closing the socket would reset it.
-fn accept_rest(shared: &Arc<Shared>, listener: TcpListener) {
+fn accept_rest(shared: &Rc<Shared>, listener: TcpListener) {
     let Ok(listener) = listener.into_std() else { return };
     while let Ok((stream, peer)) = listener.accept() {
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
@@ -169,10 +179,10 @@ fn accept_rest(shared: &Arc<Shared>, listener: TcpListener) {
     }
 }
 
-fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+fn admit(shared: &Rc<Shared>, stream: TcpStream, peer: SocketAddr) {
     match shared.admission.admit(peer.ip()) {
         Ok(admitted) => {
-            shared.connections.spawn(connection(shared.clone(), stream, peer, admitted));
+            shared.connections.spawn_local(connection(shared.clone(), stream, peer, admitted));
         }
         Err(reason) => shared.metrics.connection_refused(reason),
     }
@@ -212,10 +222,10 @@ impl Terms {
     }
 }
 
-async fn connection(shared: Arc<Shared>, mut stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
+async fn connection(shared: Rc<Shared>, mut stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
     let _open = shared.open.hold();
     stream.set_nodelay(true).ok();
-    let terms = shared.place.terms();
+    let terms = shared.place.now().in_force.terms.clone();
     // Boxed, like all that is over before the connection idles: what waits for the next request is the smaller for it.
     let (ip, _admitted) = match Box::pin(terms.caller(&mut stream, peer.ip(), admitted)).await {
         Ok(caller) => caller,

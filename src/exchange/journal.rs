@@ -1,11 +1,12 @@
 //! What is learned about a request on its way and told on the way out, and the id that it is known by.
 
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt::{self, Display, Formatter};
 use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use atomic_refcell::AtomicRefCell;
 use http::{HeaderValue, Request};
 use opentelemetry::trace::SpanContext;
 use tokio::sync::Notify;
@@ -36,24 +37,25 @@ pub struct Journal {
     /// The request id: the caller's where sane, else ours.
     pub request_id: RequestId,
     /// The caller as counted, and its own limit, once counted.
-    pub client: OnceLock<(ClientKey, Standing)>,
+    pub client: OnceCell<(ClientKey, Standing)>,
     /// On whose behalf, and as which route where that was opened; once that is decided.
-    pub decided: OnceLock<(Arc<EnvironmentHandle>, Option<Arc<Route>>)>,
+    pub decided: OnceCell<(Rc<EnvironmentHandle>, Option<Arc<Route>>)>,
     /// The known route that was refused.
-    pub refused_route: OnceLock<&'static str>,
+    pub refused_route: OnceCell<&'static str>,
     /// Some of the attempt under way may have been written.
-    written: AtomicBool,
+    written: Cell<bool>,
+    /// Whom else that interests, on any thread.
+    mirror: OnceCell<Arc<AtomicBool>>,
     /// Somebody waits until that changes; most often nobody does.
-    awaited: AtomicBool,
+    awaited: Cell<bool>,
     changed: Notify,
     /// The rule whose constraint was broken.
-    pub refusing_rule: OnceLock<String>,
+    pub refusing_rule: OnceCell<String>,
     /// What a shadow rule would have refused. Boxed: there is hardly ever one, and each request has room for it.
-    pub shadow: OnceLock<Box<ShadowRefusal>>,
+    pub shadow: OnceCell<Box<ShadowRefusal>>,
     /// The request's span, where traces are made.
-    pub trace: OnceLock<Box<SpanContext>>,
-    // Of one request, on one thread: the cell is for the compiler.
-    notes: AtomicRefCell<Notes>,
+    pub trace: OnceCell<Box<SpanContext>>,
+    notes: RefCell<Notes>,
 }
 
 #[derive(Debug, Default)]
@@ -133,16 +135,17 @@ impl Journal {
     pub fn new(request_id: RequestId) -> Self {
         Self {
             request_id,
-            client: OnceLock::new(),
-            decided: OnceLock::new(),
-            refused_route: OnceLock::new(),
-            written: AtomicBool::new(false),
-            awaited: AtomicBool::new(false),
+            client: OnceCell::new(),
+            decided: OnceCell::new(),
+            refused_route: OnceCell::new(),
+            written: Cell::new(false),
+            mirror: OnceCell::new(),
+            awaited: Cell::new(false),
             changed: Notify::new(),
-            refusing_rule: OnceLock::new(),
-            shadow: OnceLock::new(),
-            trace: OnceLock::new(),
-            notes: AtomicRefCell::default(),
+            refusing_rule: OnceCell::new(),
+            shadow: OnceCell::new(),
+            trace: OnceCell::new(),
+            notes: RefCell::default(),
         }
     }
 
@@ -165,18 +168,25 @@ impl Journal {
 
     /// Notes whether some of the attempt under way may have been written.
     pub fn written(&self, written: bool) {
-        if self.is_written() != written {
-            // In one order with what `idle` does: either it sees this, or is seen to wait.
-            self.written.store(written, Ordering::SeqCst);
-            if self.awaited.load(Ordering::SeqCst) {
+        if self.written.replace(written) != written {
+            if let Some(mirror) = self.mirror.get() {
+                mirror.store(written, Ordering::SeqCst);
+            }
+            if self.awaited.get() {
                 self.changed.notify_waiters();
             }
         }
     }
 
+    /// From now on `mirror` tells the same to other threads.
+    pub fn mirrored_by(&self, mirror: Arc<AtomicBool>) {
+        mirror.store(self.is_written(), Ordering::SeqCst);
+        self.mirror.set(mirror).ok();
+    }
+
     /// Resolves when nothing of an attempt is on its way: it waits for its turn, for a connection, or to be tried again.
     pub async fn idle(&self) {
-        self.awaited.store(true, Ordering::SeqCst);
+        self.awaited.set(true);
         loop {
             let changed = self.changed.notified();
             if !self.is_written() {
@@ -188,7 +198,7 @@ impl Journal {
 
     /// Whether some of the attempt under way may have been written.
     pub fn is_written(&self) -> bool {
-        self.written.load(Ordering::SeqCst)
+        self.written.get()
     }
 
     /// Notes how a list page was come by; a later note replaces an earlier one.
@@ -202,7 +212,7 @@ impl Journal {
     }
 
     /// On whose behalf, once that is decided.
-    pub fn environment(&self) -> Option<&Arc<EnvironmentHandle>> {
+    pub fn environment(&self) -> Option<&Rc<EnvironmentHandle>> {
         self.decided.get().map(|(environment, _)| environment)
     }
 

@@ -3,6 +3,7 @@
 //! A place is held until the response has been sent, because a slow reader takes up memory as long as it reads. Requests
 //! with a body leave some places to those without: a body may take as long as a request may, and costs its sender nothing.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -17,17 +18,17 @@ use crate::telemetry::metrics::Metrics;
 
 /// Bounds what is in flight.
 #[derive(Clone)]
-pub struct AdmitLayer(Arc<Shared>);
+pub struct AdmitLayer(Rc<Shared>);
 
 struct Shared {
-    places: Places,
+    places: Rc<Places>,
     metrics: Arc<Metrics>,
 }
 
 impl AdmitLayer {
     /// `places` outlives the pipeline: a reload does not double it.
     pub fn new(places: Places, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { places, metrics }))
+        Self(Rc::new(Shared { places: Rc::new(places), metrics }))
     }
 }
 
@@ -43,7 +44,7 @@ impl<S> Layer<S> for AdmitLayer {
 #[derive(Clone)]
 pub struct Admit<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Rc<Shared>,
 }
 
 impl<S, T> Service<Exchange<T>> for Admit<S>
@@ -80,7 +81,7 @@ mod tests {
     use crate::exchange::Permitted;
     use crate::exchange::testing::permitted;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn a_place_is_held_as_long_as_anybody_knows_of_the_request() {
         let layer = AdmitLayer::new(Places::new(1), Arc::new(Metrics::new()));
         let inner =

@@ -4,6 +4,7 @@
 //! shown to a browser, and its owner should know.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -11,6 +12,7 @@ use foldhash::fast::RandomState;
 use http::header::{AUTHORIZATION, HeaderMap};
 use tower::{Layer, Service};
 
+use crate::domain::environment::Environment;
 use crate::domain::key::{KeyDigest, KeyKind};
 use crate::domain::target::Extracted;
 use crate::exchange::{Authenticated, DroppedCredential, EnvironmentHandle, Exchange, Identified};
@@ -25,34 +27,48 @@ const FAILURE: u32 = 9;
 /// Which environment a caller belongs to.
 #[derive(Debug)]
 pub struct Callers {
+    keyring: Arc<Keyring>,
+    environments: Box<[Rc<EnvironmentHandle>]>,
+    keyless: Option<Rc<EnvironmentHandle>>,
+}
+
+/// Publishable keys, each with the place of its environment. All workers look at one.
+#[derive(Debug, Clone)]
+pub struct Keyring {
     // Digests: nobody can choose them so that they collide.
-    by_key: HashMap<KeyDigest, Arc<EnvironmentHandle>, RandomState>,
-    keyless: Option<Arc<EnvironmentHandle>>,
+    places: HashMap<KeyDigest, usize, RandomState>,
+}
+
+impl Keyring {
+    /// Those of `environments`, in their order.
+    pub fn of<'e>(environments: impl Iterator<Item = &'e Environment>) -> Self {
+        let keys = environments.enumerate().flat_map(|(place, environment)| {
+            environment.publishable_keys.iter().map(move |digest| (*digest, place))
+        });
+        Self { places: keys.collect() }
+    }
+
+    /// With more keys, of the environments at these places.
+    #[must_use]
+    pub fn and(mut self, more: impl IntoIterator<Item = (KeyDigest, usize)>) -> Self {
+        self.places.extend(more);
+        self
+    }
 }
 
 impl Callers {
-    /// Every key of every environment.
-    pub fn new(environments: &[Arc<EnvironmentHandle>]) -> Self {
-        let keys = environments.iter().flat_map(|handle| {
-            handle.environment.publishable_keys.iter().map(move |digest| (*digest, handle.clone()))
-        });
+    /// Keys, and the environments that they are of, in the same order.
+    pub fn new(keyring: Arc<Keyring>, environments: &[Rc<EnvironmentHandle>]) -> Self {
         let keyless = environments.iter().find(|handle| handle.environment.keyless).cloned();
-        Self { by_key: keys.collect(), keyless }
+        Self { keyring, environments: environments.into(), keyless }
     }
 
-    /// These and further ones.
-    #[must_use]
-    pub fn and(mut self, more: impl IntoIterator<Item = (KeyDigest, Arc<EnvironmentHandle>)>) -> Self {
-        self.by_key.extend(more);
-        self
+    fn whose(&self, key: &[u8]) -> Option<&Rc<EnvironmentHandle>> {
+        self.environments.get(*self.keyring.places.get(&KeyDigest::of(key))?)
     }
 
     /// Decides on what a caller showed: `Authorization`, else `?token=`, else `?key=` (the API's order).
-    fn decide(
-        &self,
-        headers: &HeaderMap,
-        extracted: &Extracted,
-    ) -> Result<Arc<EnvironmentHandle>, Rejection> {
+    fn decide(&self, headers: &HeaderMap, extracted: &Extracted) -> Result<Rc<EnvironmentHandle>, Rejection> {
         let header = bearer(headers)?;
         let shown =
             [header.as_ref().ok().and_then(|key| *key), extracted.token.as_deref(), extracted.key.as_deref()];
@@ -70,8 +86,8 @@ impl Callers {
             // Malformed, so it is no key of anybody's; a sidecar drops it.
             Err(malformed) => return self.keyless.clone().ok_or(malformed),
         };
-        let known = key.and_then(|key| self.by_key.get(&KeyDigest::of(key)).cloned());
-        known.or_else(|| self.keyless.clone()).ok_or(Rejection::Unauthorized(match key {
+        let known = key.and_then(|key| self.whose(key)).or(self.keyless.as_ref());
+        known.cloned().ok_or(Rejection::Unauthorized(match key {
             Some(key) if KeyKind::of(key) == KeyKind::Publishable => {
                 "This publishable key is not known to this proxy."
             }
@@ -108,7 +124,7 @@ fn bearer(headers: &HeaderMap) -> Result<Result<Option<&[u8]>, Rejection>, Rejec
 
 /// Knows callers by their publishable key.
 #[derive(Clone)]
-pub struct AuthenticateLayer(Arc<Shared>);
+pub struct AuthenticateLayer(Rc<Shared>);
 
 struct Shared {
     callers: Callers,
@@ -119,7 +135,7 @@ struct Shared {
 impl AuthenticateLayer {
     /// `clients` is charged more for a failed attempt.
     pub fn new(callers: Callers, clients: Arc<ClientLimits>, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { callers, clients, metrics }))
+        Self(Rc::new(Shared { callers, clients, metrics }))
     }
 }
 
@@ -135,7 +151,7 @@ impl<S> Layer<S> for AuthenticateLayer {
 #[derive(Clone)]
 pub struct Authenticate<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Rc<Shared>,
 }
 
 impl<S> Service<Exchange<Identified>> for Authenticate<S>
@@ -188,12 +204,12 @@ mod tests {
             let queue = Arc::new(Queue::new(environment.limit.window, Arc::default()));
             let environment = Arc::new(environment);
             let pages = environment.name.as_str().into();
-            Arc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, pages, index: 0 })
+            Rc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, pages, index: 0 })
         };
-        Callers::new(&[
-            environment("a", &["metorial_pk_a"], false),
-            environment("b", &["metorial_pk_b"], keyless),
-        ])
+        let environments =
+            [environment("a", &["metorial_pk_a"], false), environment("b", &["metorial_pk_b"], keyless)];
+        let keyring = Keyring::of(environments.iter().map(|handle| &*handle.environment));
+        Callers::new(Arc::new(keyring), &environments)
     }
 
     fn ask(

@@ -1,5 +1,6 @@
 //! Authorize: method, route, version and origin → [`Permit`], the type that everything below requires.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -26,7 +27,7 @@ pub struct AuthorizeLayer {
 
 impl AuthorizeLayer {
     /// Counts in `metrics`: what the shadow rules of `environments` would have refused, too.
-    pub fn new(metrics: Arc<Metrics>, environments: &[Arc<EnvironmentHandle>]) -> Self {
+    pub fn new(metrics: Arc<Metrics>, environments: &[Rc<EnvironmentHandle>]) -> Self {
         for handle in environments {
             let rules = handle.environment.access.shadow_rules();
             rules.for_each(|rule| metrics.shadow_rule(&handle.environment.name, rule));

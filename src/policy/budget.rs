@@ -5,14 +5,15 @@
 //! Turns go round from client to client, and a reserve is held back from those above their fair share. One 429 from
 //! upstream shuts the whole budget, not just this request.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
-use parking_lot::Mutex;
 use tokio::select;
 use tower::{Layer, Service};
 
@@ -34,7 +35,7 @@ mod attempt;
 use attempt::Attempt;
 
 /// Charges every attempt.
-pub struct BudgetLayer<L>(Arc<Shared<L>>);
+pub struct BudgetLayer<L>(Rc<Shared<L>>);
 
 /// The budget of our own address.
 pub struct Egress {
@@ -66,7 +67,7 @@ impl<L: LimitStore> BudgetLayer<L> {
         metrics: Arc<Metrics>,
     ) -> Self {
         let max_retry_after = whole_seconds(max_retry_after);
-        Self(Arc::new(Shared { limits, egress, retry, max_retry_after, metrics }))
+        Self(Rc::new(Shared { limits, egress, retry, max_retry_after, metrics }))
     }
 }
 
@@ -74,31 +75,30 @@ impl<L, S> Layer<S> for BudgetLayer<L> {
     type Service = Budget<L, S>;
 
     fn layer(&self, inner: S) -> Budget<L, S> {
-        Budget(Arc::new(Stack { shared: self.0.clone(), inner: Mutex::new(inner) }))
+        Budget(Rc::new(Stack { shared: self.0.clone(), inner: RefCell::new(inner) }))
     }
 }
 
 /// See [`BudgetLayer`].
-pub struct Budget<L, S>(Arc<Stack<L, S>>);
+pub struct Budget<L, S>(Rc<Stack<L, S>>);
 
 struct Stack<L, S> {
-    shared: Arc<Shared<L>>,
-    // Of one worker, so it is never contended; the lock is for the compiler, and takes less than a clone for each request.
-    inner: Mutex<S>,
+    shared: Rc<Shared<L>>,
+    // To borrow it takes less than a clone for each request.
+    inner: RefCell<S>,
 }
 
 impl<L, S> Service<Exchange<Permitted>> for Budget<L, S>
 where
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + Send + 'static,
-    S::Future: Send,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + 'static,
 {
     type Response = Response<ResponseBody>;
     type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Failure>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Failure>>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.0.inner.lock().poll_ready(cx)
+        self.0.inner.borrow_mut().poll_ready(cx)
     }
 
     fn call(&mut self, exchange: Exchange<Permitted>) -> Self::Future {
@@ -117,7 +117,7 @@ where
                 Err(rejection) => return Err(Failure::refused(rejection, exchange.request.into_body())),
             };
             let attempt = Attempt::begin(&shared.limits, &asks, charge);
-            let answer = inner.lock().call(exchange);
+            let answer = inner.borrow_mut().call(exchange);
             let shut = match answer.await {
                 // It has the gate speak for it. Boxed: there are few, and every request's future would hold room for it.
                 Ok(refusal) if refusal.status() == StatusCode::TOO_MANY_REQUESTS => {
@@ -157,8 +157,8 @@ where
 struct Asks {
     budgets: [BudgetId; 2],
     client: ClientKey,
-    handle: Arc<EnvironmentHandle>,
-    journal: Arc<Journal>,
+    handle: Rc<EnvironmentHandle>,
+    journal: Rc<Journal>,
     deadline: Instant,
 }
 

@@ -8,6 +8,7 @@
 use std::borrow::Borrow as _;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -53,7 +54,7 @@ const VERSION: HeaderName = HeaderName::from_static("metorial-version");
 const LATE: Duration = Duration::from_millis(50);
 
 /// Serves list pages.
-pub struct CacheLayer<P, L>(Arc<Shared<P, L>>);
+pub struct CacheLayer<P, L>(Rc<Shared<P, L>>);
 
 /// What the layer is made of.
 pub struct CacheParts<P, L> {
@@ -82,7 +83,7 @@ type Shared<P, L> = CacheParts<P, L>;
 impl<P, L> CacheLayer<P, L> {
     /// `parts.pages` and `parts.fills` outlive the pipeline.
     pub fn new(parts: CacheParts<P, L>) -> Self {
-        Self(Arc::new(parts))
+        Self(Rc::new(parts))
     }
 }
 
@@ -97,7 +98,7 @@ impl<P, L, S> Layer<S> for CacheLayer<P, L> {
 /// See [`CacheLayer`].
 pub struct Cache<P, L, S> {
     inner: S,
-    shared: Arc<Shared<P, L>>,
+    shared: Rc<Shared<P, L>>,
 }
 
 impl<P, L, S: Clone> Clone for Cache<P, L, S> {
@@ -110,11 +111,7 @@ impl<P, L, S> Service<Exchange<Permitted>> for Cache<P, L, S>
 where
     P: PageStore,
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>
-        + Clone
-        + Send
-        + 'static,
-    S::Future: Send,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Clone + 'static,
 {
     type Response = Response<ResponseBody>;
     type Error = Rejection;
@@ -149,7 +146,7 @@ where
     }
 }
 
-type Boxed = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Rejection>> + Send>>;
+type Boxed = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Rejection>>>>;
 
 pin_project! {
     /// What is answered at once, and what is none of the cache's business, passes without a box.
@@ -207,18 +204,14 @@ fn concern(permit: &Permit, enabled: bool) -> Concern {
 }
 
 async fn page<P, L, S>(
-    shared: Arc<Shared<P, L>>,
+    shared: Rc<Shared<P, L>>,
     inner: S,
     exchange: Exchange<Permitted>,
 ) -> Result<Response<ResponseBody>, Rejection>
 where
     P: PageStore,
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection>
-        + Clone
-        + Send
-        + 'static,
-    S::Future: Send,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Clone + 'static,
 {
     let (asked, journal) =
         (Asked::of(&exchange, shared.config.honor_client_directives), exchange.journal.clone());

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -16,14 +17,16 @@ use crate::telemetry::metrics::Metrics;
 
 /// Turns a panic into [`Rejection::Internal`], logs and counts it.
 #[derive(Clone)]
-pub struct CatchPanicLayer {
+pub struct CatchPanicLayer(Rc<Shared>);
+
+struct Shared {
     metrics: Arc<Metrics>,
 }
 
 impl CatchPanicLayer {
     /// Counts in `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+        Self(Rc::new(Shared { metrics }))
     }
 }
 
@@ -31,7 +34,7 @@ impl<S> Layer<S> for CatchPanicLayer {
     type Service = CatchPanic<S>;
 
     fn layer(&self, inner: S) -> CatchPanic<S> {
-        CatchPanic { inner, metrics: self.metrics.clone() }
+        CatchPanic { inner, shared: self.0.clone() }
     }
 }
 
@@ -39,7 +42,7 @@ impl<S> Layer<S> for CatchPanicLayer {
 #[derive(Clone)]
 pub struct CatchPanic<S> {
     inner: S,
-    metrics: Arc<Metrics>,
+    shared: Rc<Shared>,
 }
 
 impl<S, T> Service<Exchange<T>> for CatchPanic<S>
@@ -55,13 +58,13 @@ where
     }
 
     fn call(&mut self, exchange: Exchange<T>) -> Self::Future {
-        let (journal, metrics) = (exchange.journal.clone(), self.metrics.clone());
+        let (journal, shared) = (exchange.journal.clone(), self.shared.clone());
         // Nothing of what a panic may have left half done is used again: the request is over.
         match catch_unwind(AssertUnwindSafe(|| self.inner.call(exchange))) {
-            Ok(future) => Catching { future: Some(future), journal, metrics },
+            Ok(future) => Catching { future: Some(future), journal, shared },
             Err(panic) => {
-                report(&metrics, &journal, panic.as_ref());
-                Catching { future: None, journal, metrics }
+                report(&shared.metrics, &journal, panic.as_ref());
+                Catching { future: None, journal, shared }
             }
         }
     }
@@ -72,8 +75,8 @@ pin_project! {
     pub struct Catching<F> {
         #[pin]
         future: Option<F>,
-        journal: Arc<Journal>,
-        metrics: Arc<Metrics>,
+        journal: Rc<Journal>,
+        shared: Rc<Shared>,
     }
 }
 
@@ -89,7 +92,7 @@ where
         match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
             Ok(poll) => poll,
             Err(panic) => {
-                report(this.metrics, this.journal, panic.as_ref());
+                report(&this.shared.metrics, this.journal, panic.as_ref());
                 Poll::Ready(Err(Rejection::Internal))
             }
         }
@@ -114,7 +117,7 @@ mod tests {
     use crate::telemetry::exposition::Format;
     use crate::telemetry::metrics::Scrape;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn a_panic_costs_one_request_and_is_counted() {
         let metrics = Arc::new(Metrics::new());
         let inner = service_fn(|exchange: Exchange<Permitted>| {

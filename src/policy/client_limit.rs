@@ -1,5 +1,6 @@
 //! Limit by client IP: governor's GCRA, before authentication, because guessing keys must cost.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -13,7 +14,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// Counts every request of a client IP.
 #[derive(Clone)]
-pub struct ClientLimitLayer(Arc<Shared>);
+pub struct ClientLimitLayer(Rc<Shared>);
 
 struct Shared {
     clients: Arc<ClientLimits>,
@@ -23,7 +24,7 @@ struct Shared {
 impl ClientLimitLayer {
     /// `clients` outlives the pipeline: a reload is no amnesty.
     pub fn new(clients: Arc<ClientLimits>, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { clients, metrics }))
+        Self(Rc::new(Shared { clients, metrics }))
     }
 }
 
@@ -39,7 +40,7 @@ impl<S> Layer<S> for ClientLimitLayer {
 #[derive(Clone)]
 pub struct ClientLimit<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Rc<Shared>,
 }
 
 impl<S> Service<Exchange<Identified>> for ClientLimit<S>

@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -45,13 +45,13 @@ const BY_ORIGIN: HeaderValue = HeaderValue::from_static("Origin");
 /// Adds CORS fields to every answer.
 #[derive(Clone)]
 pub struct CorsLayer {
-    union: Arc<Origins>,
+    union: Rc<Origins>,
 }
 
 impl CorsLayer {
     /// `union`: the origins of all environments.
     pub fn new(union: Origins) -> Self {
-        Self { union: Arc::new(union) }
+        Self { union: Rc::new(union) }
     }
 }
 
@@ -67,7 +67,7 @@ impl<S> Layer<S> for CorsLayer {
 #[derive(Clone)]
 pub struct Cors<S> {
     inner: S,
-    union: Arc<Origins>,
+    union: Rc<Origins>,
 }
 
 impl<S> Service<Exchange<Received>> for Cors<S>
@@ -185,7 +185,7 @@ pin_project! {
             #[pin]
             future: F,
             origin: Option<HeaderValue>,
-            journal: Arc<Journal>
+            journal: Rc<Journal>
         },
     }
 }
@@ -245,7 +245,7 @@ mod tests {
         answer.map(|answer| answer.into_parts().0.headers).unwrap_or_default()
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn a_listed_origin_may_read_and_any_other_is_told_nothing() {
         for (origin, environment, allowed) in [
             ("https://app.example", Some("https://app.example"), true),

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -66,13 +67,13 @@ pub struct Answer {
 }
 
 /// What carries a request to upstream and its answer back.
-pub trait Transport: Clone + Send + Sync + 'static {
+pub trait Transport: Clone + 'static {
     /// Sends one request. Notes in the journal when it begins to write.
     fn send(
         &self,
         request: &mut Outgoing,
         journal: &Journal,
-    ) -> impl Future<Output = Result<Answer, Box<TransportError>>> + Send;
+    ) -> impl Future<Output = Result<Answer, Box<TransportError>>>;
 }
 
 /// How requests are sent on.
@@ -92,7 +93,7 @@ pub struct Rules {
 
 /// Sends requests on.
 #[derive(Clone)]
-pub struct ForwardLayer(Arc<Shared>);
+pub struct ForwardLayer(Rc<Shared>);
 
 struct Shared {
     rules: Rules,
@@ -115,7 +116,7 @@ impl ForwardLayer {
         let host = HeaderValue::from_str(rules.authority.as_str()).unwrap_or(HeaderValue::from_static(""));
         rules.forward_headers.retain(|name| !OURS.contains(name));
         let timers = Timers::default();
-        Self(Arc::new(Shared { rules, host, metrics, health, traces, timers }))
+        Self(Rc::new(Shared { rules, host, metrics, health, traces, timers }))
     }
 }
 
@@ -123,23 +124,23 @@ impl<T> Layer<T> for ForwardLayer {
     type Service = Forward<T>;
 
     fn layer(&self, transport: T) -> Forward<T> {
-        Forward(Arc::new(Stack { shared: self.0.clone(), transport }))
+        Forward(Rc::new(Stack { shared: self.0.clone(), transport }))
     }
 }
 
 /// See [`ForwardLayer`].
 #[derive(Clone)]
-pub struct Forward<T>(Arc<Stack<T>>);
+pub struct Forward<T>(Rc<Stack<T>>);
 
 struct Stack<T> {
-    shared: Arc<Shared>,
+    shared: Rc<Shared>,
     transport: T,
 }
 
 impl<T: Transport> Service<Exchange<Armed>> for Forward<T> {
     type Response = Response<ResponseBody>;
     type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Failure>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Failure>>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         Poll::Ready(Ok(()))
@@ -351,7 +352,7 @@ impl Shared {
     }
 
     /// Cleans the head and searches it, and the body where that came whole; else it is still to come.
-    fn accept(self: &Arc<Self>, answer: Answer, call: &Call<'_>) -> Result<Response<ResponseBody>, Failure> {
+    fn accept(self: &Rc<Self>, answer: Answer, call: &Call<'_>) -> Result<Response<ResponseBody>, Failure> {
         let Answer { mut head, body, lease } = answer;
         if head.status.is_informational() {
             return Err(possible(Rejection::Upstream(UpstreamFault::HttpProtocol)));
@@ -423,7 +424,7 @@ impl Shared {
 /// One attempt under way.
 struct Call<'a> {
     stage: &'a Armed,
-    journal: &'a Arc<Journal>,
+    journal: &'a Rc<Journal>,
     started: Instant,
     /// Where the caller's body streams: how far it is.
     upload: Option<Arc<Upload>>,

@@ -3,6 +3,7 @@
 //! Everything inside decides on what this layer read, and what it read is what is forwarded. Whatever two readers could
 //! take differently (two `Host` fields, an absolute target that disagrees with `Host`, an ambiguous path) ends here.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -52,7 +53,7 @@ pub struct Rules {
 
 /// Reads each request one way, or refuses it.
 #[derive(Clone)]
-pub struct IdentifyLayer(Arc<Shared>);
+pub struct IdentifyLayer(Rc<Shared>);
 
 struct Shared {
     rules: Rules,
@@ -63,7 +64,7 @@ struct Shared {
 impl IdentifyLayer {
     /// Reads by `rules`; what is refused here counts against its client all the same.
     pub fn new(rules: Rules, clients: Arc<ClientLimits>, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { rules, clients, metrics }))
+        Self(Rc::new(Shared { rules, clients, metrics }))
     }
 }
 
@@ -79,7 +80,7 @@ impl<S> Layer<S> for IdentifyLayer {
 #[derive(Clone)]
 pub struct Identify<S> {
     inner: S,
-    shared: Arc<Shared>,
+    shared: Rc<Shared>,
 }
 
 impl<S> Service<Exchange<Received>> for Identify<S>

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -32,7 +33,9 @@ const CALLER_LEFT: u16 = 499;
 
 /// Observes every request.
 #[derive(Clone)]
-pub struct ObserveLayer {
+pub struct ObserveLayer(Rc<Shared>);
+
+struct Shared {
     metrics: Arc<Metrics>,
     access_log: bool,
     traces: Option<Served>,
@@ -41,7 +44,7 @@ pub struct ObserveLayer {
 impl ObserveLayer {
     /// `access_log`: one line per request.
     pub fn new(metrics: Arc<Metrics>, access_log: bool, traces: Option<Served>) -> Self {
-        Self { metrics, access_log, traces }
+        Self(Rc::new(Shared { metrics, access_log, traces }))
     }
 }
 
@@ -49,8 +52,7 @@ impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
-        let traces = self.traces.clone();
-        Observe { inner, metrics: self.metrics.clone(), access_log: self.access_log, traces }
+        Observe { inner, shared: self.0.clone() }
     }
 }
 
@@ -58,9 +60,7 @@ impl<S> Layer<S> for ObserveLayer {
 #[derive(Clone)]
 pub struct Observe<S> {
     inner: S,
-    metrics: Arc<Metrics>,
-    access_log: bool,
-    traces: Option<Served>,
+    shared: Rc<Shared>,
 }
 
 impl<S> Service<Arrival> for Observe<S>
@@ -77,21 +77,20 @@ where
 
     fn call(&mut self, arrival: Arrival) -> Self::Future {
         let started = look();
-        let journal = Arc::new(Journal::new(request_id(arrival.request.headers())));
-        let span = self.traces.as_ref().map(|traces| Box::new(traces.begin(&arrival.request)));
+        let journal = Rc::new(Journal::new(request_id(arrival.request.headers())));
+        let span = self.shared.traces.as_ref().map(|traces| Box::new(traces.begin(&arrival.request)));
         if let Some(span) = &span {
             // This is the first to write it.
             journal.trace.set(Box::new(span.context().clone())).ok();
         }
-        self.metrics.in_flight.enter();
+        self.shared.metrics.in_flight.enter();
         let record = Record {
-            metrics: self.metrics.clone(),
+            shared: self.shared.clone(),
             journal: journal.clone(),
             method: arrival.request.method().clone(),
             started: Timestamp::of(started),
             status: CALLER_LEFT,
             bytes: 0,
-            access_log: self.access_log,
             span,
         };
         let record = Some(Box::new(record));
@@ -130,13 +129,12 @@ where
 
 /// What is said about a request when it is over.
 struct Record {
-    metrics: Arc<Metrics>,
-    journal: Arc<Journal>,
+    shared: Rc<Shared>,
+    journal: Rc<Journal>,
     method: Method,
     started: Timestamp,
     status: u16,
     bytes: u64,
-    access_log: bool,
     span: Option<Box<RequestSpan>>,
 }
 
@@ -148,18 +146,18 @@ impl Tail for Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.metrics.in_flight.leave();
+        self.shared.metrics.in_flight.leave();
         // As of this turn; what was served within it would else have taken no time.
         let now =
             Some(Timestamp::this_turn()).filter(|now| *now > self.started).unwrap_or_else(Timestamp::now);
         let elapsed = now.since(self.started);
         let refused = self.journal.refused_route.get().copied().unwrap_or(UNMATCHED);
         let route = self.journal.route().map_or(refused, |route| route.template.as_str());
-        self.metrics.server.record(&self.method, self.status, route, elapsed);
+        self.shared.metrics.server.record(&self.method, self.status, route, elapsed);
         if let Some(span) = self.span.take() {
             self.end(*span, route);
         }
-        if !self.access_log {
+        if !self.shared.access_log {
             return;
         }
         let rejection = self.journal.rejection();
@@ -241,7 +239,7 @@ mod tests {
     use crate::body::RequestBody;
     use crate::time::turn;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn what_is_served_within_one_turn_takes_its_time_too() {
         let metrics = Arc::new(Metrics::new());
         let mut service = ObserveLayer::new(metrics.clone(), false, None).layer(service_fn(|_| async {

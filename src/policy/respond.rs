@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -30,7 +31,7 @@ use crate::time::{Timestamp, whole_seconds};
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Turns refusals into answers and tells the limits.
-pub struct RespondLayer<L>(Arc<Shared<L>>);
+pub struct RespondLayer<L>(Rc<Shared<L>>);
 
 struct Shared<L> {
     limits: Arc<L>,
@@ -46,13 +47,13 @@ impl<L> RespondLayer<L> {
     pub fn new(
         limits: Arc<L>,
         client: Quota,
-        environments: &[Arc<EnvironmentHandle>],
+        environments: &[Rc<EnvironmentHandle>],
         max_retry_after: Duration,
     ) -> Self {
         let policy = |environment| value(ratelimit::policy(client, environment));
         let environments = environments.iter().map(|handle| policy(Some(handle.environment.limit)));
         let environments = environments.collect();
-        Self(Arc::new(Shared { limits, client: policy(None), environments, max_retry_after }))
+        Self(Rc::new(Shared { limits, client: policy(None), environments, max_retry_after }))
     }
 }
 
@@ -67,7 +68,7 @@ impl<L, S> Layer<S> for RespondLayer<L> {
 /// See [`RespondLayer`].
 pub struct Respond<L, S> {
     inner: S,
-    shared: Arc<Shared<L>>,
+    shared: Rc<Shared<L>>,
 }
 
 impl<L, S: Clone> Clone for Respond<L, S> {
@@ -103,8 +104,8 @@ pin_project! {
         #[pin]
         future: F,
         head: bool,
-        journal: Arc<Journal>,
-        shared: Arc<Shared<L>>,
+        journal: Rc<Journal>,
+        shared: Rc<Shared<L>>,
     }
 }
 

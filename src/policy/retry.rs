@@ -4,8 +4,10 @@
 //! connection that was never made may be tried again with any method, as long as the body is still held; whatever may
 //! have reached upstream only with GET, HEAD and OPTIONS. A connection that broke is no proof that nothing was done.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,7 +15,6 @@ use std::time::Duration;
 use bytes::BytesMut;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use parking_lot::Mutex;
 use tower::retry::budget::{Budget as _, TpsBudget};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
@@ -33,7 +34,7 @@ const HELD: usize = 64 * 1024;
 
 /// Tries again.
 #[derive(Clone)]
-pub struct RetryLayer(Arc<Shared>);
+pub struct RetryLayer(Rc<Shared>);
 
 struct Shared {
     config: Config,
@@ -44,7 +45,7 @@ struct Shared {
 impl RetryLayer {
     /// `budget` outlives the pipeline.
     pub fn new(config: Config, budget: Arc<TpsBudget>, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { config, budget, metrics }))
+        Self(Rc::new(Shared { config, budget, metrics }))
     }
 }
 
@@ -57,17 +58,17 @@ impl<S> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
     fn layer(&self, inner: S) -> Retry<S> {
-        Retry(Arc::new(Stack { shared: self.0.clone(), inner: Mutex::new(inner) }))
+        Retry(Rc::new(Stack { shared: self.0.clone(), inner: RefCell::new(inner) }))
     }
 }
 
 /// See [`RetryLayer`].
-pub struct Retry<S>(Arc<Stack<S>>);
+pub struct Retry<S>(Rc<Stack<S>>);
 
 struct Stack<S> {
-    shared: Arc<Shared>,
-    // Of one worker, so it is never contended; the lock is for the compiler, and takes less than a clone for each request.
-    inner: Mutex<S>,
+    shared: Rc<Shared>,
+    // To borrow it takes less than a clone for each request.
+    inner: RefCell<S>,
 }
 
 impl<S> Clone for Retry<S> {
@@ -78,15 +79,14 @@ impl<S> Clone for Retry<S> {
 
 impl<S> Service<Exchange<Permitted>> for Retry<S>
 where
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + Send + 'static,
-    S::Future: Send,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Failure> + 'static,
 {
     type Response = Response<ResponseBody>;
     type Error = Rejection;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Rejection>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Rejection>>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
-        self.0.inner.lock().poll_ready(cx).map_err(|failure| failure.rejection)
+        self.0.inner.borrow_mut().poll_ready(cx).map_err(|failure| failure.rejection)
     }
 
     fn call(&mut self, mut exchange: Exchange<Permitted>) -> Self::Future {
@@ -97,7 +97,7 @@ where
                 Box::pin(hold(&mut exchange.request, exchange.deadline)).await?;
             }
             let tried = Tried::of(&exchange);
-            let answer = stack.inner.lock().call(exchange);
+            let answer = stack.inner.borrow_mut().call(exchange);
             let again = match answer.await {
                 Ok(response) if response.status() != StatusCode::TOO_MANY_REQUESTS => return Ok(response),
                 // Boxed: most are served at once, and every request's future would hold room for it.
@@ -113,7 +113,7 @@ struct Tried {
     client: ClientKey,
     refused: Option<Which>,
     deadline: Instant,
-    journal: Arc<Journal>,
+    journal: Rc<Journal>,
     replay: Option<RequestBody>,
 }
 
@@ -183,7 +183,8 @@ where
             refused = refused_key.or(refused);
             replay = request.body().replay();
             let stage = Permitted { client, permit, unless, refused };
-            let answer = inner.lock().call(Exchange { request, stage, deadline, journal: journal.clone() });
+            let answer =
+                inner.borrow_mut().call(Exchange { request, stage, deadline, journal: journal.clone() });
             let span = tracing::info_span!("retry", request_id = &*journal.request_id, attempt, ?reason);
             outcome = answer.instrument(span).await;
             // Counted when it was sent: the budgets may have refused it.

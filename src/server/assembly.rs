@@ -1,6 +1,7 @@
 //! Layers from a configuration and the parts that outlive it.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::edge::tls;
 use crate::exchange::EnvironmentHandle;
 use crate::pipeline::{self, Layers, Pipeline};
 use crate::policy::admit::AdmitLayer;
-use crate::policy::authenticate::{AuthenticateLayer, Callers};
+use crate::policy::authenticate::{AuthenticateLayer, Callers, Keyring};
 use crate::policy::authorize::AuthorizeLayer;
 use crate::policy::budget::{BudgetLayer, Egress};
 use crate::policy::cache::{CacheLayer, CacheParts, Fills};
@@ -144,6 +145,8 @@ impl Keys {
 pub(super) struct Setup {
     pub(super) config: Config,
     pub(super) environments: Vec<Arc<EnvironmentHandle>>,
+    /// Their publishable keys.
+    pub(super) keyring: Arc<Keyring>,
     /// Of each environment, in their order.
     pub(super) secrets: Vec<Arc<Secrets>>,
     pub(super) egress: BudgetId,
@@ -174,6 +177,7 @@ impl Setup {
             Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, pages, index })
         });
         let environments = environments.collect();
+        let keyring = Arc::new(Keyring::of(config.environments.iter().map(|environment| &**environment)));
         let egress_queue = queues.of(egress, config.upstream.egress_limit.window, None);
         let (limit, most) = (config.clients.limit, config.clients.max_tracked);
         let clients = match before {
@@ -189,7 +193,12 @@ impl Setup {
         };
         let Keys { secrets, inject } = keys;
         let clients = Arc::new(clients);
-        Self { config, environments, secrets, egress, clients, egress_queue, retries, inject }
+        Self { config, environments, keyring, secrets, egress, clients, egress_queue, retries, inject }
+    }
+
+    /// The environments, for one worker: whoever holds one is counted by that worker alone.
+    pub(super) fn handles(&self) -> Vec<Rc<EnvironmentHandle>> {
+        self.environments.iter().map(|handle| Rc::new((**handle).clone())).collect()
     }
 
     /// The queue that `environment` stood in and goes on with. Where others stood there too that are to have a budget of their
@@ -326,7 +335,8 @@ pub(super) fn layers(
     tasks: &TaskTracker,
 ) -> Layers<Limits<RedisLink>, TieredPages<RedisLink>> {
     let Lasting { metrics, limits, .. } = lasting;
-    let Setup { config, clients, environments, .. } = setup;
+    let Setup { config, clients, .. } = setup;
+    let environments = &setup.handles();
     let (server, upstream) = (&config.server, &config.upstream);
     let union = environments.iter().flat_map(|handle| handle.environment.origins.iter().map(str::to_owned));
     let client_ip_header = match server.client_ip_header {
@@ -364,7 +374,11 @@ pub(super) fn layers(
             metrics.clone(),
         ),
         client_limit: ClientLimitLayer::new(clients.clone(), metrics.clone()),
-        authenticate: AuthenticateLayer::new(Callers::new(environments), clients.clone(), metrics.clone()),
+        authenticate: AuthenticateLayer::new(
+            Callers::new(setup.keyring.clone(), environments),
+            clients.clone(),
+            metrics.clone(),
+        ),
         authorize: AuthorizeLayer::new(metrics.clone(), environments),
         cache: CacheLayer::new(CacheParts {
             pages: lasting.pages.clone(),

@@ -18,27 +18,24 @@ use crate::edge::admission::{Admission, Bounds};
 use crate::edge::connection::{self, Server as Connections};
 use crate::edge::deadlines::Limits;
 use crate::edge::descriptors;
-use crate::edge::in_force::{Current, InForce, Lane, Place, Terms};
+use crate::edge::in_force::{Current, InForce, Lane, Terms};
 use crate::edge::outbox::Outbox;
 use crate::edge::tls;
-use crate::edge::upstream::Upstream;
 use crate::pipeline;
 use crate::time::unix_now;
 
 /// The proxy without its sockets.
 pub(super) struct Engine {
-    pub(super) lasting: Lasting,
+    pub(super) lasting: Arc<Lasting>,
     pub(super) admission: Arc<Admission>,
     /// Who may ask the admin port.
     pub(super) access: Arc<ArcSwap<Access>>,
     pub(super) ready: Arc<AtomicBool>,
     /// Of each worker, for what outlives its request.
-    pub(super) tasks: Vec<TaskTracker>,
-    /// And what it is to send.
-    pub(super) outboxes: Vec<Outbox>,
-    current: Arc<Current>,
+    pub(super) tasks: Arc<[TaskTracker]>,
+    pub(super) current: Arc<Current>,
     setup: ArcSwap<Setup>,
-    wire: Mutex<Wire>,
+    wire: Mutex<Arc<Wire>>,
     reload: Mutex<ReloadStatus>,
 }
 
@@ -63,32 +60,24 @@ impl Prepared {
 
 impl Engine {
     pub(super) fn new(config: &Config, lasting: Lasting, prepared: Prepared) -> Result<Self, StartError> {
-        let setup = Setup::first(config, &lasting)?;
+        let (setup, lasting) = (Arc::new(Setup::first(config, &lasting)?), Arc::new(lasting));
         let workers = config.server.workers.max(1);
-        let tasks: Vec<TaskTracker> = (0..workers).map(|_| TaskTracker::new()).collect();
-        let outboxes: Vec<Outbox> = (0..workers).map(|_| Outbox::default()).collect();
+        let tasks: Arc<[TaskTracker]> = (0..workers).map(|_| TaskTracker::new()).collect();
         let Prepared { tls, wire } = prepared;
-        let ready = Arc::new(AtomicBool::new(true));
-        let first =
-            in_force(&setup, &lasting, &ready, &tasks, tls, |worker| wire.pool(workers, &outboxes[worker]));
+        let (ready, wire) = (Arc::new(AtomicBool::new(true)), Arc::new(wire));
+        let first = in_force(&setup, &lasting, &ready, &tasks, tls, &wire);
         let reload = ReloadStatus { ok: true, at: unix_now(), errors: Vec::new(), needs_restart: Vec::new() };
         Ok(Self {
             admission: Arc::new(Admission::new(bounds(config), config.clients.ipv6_prefix)),
             access: Arc::new(ArcSwap::from_pointee(access(config))),
             ready,
             tasks,
-            outboxes,
             current: Arc::new(Current::new(first)),
-            setup: ArcSwap::from_pointee(setup),
+            setup: ArcSwap::new(setup),
             wire: Mutex::new(wire),
             reload: Mutex::new(reload),
             lasting,
         })
-    }
-
-    /// What is in force for one worker.
-    pub(super) fn place(&self, worker: usize) -> Place {
-        Place { current: self.current.clone(), worker }
     }
 
     /// What the configuration in force makes of the lasting parts.
@@ -108,40 +97,39 @@ impl Engine {
     /// Puts another configuration in force, in one step for all workers. Nothing here fails.
     pub(super) fn put_in_force(&self, config: Config, prepared: Prepared, keys: Keys) {
         let Prepared { tls, wire } = prepared;
-        let setup = Setup::new(config, &self.lasting, keys, Some(&self.setup()));
+        let setup = Arc::new(Setup::new(config, &self.lasting, keys, Some(&self.setup())));
         let config = &setup.config;
         self.lasting.places.resize(config.server.max_in_flight);
         self.admission.bound(bounds(config));
         self.access.store(Arc::new(access(config)));
-        let mut old = self.wire.lock();
-        let same = old.is_like(&wire);
+        let mut kept = self.wire.lock();
         // Connections to upstream stay where it is the same upstream.
-        let pool = |worker: usize| match same {
-            true => self.place(worker).with(|lane, _| lane.upstream.clone()),
-            false => wire.pool(self.tasks.len(), &self.outboxes[worker]),
-        };
-        let next = in_force(&setup, &self.lasting, &self.ready, &self.tasks, tls, pool);
-        if !same {
-            *old = wire;
+        if !kept.is_like(&wire) {
+            *kept = Arc::new(wire);
         }
-        drop(old);
+        let next = in_force(&setup, &self.lasting, &self.ready, &self.tasks, tls, &kept);
+        drop(kept);
         self.current.swap(next);
-        self.setup.store(Arc::new(setup));
+        self.setup.store(setup);
     }
 }
 
 fn in_force(
-    setup: &Setup,
-    lasting: &Lasting,
+    setup: &Arc<Setup>,
+    lasting: &Arc<Lasting>,
     ready: &Arc<AtomicBool>,
-    tasks: &[TaskTracker],
+    tasks: &Arc<[TaskTracker]>,
     tls: Option<TlsAcceptor>,
-    pool: impl Fn(usize) -> Upstream,
+    wire: &Arc<Wire>,
 ) -> InForce {
-    let lane = |(worker, tasks): (usize, &TaskTracker)| {
-        let upstream = pool(worker);
-        let layers = assembly::layers(setup, lasting, tasks);
-        Lane { pipeline: Arc::new(pipeline::build(layers, upstream.clone())), upstream }
+    let lane = {
+        let (setup, lasting, tasks, wire) = (setup.clone(), lasting.clone(), tasks.clone(), wire.clone());
+        move |worker: usize, outbox: &Outbox, before: Option<&Lane>| {
+            let upstream = before.map(|lane| &lane.upstream).filter(|upstream| wire.made(upstream));
+            let upstream = upstream.cloned().unwrap_or_else(|| wire.pool(tasks.len(), outbox));
+            let layers = assembly::layers(&setup, &lasting, &tasks[worker]);
+            Lane { pipeline: pipeline::build(layers, upstream.clone()), upstream }
+        }
     };
     for doubt in doubts(&setup.config) {
         tracing::warn!(key = "server.tls", "{doubt}");
@@ -157,7 +145,7 @@ fn in_force(
         },
     };
     InForce {
-        lanes: tasks.iter().enumerate().map(lane).collect(),
+        lane: Box::new(lane),
         terms: Arc::new(Terms {
             tls,
             proxy_protocol: server.proxy_protocol.then(|| server.trusted_proxies.clone()),

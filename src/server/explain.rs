@@ -6,11 +6,13 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderValue, ORIGIN, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
@@ -39,7 +41,13 @@ const REFUSAL: usize = 64 * 1024;
 ///
 /// # Errors
 /// What keeps the proxy from starting.
-pub async fn explain(config: &Config, question: &Question) -> Result<Explanation, StartError> {
+pub fn explain(config: &Config, question: &Question) -> Result<Explanation, StartError> {
+    // Upstream is not asked, and nothing else has anyone wait.
+    let explained = decided(config, question).now_or_never();
+    explained.unwrap_or_else(|| Err(StartError::new("explain", "a layer had the question wait")))
+}
+
+async fn decided(config: &Config, question: &Question) -> Result<Explanation, StartError> {
     let lasting = Lasting::new(config, Arc::new(Metrics::new()), Past::default(), None, None)?;
     let setup = Setup::first(config, &lasting)?;
     let mut layers = layers(&setup, &lasting, &TaskTracker::new());
@@ -72,7 +80,7 @@ pub async fn explain(config: &Config, question: &Question) -> Result<Explanation
         .layer(layers.authorize)
         .layer(passed.mark(5))
         .service(Reached);
-    let journal = Arc::new(Journal::of("req_explain"));
+    let journal = Rc::new(Journal::of("req_explain"));
     let stage = Received { peer: question.client.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) };
     let request = Box::new(request);
     let exchange = Exchange { request, stage, deadline: Instant::now(), journal: journal.clone() };
@@ -129,9 +137,9 @@ impl<S: Service<R>, R> Service<R> for Mark<S> {
 fn one_more_key(setup: &Setup, name: &str) -> (String, Callers) {
     let random: String = (0..32).map(|_| fastrand::alphanumeric()).collect();
     let key = format!("{PUBLISHABLE_PREFIX}{random}");
-    let handle = setup.environments.iter().find(|handle| handle.environment.name == name);
-    let more = handle.map(|handle| (KeyDigest::of(key.as_bytes()), handle.clone()));
-    (key, Callers::new(&setup.environments).and(more))
+    let index = setup.environments.iter().position(|handle| handle.environment.name == name);
+    let keyring = (*setup.keyring).clone().and(index.map(|index| (KeyDigest::of(key.as_bytes()), index)));
+    (key, Callers::new(Arc::new(keyring), &setup.handles()))
 }
 
 /// The request as a connection would hand it over; `None`: its parser would not.

@@ -172,7 +172,7 @@ impl View for ServerView {
     fn explain(&self, question: Question) -> Explaining<'_> {
         Box::pin(async move {
             let setup = self.0.setup();
-            explain(&setup.config, &question).await.map_err(|error| error.to_string())
+            explain(&setup.config, &question).map_err(|error| error.to_string())
         })
     }
 

@@ -65,6 +65,11 @@ impl Wire {
         self.like == other.like
     }
 
+    /// Whether `pool` is one of its own.
+    pub(super) fn made(&self, pool: &Upstream) -> bool {
+        pool.is_over(&self.connector)
+    }
+
     /// The pool of one of so many workers, whose outbox that is.
     pub(super) fn pool(&self, workers: usize, outbox: &Outbox) -> Upstream {
         Upstream::new(

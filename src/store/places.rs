@@ -1,5 +1,6 @@
 //! Places for requests in flight, of which a reload may make more or fewer: two counts, because each request takes one.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,10 +16,10 @@ struct Counts {
     with_body: AtomicUsize,
 }
 
-/// One of them, until it is dropped.
+/// One of them, until it is dropped; taken by a worker of its own handle to all.
 #[derive(Debug)]
 pub struct Place {
-    counts: Arc<Counts>,
+    places: Rc<Places>,
     has_body: bool,
 }
 
@@ -35,12 +36,12 @@ impl Places {
     }
 
     /// Takes one, where one is free. Requests with a body leave a quarter to those without.
-    pub fn take(&self, has_body: bool) -> Option<Place> {
+    pub fn take(self: &Rc<Self>, has_body: bool) -> Option<Place> {
         let most = self.0.most.load(Ordering::Relaxed);
         if !take(&self.0.taken, most) {
             return None;
         }
-        let mut place = Place { counts: self.0.clone(), has_body: false };
+        let mut place = Place { places: self.clone(), has_body: false };
         place.has_body = has_body && take(&self.0.with_body, (most - most / 4).max(1));
         (place.has_body == has_body).then_some(place)
     }
@@ -54,9 +55,9 @@ fn take(taken: &AtomicUsize, most: usize) -> bool {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.counts.taken.fetch_sub(1, Ordering::Relaxed);
+        self.places.0.taken.fetch_sub(1, Ordering::Relaxed);
         if self.has_body {
-            self.counts.with_body.fetch_sub(1, Ordering::Relaxed);
+            self.places.0.with_body.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -68,7 +69,7 @@ mod tests {
     #[test]
     fn requests_with_a_body_leave_a_quarter_to_those_without() {
         for (most, with_body) in [(1, 1), (2, 2), (4, 3), (4096, 3072)] {
-            let places = Places::new(most);
+            let places = Rc::new(Places::new(most));
             let held: Vec<_> = (0..most).map_while(|_| places.take(true)).collect();
             assert_eq!(held.len(), with_body);
             let rest: Vec<_> = (0..most).map_while(|_| places.take(false)).collect();
@@ -81,7 +82,7 @@ mod tests {
 
     #[test]
     fn places_that_are_taken_away_stay_with_whoever_has_them() {
-        let places = Places::new(3);
+        let places = Rc::new(Places::new(3));
         let mut held: Vec<_> = (0..3).map(|_| places.take(false).expect("a place")).collect();
         places.resize(1);
         for left in [2, 1] {

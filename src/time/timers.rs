@@ -1,10 +1,10 @@
 //! Timers that serve one after another.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use atomic_refcell::{AtomicRefCell, AtomicRefMut};
 use pin_project_lite::pin_project;
 use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
@@ -19,7 +19,7 @@ const KEPT: usize = 1024;
 /// To arm a timer and to take it off again are two ways through the runtime's wheel, each under its lock. One that is only moved
 /// on stays there until it would have been due: that is one atomic step.
 #[derive(Debug, Default)]
-pub struct Timers(AtomicRefCell<Vec<Pin<Box<Sleep>>>>);
+pub struct Timers(RefCell<Vec<Pin<Box<Sleep>>>>);
 
 impl Timers {
     /// What comes of `future` where that is by `deadline`.
@@ -28,7 +28,7 @@ impl Timers {
     }
 
     fn lend(&self, deadline: Instant) -> Lent<'_> {
-        let kept = self.kept().pop();
+        let kept = self.0.borrow_mut().pop();
         let timer = match kept {
             Some(mut timer) => {
                 timer.as_mut().reset(deadline);
@@ -37,11 +37,6 @@ impl Timers {
             None => Box::pin(sleep_until(deadline)),
         };
         Lent { timers: self, timer: Some(timer) }
-    }
-
-    // Of one runtime, so nobody else comes here; the cell is for the compiler.
-    fn kept(&self) -> AtomicRefMut<'_, Vec<Pin<Box<Sleep>>>> {
-        self.0.borrow_mut()
     }
 }
 
@@ -79,7 +74,7 @@ struct Lent<'t> {
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        let mut kept = self.timers.kept();
+        let mut kept = self.timers.0.borrow_mut();
         if kept.len() < KEPT {
             kept.extend(self.timer.take());
         }
@@ -112,7 +107,7 @@ mod tests {
             assert_eq!(timers.by(start + SECOND * due, sleep(SECOND)).await, Some(()));
             assert_eq!(timers.by(start + SECOND * due, pending::<()>()).await, None);
             assert_eq!(start.elapsed(), SECOND * due);
-            assert_eq!(timers.kept().len(), 1);
+            assert_eq!(timers.0.borrow().len(), 1);
         }
     }
 
@@ -127,6 +122,6 @@ mod tests {
             }
         });
         futures_util::future::join_all(each).await;
-        assert_eq!(timers.kept().len(), KEPT, "no more than that");
+        assert_eq!(timers.0.borrow().len(), KEPT, "no more than that");
     }
 }

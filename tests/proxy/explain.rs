@@ -69,7 +69,7 @@ async fn what_is_explained_is_what_a_caller_gets() {
         ("OPTIONS", "/anything", None, Some(ORIGIN)),
         ("OPTIONS", "/anything", None, evil),
     ] {
-        let told = explain(&config, &question(method, target, key, origin)).await.expect("an explanation");
+        let told = explain(&config, &question(method, target, key, origin)).expect("an explanation");
         let bearer = key.map(|key| format!("Bearer {key}"));
         let fields = [("authorization", bearer.as_deref()), ("origin", origin)];
         let fields: Vec<_> = fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
@@ -92,36 +92,36 @@ async fn what_is_explained_is_what_a_caller_gets() {
     }
 }
 
-#[tokio::test]
-async fn rule_cache_limits_and_shadow_are_told() {
+#[test]
+fn rule_cache_limits_and_shadow_are_told() {
     let config = load("http://127.0.0.1:1", RULES).expect("a configuration");
-    let ask = async |method: &str, target: &str| -> Explanation {
-        explain(&config, &question(method, target, Some(KEY), None)).await.expect("an explanation")
+    let ask = |method: &str, target: &str| -> Explanation {
+        explain(&config, &question(method, target, Some(KEY), None)).expect("an explanation")
     };
-    let told = ask("GET", "/provider-deployments?limit=50").await;
+    let told = ask("GET", "/provider-deployments?limit=50");
     assert_eq!((told.environment.as_deref(), told.rule.as_deref()), (Some("main"), Some("rules[0]")));
     assert_eq!(told.limits, ["client", "environment", "egress"]);
     assert_eq!(json!(told.cache), json!({ "list": true, "ttl": 1.5 }));
     let shadow = told.shadow.expect("a shadow");
     assert!(shadow.rule == "rules[1]" && shadow.reason.contains("at most 10"), "{shadow:?}");
-    let told = ask("GET", "/provider-deployments?limit=51").await;
+    let told = ask("GET", "/provider-deployments?limit=51");
     assert_eq!((told.rule.as_deref(), told.limits), (Some("rules[0]"), vec!["client"]));
-    assert_eq!(ask("POST", "/provider-deployments").await.cache.ttl, None);
-    assert_eq!(ask("GET", "/provider-deployments/x").await.rule.as_deref(), Some("allow[1]"));
+    assert_eq!(ask("POST", "/provider-deployments").cache.ttl, None);
+    assert_eq!(ask("GET", "/provider-deployments/x").rule.as_deref(), Some("allow[1]"));
     let mut other = question("GET", "/providers", Some(KEY), None);
     for (name, value, status) in
         [("host", "other.test", 403), ("metorial-version", "dashboard", 403), ("x-other", "1", 200)]
     {
         other.fields = vec![(HeaderName::from_static(name), HeaderValue::from_static(value))];
-        assert_eq!(explain(&config, &other).await.expect("an explanation").status, status, "{name}");
+        assert_eq!(explain(&config, &other).expect("an explanation").status, status, "{name}");
     }
     other.fields = [("content-length", "0"), ("transfer-encoding", "chunked")]
         .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
         .into();
-    assert_eq!(explain(&config, &other).await.expect("an explanation").status, 400);
-    assert_eq!(ask("G T", "/providers").await.status, 400);
-    assert_eq!(ask("GET", "/a b").await.status, 400);
-    assert_eq!(ask("GET", "/providers#x").await.reason, "the request target holds a fragment");
+    assert_eq!(explain(&config, &other).expect("an explanation").status, 400);
+    assert_eq!(ask("G T", "/providers").status, 400);
+    assert_eq!(ask("GET", "/a b").status, 400);
+    assert_eq!(ask("GET", "/providers#x").reason, "the request target holds a fragment");
 }
 
 /// What the deciding layers said, of which `passed` let the request pass and the next one refused it.
@@ -135,23 +135,23 @@ fn layers(passed: usize) -> Value {
     names.iter().enumerate().map(|(at, layer)| json!({ "layer": layer, "said": said(at) })).collect()
 }
 
-#[tokio::test]
-async fn each_layer_that_decides_says_what_it_said() {
+#[test]
+fn each_layer_that_decides_says_what_it_said() {
     let config = load("http://127.0.0.1:1", RULES).expect("a configuration");
-    let ask = async |question: Question| explain(&config, &question).await.expect("an explanation");
+    let ask = |question: Question| explain(&config, &question).expect("an explanation");
     let said = |told: &Explanation| serde_json::to_value(&told.layers).expect("JSON");
     let of_main =
         Question { caller: Caller::Environment("main".into()), ..question("GET", "/providers", None, None) };
-    let told = ask(of_main.clone()).await;
+    let told = ask(of_main.clone());
     assert_eq!((said(&told), told.environment.as_deref(), told.status), (layers(6), Some("main"), 200));
     let nobodys = Question { caller: Caller::Environment("other".into()), ..of_main };
-    let told = ask(nobodys).await;
+    let told = ask(nobodys);
     assert_eq!((said(&told), told.status), (layers(4), 401));
-    assert_eq!(said(&ask(question("GET", "/a//b", Some(KEY), None)).await), layers(2));
-    assert_eq!(said(&ask(question("GET", "/sessions", Some(KEY), None)).await), layers(5));
+    assert_eq!(said(&ask(question("GET", "/a//b", Some(KEY), None))), layers(2));
+    assert_eq!(said(&ask(question("GET", "/sessions", Some(KEY), None))), layers(5));
     let mut preflight = layers(0);
     preflight[0]["said"] = json!("answered");
-    assert_eq!(said(&ask(question("OPTIONS", "/providers", None, Some(ORIGIN))).await), preflight);
+    assert_eq!(said(&ask(question("OPTIONS", "/providers", None, Some(ORIGIN)))), preflight);
 }
 
 #[test]

@@ -317,7 +317,7 @@ async fn the_form_tells_what_the_command_tells() {
     ] {
         let question =
             Question { method: method.into(), target: target.into(), caller, ..Question::default() };
-        let told = explain(&config, &question).await.expect("an explanation");
+        let told = explain(&config, &question).expect("an explanation");
         let page = text(&proxy, &format!("/?{query}")).await;
         assert_eq!(value(&page, "explain-decision"), told.decision, "{query}");
         assert_eq!(value(&page, "explain-status"), told.status.to_string(), "{query}");

@@ -117,7 +117,7 @@ pub(crate) fn with(seed: u64) -> Browsed {
         for (at, client, list) in visits(seed) {
             sleep_until(start + at).await;
             let (proxy, browsed) = (proxy.clone(), browsed.clone());
-            tasks.spawn(async move {
+            tasks.spawn_local(async move {
                 let answer = proxy.get(client, &format!("/providers?limit={}", list + 1)).await;
                 let age =
                     answer.headers().get(AGE).and_then(|age| age.to_str().ok()?.parse().ok()).unwrap_or(0);

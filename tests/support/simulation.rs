@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -126,7 +127,7 @@ pub(crate) fn run(scenario: Scenario) -> Outcome {
         for at in &arrivals {
             sleep_until(start + *at).await;
             let (proxy, served, client) = (proxy.clone(), served.clone(), random.u32(..CLIENTS));
-            tasks.spawn(async move {
+            tasks.spawn_local(async move {
                 if proxy.ask(client).await == StatusCode::OK {
                     served.fetch_add(1, Ordering::Relaxed);
                 }
@@ -146,7 +147,7 @@ pub(crate) fn run(scenario: Scenario) -> Outcome {
 /// The proxy, and what is behind it.
 #[derive(Clone)]
 pub(crate) struct Proxy {
-    pipeline: Arc<Pipeline>,
+    pipeline: Rc<Pipeline>,
     network: Network,
 }
 
@@ -155,7 +156,7 @@ impl Proxy {
     pub(crate) fn new(scenario: Scenario, random: &mut fastrand::Rng) -> Self {
         let network = Network::new(scenario, random);
         let pipeline =
-            Arc::new(server::pipeline_over(&config(scenario), network.clone()).expect("a pipeline"));
+            Rc::new(server::pipeline_over(&config(scenario), network.clone()).expect("a pipeline"));
         Self { pipeline, network }
     }
 

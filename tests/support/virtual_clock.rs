@@ -4,11 +4,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use metorial_proxy::time::Timestamp;
+use tokio::runtime::LocalOptions;
 
 /// Runs `simulate` on it.
 pub(crate) fn on_a_virtual_clock<F: Future>(seed: u64, simulate: impl FnOnce() -> F) -> F::Output {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
+    let runtime =
+        runtime.enable_all().start_paused(true).build_local(LocalOptions::default()).expect("a runtime");
     // The proxy's own jitter.
     fastrand::seed(seed);
     runtime.block_on(async {

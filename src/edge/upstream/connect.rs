@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -20,6 +20,7 @@ use super::interim::{self, Counted};
 use super::names::{self, Lookup, Names};
 use crate::body::RequestBody;
 use crate::config::Http2;
+use crate::edge::executor::ThisThread;
 use crate::edge::outbox::{Outbox, Socket};
 use crate::rejection::UpstreamFault;
 use crate::time::{Timestamp, timeout};
@@ -85,6 +86,11 @@ impl Connector {
         Ok(Self { names: Names::new(host, port, lookup), tls, http2, timeout, tasks: TaskTracker::new() })
     }
 
+    /// Whether it is the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.names.is(&other.names)
+    }
+
     pub(super) async fn connect(&self, outbox: &Outbox) -> Result<Connection, Fault> {
         // Boxed: handshakes are rare, and their state is large.
         match timeout(self.timeout, Box::pin(self.open(outbox))).await {
@@ -143,7 +149,7 @@ impl Connector {
         if !http2 {
             return Ok(Connection::Http1(Box::new(Http1::new(stream, Timestamp::now()))));
         }
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        let (sender, connection) = http2::Builder::new(ThisThread)
             .timer(TokioTimer::new())
             // While an answer is waited for: a peer that is gone is found out before an attempt ends.
             .keep_alive_interval(Duration::from_secs(4))
@@ -151,7 +157,7 @@ impl Connector {
             .handshake(TokioIo::new(Counted::<_, interim::Http2>::new(stream)))
             .await
             .map_err(|error: hyper::Error| (fault::of_hyper(&error), fault::chain(&error)))?;
-        self.tasks.spawn(ended(connection));
+        self.tasks.spawn_local(ended(connection));
         Ok(Connection::Http2(sender, Timestamp::now()))
     }
 }

@@ -51,6 +51,11 @@ impl Names {
         Self(Arc::new(Shared { host, port, lookup, known: Mutex::default() }))
     }
 
+    /// Whether both know the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The addresses, never none.
     pub(super) async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let Shared { host, port, lookup, known } = &*self.0;
@@ -103,7 +108,7 @@ mod tests {
         (Names::new("api.test".to_owned(), 443, lookup), asked)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn a_name_is_asked_for_once_by_many_and_again_a_little_later() {
         let (names, asked) = names(|nth| {
             Box::pin(async move {
@@ -118,7 +123,7 @@ mod tests {
         assert_eq!(names.addresses().await.expect("found"), addresses(1));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn the_last_addresses_serve_while_the_resolver_fails_or_hangs_and_not_for_ever() {
         let (names, asked) = names(|nth| match nth {
             0 => Box::pin(async { Ok(addresses(1)) }),
@@ -139,7 +144,7 @@ mod tests {
         assert!(names.addresses().await.is_err());
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "local")]
     async fn a_name_without_an_address_is_an_error_that_says_so() {
         let (names, _) = names(|_| Box::pin(async { Ok(Vec::new()) }));
         assert_eq!(names.addresses().await.expect_err("none").to_string(), "api.test has no address");

@@ -1,5 +1,6 @@
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
@@ -39,9 +40,9 @@ impl Host {
         let address = listener.local_addr().expect("an address");
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let stopped = stop.clone();
-        tasks.clone().spawn(stop.clone().run_until_cancelled_owned(async move {
+        tasks.clone().spawn_local(stop.clone().run_until_cancelled_owned(async move {
             while let Ok((mut tcp, _)) = listener.accept().await {
-                tasks.spawn(stopped.clone().run_until_cancelled_owned(async move {
+                tasks.spawn_local(stopped.clone().run_until_cancelled_owned(async move {
                     let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
                     let mut head = Vec::new();
                     while tcp.read_buf(&mut head).await.is_ok_and(|read| read > 0) {
@@ -96,7 +97,7 @@ async fn pass(time: Duration) {
 
 const SOON: Duration = Duration::from_secs(5);
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_busy_pool_follows_its_name_to_another_address_within_a_minute() {
     let old = Host::at("127.0.0.1:0", "old").await;
     let new = Host::at(&format!("127.0.0.2:{}", old.address.port()), "new").await;
@@ -114,7 +115,7 @@ async fn a_busy_pool_follows_its_name_to_another_address_within_a_minute() {
     assert!(pool.0.kept.borrow().idle.is_empty(), "and an idle one is closed");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_pool_recovers_when_its_host_goes_and_comes_back_elsewhere() {
     let old = Host::at("127.0.0.1:0", "old").await;
     let addresses = Arc::new(Mutex::new(vec![old.address]));
@@ -130,7 +131,7 @@ async fn a_pool_recovers_when_its_host_goes_and_comes_back_elsewhere() {
     assert_eq!(ask(&pool).await.as_deref(), Ok("new"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn one_address_of_several_that_is_dead_costs_no_request() -> io::Result<()> {
     let alive = Host::at("127.0.0.1:0", "alive").await;
     let hole = BlackHole::at("127.0.0.3:0".parse().expect("an address"))?;
@@ -144,7 +145,7 @@ async fn one_address_of_several_that_is_dead_costs_no_request() -> io::Result<()
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn where_every_address_is_dead_it_is_said_how() -> io::Result<()> {
     let hole = BlackHole::at("127.0.0.3:0".parse().expect("an address"))?;
     let gone = Host::at("127.0.0.1:0", "gone").await;
@@ -165,7 +166,7 @@ async fn where_every_address_is_dead_it_is_said_how() -> io::Result<()> {
 }
 
 /// All of a future is copied to its box when a request is begun, so none has room for what few need.
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn what_waits_for_an_answer_is_small() {
     let environment = Environment::example("test");
     let secrets = Arc::new(Secrets::of(&environment));

@@ -1,7 +1,7 @@
 //! Bodies that stream up, by hyper: it goes on sending while the answer comes, however whoever asked reads that.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::Cell;
+use std::rc::Rc;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -17,7 +17,7 @@ use crate::policy::forward::{Answer, Outgoing, TransportError};
 impl Pool {
     /// Sends a request whose body is a stream over a connection, which comes back to the pool when all is done.
     pub(super) async fn upload(
-        self: &Arc<Self>,
+        self: &Rc<Self>,
         connection: Box<Http1<Stream>>,
         request: &mut Outgoing,
     ) -> Result<Answer, Box<TransportError>> {
@@ -28,11 +28,11 @@ impl Pool {
             Ok(connected) => connected,
             Err(error) => return Err(failed(&error, Delivery::Never)),
         };
-        let (pool, done) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let (pool, done) = (self.clone(), Rc::new(Cell::new(false)));
         let done_by_then = done.clone();
-        self.connector.tasks.spawn(async move {
+        self.connector.tasks.spawn_local(async move {
             match connection.without_shutdown().await {
-                Ok(parts) if done_by_then.load(Ordering::Relaxed) && parts.read_buf.is_empty() => {
+                Ok(parts) if done_by_then.get() && parts.read_buf.is_empty() => {
                     let connection = Http1::new(parts.io.into_inner().into_inner(), born);
                     pool.give_back(Box::new(connection));
                 }
@@ -51,13 +51,13 @@ impl Pool {
 /// before, the connection closes.
 struct Returning {
     sender: http1::SendRequest<RequestBody>,
-    done: Arc<AtomicBool>,
+    done: Rc<Cell<bool>>,
 }
 
 impl Lease for Returning {
     fn finish(self: Box<Self>) {
         // Ready is what has given all it had to the socket: for one that is written to in vectors, hyper holds nothing back.
-        self.done.store(self.sender.is_ready(), Ordering::Relaxed);
+        self.done.set(self.sender.is_ready());
     }
 
     fn broken(self: Box<Self>, _: &BodyError) {}

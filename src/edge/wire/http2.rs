@@ -270,7 +270,7 @@ mod tests {
         (0..1000).take_while(one).count()
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn what_brings_nothing_ends_after_a_burst_and_what_brings_something_does_not() {
         let ping = frame(6, 0, &[0; 8]);
         let reset = frame(3, 0, &[0, 0, 0, 8]);
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(taken(&[], &frame(3, 0, &[0; 4])), 1000, "nothing was wrong with these");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn whoever_is_given_much_at_once_may_move_its_windows_as_often() {
         let mut counts = Counts::new();
         let (data, update) = (frame(0, 0, &[b'x'; 16 * 1024]), frame(8, 0, &[0, 0, 0x40, 0]));
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(counts.read(&update), Err(Fault::Flood));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn what_a_connection_may_spend_comes_back_with_time() {
         let mut counts = Counts::new();
         let ping = frame(6, 0, &[0; 8]);
@@ -329,7 +329,7 @@ mod tests {
         assert_eq!(counts.read(&ping.repeat(257)), Err(Fault::Flood));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn frames_are_found_however_they_are_cut_and_heads_end_with_their_last_frame() {
         let all = [
             frame(4, 0, &[0, 4, 0, 0, 0, 0]),
@@ -356,7 +356,7 @@ mod tests {
         assert!(counts.is_in_head());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test(flavor = "local", start_paused = true)]
     async fn trailers_hold_nothing_that_belongs_in_a_head() {
         for (block, taken) in [
             (&b""[..], true),

@@ -59,7 +59,7 @@ impl<'a, L: LimitStore> Attempt<'a, L> {
         let Some(charge) = self.charge.take() else { return };
         let (limits, handle) = (self.limits.clone(), self.asks.handle.clone());
         // A task that drain does not wait for: a budget that is gone needs no settling.
-        TaskTracker::new().spawn(async move {
+        TaskTracker::new().spawn_local(async move {
             sleep(ON_ITS_WAY).await;
             if limits.settle(charge, None) {
                 handle.queue.ring();

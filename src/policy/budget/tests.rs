@@ -62,10 +62,7 @@ impl Bench {
     }
 
     /// The answer to one request of `client`.
-    fn ask(
-        &self,
-        client: u64,
-    ) -> impl Future<Output = Result<Response<ResponseBody>, Rejection>> + Send + 'static {
+    fn ask(&self, client: u64) -> impl Future<Output = Result<Response<ResponseBody>, Rejection>> + 'static {
         let metrics = Arc::new(Metrics::new());
         let egress =
             Egress { budget: BudgetId(1), window: Duration::from_secs(10), queue: self.egress.clone() };
@@ -86,7 +83,7 @@ impl Bench {
     }
 
     /// Its status only.
-    fn send(&self, client: u64) -> impl Future<Output = Result<u16, Rejection>> + Send + 'static {
+    fn send(&self, client: u64) -> impl Future<Output = Result<u16, Rejection>> + 'static {
         let answer = self.ask(client);
         async move { answer.await.map(|response| response.status().as_u16()) }
     }
@@ -104,7 +101,7 @@ impl Bench {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn what_cannot_be_served_in_time_is_refused_at_once_with_the_true_wait() {
     let bench = Bench::new(1);
     sleep(Duration::from_secs(10)).await;
@@ -118,7 +115,7 @@ async fn what_cannot_be_served_in_time_is_refused_at_once_with_the_true_wait() {
     assert_eq!(bench.send(2).await, Ok(200), "and the wait was exact");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn those_who_wait_are_served_in_order_of_arrival() {
     let tasks = TaskTracker::new();
     let bench = Bench::new(2);
@@ -127,9 +124,9 @@ async fn those_who_wait_are_served_in_order_of_arrival() {
         sleep(Duration::from_secs(1)).await;
     }
     sleep(Duration::from_secs(598)).await;
-    let first = tasks.spawn(bench.send(4));
+    let first = tasks.spawn_local(bench.send(4));
     tokio::task::yield_now().await;
-    let second = tasks.spawn(bench.send(5));
+    let second = tasks.spawn_local(bench.send(5));
     tokio::task::yield_now().await;
     assert_eq!(bench.waiting(), 2);
     assert_eq!(first.await.expect("ends"), Ok(200));
@@ -138,13 +135,13 @@ async fn those_who_wait_are_served_in_order_of_arrival() {
     assert_eq!(bench.waiting(), 0);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_caller_that_leaves_frees_its_place_and_spends_nothing() {
     let tasks = TaskTracker::new();
     let bench = Bench::new(1);
     assert_eq!(bench.send(1).await, Ok(200));
     sleep(Duration::from_secs(599)).await;
-    let waiting = tasks.spawn(bench.send(2));
+    let waiting = tasks.spawn_local(bench.send(2));
     tokio::task::yield_now().await;
     assert_eq!(bench.waiting(), 1);
     waiting.abort();
@@ -154,7 +151,7 @@ async fn a_caller_that_leaves_frees_its_place_and_spends_nothing() {
     assert_eq!(bench.left(), 1);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn the_queue_is_bounded_in_all_and_per_client() {
     let tasks = TaskTracker::new();
     let bench = Bench::new(5);
@@ -164,11 +161,11 @@ async fn the_queue_is_bounded_in_all_and_per_client() {
     sleep(Duration::from_secs(598)).await;
     let mut waiting = Vec::new();
     for client in [1, 1] {
-        waiting.push(tasks.spawn(bench.send(client)));
+        waiting.push(tasks.spawn_local(bench.send(client)));
         tokio::task::yield_now().await;
     }
     assert!(bench.send(1).await.is_err(), "one client's share is taken");
-    waiting.push(tasks.spawn(bench.send(2)));
+    waiting.push(tasks.spawn_local(bench.send(2)));
     tokio::task::yield_now().await;
     assert_eq!(bench.waiting(), 3);
     assert!(bench.send(3).await.is_err(), "and so is the queue");
@@ -181,7 +178,7 @@ fn failed(delivery: Delivery) -> Result<Response<ResponseBody>, Failure> {
     Err(Failure { rejection: Rejection::Upstream(UpstreamFault::ConnectionTerminated), delivery, body: None })
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn only_what_surely_was_not_sent_is_given_back() {
     let mut bench = Bench::new(2);
     bench.answer = || failed(Delivery::Never);
@@ -201,7 +198,7 @@ fn answered(status: u16, fields: &[(&'static str, &'static str)]) -> Result<Resp
     Ok(response)
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn one_429_stops_everyone_for_as_long_as_it_says() {
     let mut bench = Bench::new(100);
     bench.answer = || answered(429, &[("retry-after", "30"), ("ratelimit-limit", "100")]);
@@ -214,7 +211,7 @@ async fn one_429_stops_everyone_for_as_long_as_it_says() {
     assert_eq!(bench.send(2).await, Ok(200));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_429_of_the_edge_shuts_our_address_and_absurd_hints_are_clamped() {
     let mut bench = Bench::new(100);
     bench.answer = || answered(429, &[("retry-after", "999999999")]);
@@ -224,7 +221,7 @@ async fn a_429_of_the_edge_shuts_our_address_and_absurd_hints_are_clamped() {
     assert_eq!(views[1].gate, Duration::from_secs(10), "no longer than its window");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn upstreams_count_is_heard_and_not_passed_on() {
     let mut bench = Bench::new(100);
     bench.answer = || {
@@ -243,7 +240,7 @@ async fn upstreams_count_is_heard_and_not_passed_on() {
     assert_eq!(bench.left(), 40);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_greedy_client_leaves_the_reserve_to_those_who_come() {
     let bench = Bench::new(100);
     assert_eq!(bench.send(2).await, Ok(200), "a second client is known");
@@ -259,7 +256,7 @@ async fn a_greedy_client_leaves_the_reserve_to_those_who_come() {
     assert_eq!(bench.left(), 0);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn what_a_client_gets_back_it_has_not_spent_however_long_its_draw_took() {
     let bench = Bench::new(100);
     let asks = Asks::of(&waiting(http::Method::GET, "/provider-deployments", 1, &bench.queue), BudgetId(1));
@@ -278,7 +275,7 @@ async fn what_a_client_gets_back_it_has_not_spent_however_long_its_draw_took() {
     assert_eq!(asks.held_back(), 0);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_lone_client_gets_everything() {
     let bench = Bench::new(100);
     for _ in 0..100 {
@@ -287,13 +284,13 @@ async fn a_lone_client_gets_everything() {
     assert!(bench.send(1).await.is_err());
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_burst_of_one_client_is_counted_before_it_is_answered() {
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(100);
     assert_eq!(bench.send(2).await, Ok(200), "a second client is known");
     bench.takes = Duration::from_secs(1);
-    let burst: Vec<_> = (0..100).map(|_| tasks.spawn(bench.send(1))).collect();
+    let burst: Vec<_> = (0..100).map(|_| tasks.spawn_local(bench.send(1))).collect();
     let mut served = 0;
     for request in burst {
         served += u32::from(request.await.expect("ends").is_ok());
@@ -302,7 +299,7 @@ async fn a_burst_of_one_client_is_counted_before_it_is_answered() {
     assert_eq!(bench.send(3).await, Ok(200));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_wait_counts_in_that_less_is_held_back_as_time_passes() {
     let bench = Bench::new(100);
     assert_eq!(bench.send(2).await, Ok(200), "a second client is known");
@@ -317,14 +314,14 @@ async fn a_wait_counts_in_that_less_is_held_back_as_time_passes() {
     assert_eq!(bench.send(1).await, Ok(200));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_caller_that_leaves_before_a_byte_was_written_spends_nothing_and_afterwards_it_does() {
     let tasks = TaskTracker::new();
     for written in [false, true] {
         let mut bench = Bench::new(2);
         assert_eq!(bench.send(1).await, Ok(200));
         (bench.takes, bench.writes) = (Duration::from_secs(1), written);
-        let leaving = tasks.spawn(bench.send(1));
+        let leaving = tasks.spawn_local(bench.send(1));
         tokio::task::yield_now().await;
         assert_eq!((bench.sent().len(), bench.left()), (2, 0));
         leaving.abort();
@@ -333,14 +330,14 @@ async fn a_caller_that_leaves_before_a_byte_was_written_spends_nothing_and_after
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn what_was_written_when_its_caller_left_counts_from_when_it_may_have_arrived() {
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(1);
     let plan = Plan::window(Quota { requests: 1, window: Duration::from_secs(10) });
     bench.limits.budget("test", &[], plan);
     bench.takes = Duration::from_secs(3600);
-    let leaving = tasks.spawn(bench.send(1));
+    let leaving = tasks.spawn_local(bench.send(1));
     sleep(Duration::from_millis(100)).await;
     leaving.abort();
     assert!(leaving.await.is_err());
@@ -350,7 +347,7 @@ async fn what_was_written_when_its_caller_left_counts_from_when_it_may_have_arri
     assert!(later >= Duration::from_millis(500), "{later:?}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn what_is_given_back_goes_to_who_waits_at_once() {
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(2);
@@ -360,16 +357,16 @@ async fn what_is_given_back_goes_to_who_waits_at_once() {
     sleep(Duration::from_secs(597)).await;
     let since = Timestamp::now();
     bench.answer = || failed(Delivery::Never);
-    let unsent = tasks.spawn(bench.send(1));
+    let unsent = tasks.spawn_local(bench.send(1));
     tokio::task::yield_now().await;
     bench.answer = ok;
-    let next = tasks.spawn(bench.send(2));
+    let next = tasks.spawn_local(bench.send(2));
     assert!(unsent.await.expect("ends").is_err());
     assert_eq!(next.await.expect("ends"), Ok(200));
     assert!(Timestamp::now().since(since) <= Duration::from_secs(3), "the second slot would have come later");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn when_the_gate_shuts_those_who_cannot_wait_for_it_learn_so_at_once() {
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(2);
@@ -377,7 +374,7 @@ async fn when_the_gate_shuts_those_who_cannot_wait_for_it_learn_so_at_once() {
         assert_eq!(bench.send(1).await, Ok(200));
     }
     sleep(Duration::from_secs(599)).await;
-    let waiting: Vec<_> = (2..4).map(|client| tasks.spawn(bench.send(client))).collect();
+    let waiting: Vec<_> = (2..4).map(|client| tasks.spawn_local(bench.send(client))).collect();
     tokio::task::yield_now().await;
     let since = Timestamp::now();
     bench.limits.penalise(BudgetId(0), Duration::from_secs(60)).await;
@@ -390,7 +387,7 @@ async fn when_the_gate_shuts_those_who_cannot_wait_for_it_learn_so_at_once() {
     assert_eq!(Timestamp::now(), since, "none of them waited for its slot");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn until_the_first_answer_one_request_asks_alone() {
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(100);
@@ -399,7 +396,7 @@ async fn until_the_first_answer_one_request_asks_alone() {
     bench.answer = || {
         answered(200, &[("ratelimit-limit", "100"), ("ratelimit-remaining", "2"), ("ratelimit-reset", "60")])
     };
-    let all: Vec<_> = (0..10).map(|client| tasks.spawn(bench.send(client))).collect();
+    let all: Vec<_> = (0..10).map(|client| tasks.spawn_local(bench.send(client))).collect();
     sleep(Duration::from_millis(299)).await;
     assert_eq!(bench.sent().len(), 1);
     sleep(Duration::from_millis(2)).await;
@@ -411,13 +408,13 @@ async fn until_the_first_answer_one_request_asks_alone() {
     assert_eq!(served, 3);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn an_upstream_that_does_not_answer_the_first_holds_the_others_up_for_a_second_and_then_they_go_slowly()
 {
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(100);
     bench.takes = Duration::from_secs(3600);
-    let _waiting: Vec<_> = (0..10).map(|client| tasks.spawn(bench.send(client))).collect();
+    let _waiting: Vec<_> = (0..10).map(|client| tasks.spawn_local(bench.send(client))).collect();
     // Three can wait; the others are refused.
     for (milliseconds, sent) in [(999, 1), (2, 2), (1000, 4), (1000, 5)] {
         sleep(Duration::from_millis(milliseconds)).await;
@@ -425,13 +422,13 @@ async fn an_upstream_that_does_not_answer_the_first_holds_the_others_up_for_a_se
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn without_a_hint_429s_in_a_row_back_off_further_and_those_in_flight_together_are_one() {
     let tasks = TaskTracker::new();
     let mut bench = Bench::new(1000);
     assert_eq!(bench.send(1).await, Ok(200));
     (bench.takes, bench.answer) = (Duration::from_millis(10), || answered(429, &[("ratelimit-limit", "1")]));
-    let together: Vec<_> = (0..50).map(|client| tasks.spawn(bench.send(client))).collect();
+    let together: Vec<_> = (0..50).map(|client| tasks.spawn_local(bench.send(client))).collect();
     for request in together {
         assert_eq!(request.await.expect("ends"), Ok(429));
     }
@@ -447,7 +444,7 @@ async fn without_a_hint_429s_in_a_row_back_off_further_and_those_in_flight_toget
     assert!(longest > RETRY.initial_backoff * 4, "{longest:?}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn an_attempt_that_tells_nothing_of_the_past_leaves_it_to_another_to_ask() {
     for answer in [
         (|| failed(Delivery::Possible)) as fn() -> _,
@@ -458,7 +455,7 @@ async fn an_attempt_that_tells_nothing_of_the_past_leaves_it_to_another_to_ask()
         bench.takes = Duration::from_millis(5);
         bench.answer = answer;
         let tasks = TaskTracker::new();
-        let _all: Vec<_> = (0..10).map(|client| tasks.spawn(bench.send(client))).collect();
+        let _all: Vec<_> = (0..10).map(|client| tasks.spawn_local(bench.send(client))).collect();
         sleep(Duration::from_millis(7)).await;
         assert_eq!(bench.sent().len(), 2, "one after the other");
     }

@@ -6,6 +6,7 @@
 //! Replicas that share pages do likewise among each other: a leader here first claims the page from the store.
 
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ pub(super) struct Wanted {
 
 /// Has the page fetched, or waits for whoever is fetching it. `true`: it was another caller's request.
 pub(super) async fn fill<P, L, S>(
-    shared: &Arc<Shared<P, L>>,
+    shared: &Rc<Shared<P, L>>,
     wanted: Wanted,
     mut inner: S,
     exchange: Exchange<Permitted>,
@@ -61,8 +62,7 @@ pub(super) async fn fill<P, L, S>(
 where
     P: PageStore,
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
-    S::Future: Send,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + 'static,
 {
     let (client, permit) = (exchange.stage.client, exchange.stage.permit.clone());
     // Whoever waits for another's request waits in that one's place in the queue, and it may have a better one.
@@ -97,7 +97,7 @@ where
     let theirs = exchange.journal.clone();
     lead.begins(&theirs);
     let fill = Fill { shared: shared.clone(), wanted, lead, own };
-    shared.tasks.spawn(fill.run(inner, exchange));
+    shared.tasks.spawn_local(fill.run(inner, exchange));
     let common = published(receiver, &journal).await;
     journal.add_attempts(theirs.attempts());
     let outcome = match common {
@@ -115,7 +115,7 @@ where
 
 /// Has the page fetched behind everybody's back, unless that is being done already. Whether it is now.
 pub(super) fn refresh<P, L, S>(
-    shared: &Arc<Shared<P, L>>,
+    shared: &Rc<Shared<P, L>>,
     wanted: Wanted,
     inner: S,
     exchange: Exchange<Permitted>,
@@ -123,8 +123,7 @@ pub(super) fn refresh<P, L, S>(
 where
     P: PageStore,
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
-    S::Future: Send,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + 'static,
 {
     let joined = shared.fills.join(&wanted.key, exchange.stage.client, |_| false);
     let Joined::Lead(lead, receiver) = joined else { return false };
@@ -132,7 +131,7 @@ where
     lead.begins(&exchange.journal);
     let (own, _) = oneshot::channel();
     let fill = Fill { shared: shared.clone(), wanted, lead, own };
-    shared.tasks.spawn(async move {
+    shared.tasks.spawn_local(async move {
         // Somebody waits for it, in a way.
         let _receiver = receiver;
         fill.run(inner, exchange).await;
@@ -161,13 +160,13 @@ fn detached(
     *request.method_mut() = Method::GET;
     let unless = kept.map(|page| page.validators.clone()).filter(|them| them.iter().any(Option::is_some));
     let stage = Permitted { permit: stage.permit.with_body(), unless: unless.map(Box::new), ..stage };
-    let journal = Arc::new(journal.detached());
+    let journal = Rc::new(journal.detached());
     Exchange { request, stage, deadline: Instant::now() + request_timeout, journal }
 }
 
 /// A fill under way.
 struct Fill<P, L> {
-    shared: Arc<Shared<P, L>>,
+    shared: Rc<Shared<P, L>>,
     wanted: Wanted,
     lead: Lead,
     own: oneshot::Sender<Response<ResponseBody>>,

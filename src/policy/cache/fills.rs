@@ -1,7 +1,8 @@
 //! Who fetches which page in this process, and who waits for it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::select;
@@ -21,15 +22,15 @@ struct UnderWay {
     outcome: watch::Sender<Option<Common>>,
     /// For whom it is fetched: it waits for the budget in this one's place.
     client: ClientKey,
-    /// Its request.
-    journal: OnceLock<Arc<Journal>>,
+    /// Some of its request may have been written.
+    written: Arc<AtomicBool>,
     /// Whoever overtook it has brought the outcome.
     answered: Notify,
 }
 
 impl UnderWay {
     fn is_written(&self) -> bool {
-        self.journal.get().is_some_and(|journal| journal.is_written())
+        self.written.load(Ordering::SeqCst)
     }
 }
 
@@ -60,8 +61,8 @@ impl Fills {
             return Joined::Wait(before.outcome.subscribe(), before.client);
         }
         let (outcome, receiver) = watch::channel(None);
-        let (journal, answered) = (OnceLock::new(), Notify::new());
-        let fill = Arc::new(UnderWay { outcome, client, journal, answered });
+        let (written, answered) = (Arc::default(), Notify::new());
+        let fill = Arc::new(UnderWay { outcome, client, written, answered });
         fills.insert(key.clone(), fill.clone());
         Joined::Lead(Lead { fills: self.clone(), key: key.clone(), fill, before }, receiver)
     }
@@ -85,8 +86,8 @@ pub(super) struct Lead {
 
 impl Lead {
     /// This is its request.
-    pub(super) fn begins(&self, journal: &Arc<Journal>) {
-        self.fill.journal.set(journal.clone()).ok();
+    pub(super) fn begins(&self, journal: &Journal) {
+        journal.mirrored_by(self.fill.written.clone());
     }
 
     pub(super) fn publish(self, common: Common) {

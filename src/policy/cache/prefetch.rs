@@ -19,15 +19,14 @@ use crate::telemetry::labels::CacheResult;
 
 /// Fetches the page after `page`, where that is due.
 pub(super) async fn ahead<P, L, S>(
-    shared: &std::sync::Arc<Shared<P, L>>,
+    shared: &std::rc::Rc<Shared<P, L>>,
     inner: S,
     exchange: &Exchange<Permitted>,
     page: &Page,
 ) where
     P: PageStore,
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
-    S::Future: Send,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + 'static,
 {
     let (permit, Some(after)) = (&exchange.stage.permit, &page.next_after) else { return };
     let handle = permit.environment();

@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use tokio::sync::{Notify, watch};
-use tower::util::BoxCloneService;
-use tower::{ServiceExt, service_fn};
+use tower::{Service, ServiceExt, service_fn};
 
 use super::*;
 use crate::body::{Outbound, RequestBody};
@@ -133,7 +132,7 @@ fn layer() -> CacheLayer<MemoryPages, MemoryLimits> {
     })
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn after_a_write_has_been_answered_no_list_lacks_it_in_whatever_order_things_happen() {
     let orders = orders(&[
         ["reads for the first", "answers the first"],
@@ -165,12 +164,12 @@ async fn after_a_write_has_been_answered_no_list_lacks_it_in_whatever_order_thin
                 String::from_utf8(body.to_vec()).expect("text")
             }
         };
-        let _first = tasks.spawn(list());
-        let mut write = tasks.spawn(ask(Method::POST));
+        let _first = tasks.spawn_local(list());
+        let mut write = tasks.spawn_local(ask(Method::POST));
         let mut second = None;
         for step in &order {
             if step.ends_with("the second") && second.is_none() {
-                second = Some(tasks.spawn(list()));
+                second = Some(tasks.spawn_local(list()));
             }
             upstream.steps.send_modify(|steps| steps.push(step));
             settled().await;
@@ -201,7 +200,7 @@ struct Written {
 
 impl Written {
     /// A list, or a write that `applies` when it is told to go on.
-    fn service(&self, layer: &CacheLayer<MemoryPages, MemoryLimits>, streams: bool) -> Service {
+    fn service(&self, layer: &CacheLayer<MemoryPages, MemoryLimits>, streams: bool) -> impl Asked {
         let written = self.clone();
         let inner = service_fn(move |exchange: Exchange<Permitted>| {
             let written = written.clone();
@@ -223,18 +222,23 @@ impl Written {
                 Ok(Response::new(ResponseBody::full("{}")))
             }
         });
-        BoxCloneService::new(layer.layer(inner))
+        layer.layer(inner)
     }
 }
 
-type Service = BoxCloneService<Exchange<Permitted>, Response<ResponseBody>, Rejection>;
+trait Asked: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Clone {}
+
+impl<S> Asked for S where
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Clone
+{
+}
 
 async fn text(asked: impl Future<Output = Result<Response<ResponseBody>, Rejection>>) -> String {
     let body = asked.await.expect("answered").into_body().collect().await.expect("whole").to_bytes();
     String::from_utf8(body.to_vec()).expect("text")
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_list_fetched_while_the_answer_to_a_write_is_still_coming_is_not_kept_beyond_it() {
     let (written, layer) = (Written::default(), layer());
     let service = written.service(&layer, true);
@@ -247,7 +251,7 @@ async fn a_list_fetched_while_the_answer_to_a_write_is_still_coming_is_not_kept_
     assert_eq!(text(ask(Method::GET)).await, "1");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_write_whose_caller_has_left_shows_as_soon_as_upstream_has_answered_it() {
     let (written, layer) = (Written::default(), layer());
     let service = written.service(&layer, false);
@@ -315,12 +319,12 @@ async fn settled() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn who_has_a_better_place_does_not_wait_behind_another_and_brings_it_the_page() {
-    let (scarce, tasks) = (Arc::new(Scarce::new()), TaskTracker::new());
+    let (scarce, tasks) = (Rc::new(Scarce::new()), TaskTracker::new());
     let ask = |client| {
         let scarce = scarce.clone();
-        tasks.spawn(async move { scarce.ask(client).await })
+        tasks.spawn_local(async move { scarce.ask(client).await })
     };
     let greedy = ask(GREEDY);
     settled().await;
@@ -334,12 +338,12 @@ async fn who_has_a_better_place_does_not_wait_behind_another_and_brings_it_the_p
     drop(place);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_refusal_is_for_those_who_have_no_better_place_than_whom_it_was_for() {
-    let (scarce, tasks) = (Arc::new(Scarce::new()), TaskTracker::new());
+    let (scarce, tasks) = (Rc::new(Scarce::new()), TaskTracker::new());
     let ask = |client| {
         let scarce = scarce.clone();
-        tasks.spawn(async move { scarce.ask(client).await })
+        tasks.spawn_local(async move { scarce.ask(client).await })
     };
     let asked = [GREEDY, GREEDY, FRUGAL].map(ask);
     settled().await;

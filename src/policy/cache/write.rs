@@ -2,7 +2,7 @@
 //! is passed on.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use http::Response;
@@ -22,19 +22,18 @@ use crate::time::sleep;
 
 /// Has the write done in a task of its own: what has gone upstream may change something there, whoever is still here.
 pub(super) async fn write<P, L, S>(
-    shared: Arc<Shared<P, L>>,
+    shared: Rc<Shared<P, L>>,
     mut inner: S,
     exchange: Exchange<Permitted>,
 ) -> Result<Response<ResponseBody>, Rejection>
 where
     P: PageStore,
     L: LimitStore,
-    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + Send + 'static,
-    S::Future: Send,
+    S: Service<Exchange<Permitted>, Response = Response<ResponseBody>, Error = Rejection> + 'static,
 {
     let pending = Pending::new(shared.clone(), &exchange);
     let (mut answer, mine) = oneshot::channel();
-    shared.tasks.spawn(async move {
+    shared.tasks.spawn_local(async move {
         let journal = exchange.journal.clone();
         let outcome = select! {
             biased;
@@ -65,14 +64,14 @@ fn may_have_happened(outcome: &Result<Response<ResponseBody>, Rejection>) -> boo
 
 /// What a write has to drop. A caller that leaves before the answer has been seen leaves an unknown outcome.
 struct Pending<P: PageStore, L: LimitStore> {
-    shared: Arc<Shared<P, L>>,
+    shared: Rc<Shared<P, L>>,
     budget: String,
     collections: Vec<String>,
-    journal: Arc<Journal>,
+    journal: Rc<Journal>,
 }
 
 impl<P: PageStore, L: LimitStore> Pending<P, L> {
-    fn new(shared: Arc<Shared<P, L>>, exchange: &Exchange<Permitted>) -> Self {
+    fn new(shared: Rc<Shared<P, L>>, exchange: &Exchange<Permitted>) -> Self {
         let (permit, journal) = (&exchange.stage.permit, exchange.journal.clone());
         let route = permit.route();
         let own = collection(permit.target().path()).to_owned();
@@ -131,10 +130,10 @@ impl<P: PageStore, L: LimitStore> Lease for Coming<P, L> {
 
 /// Does as much as can be done without waiting, and the rest behind the caller's back: in a task that drain does not wait for,
 /// because there are no pages to drop once the process has gone.
-fn at_once(work: impl Future<Output = ()> + Send + 'static) {
+fn at_once(work: impl Future<Output = ()> + 'static) {
     let mut work = Box::pin(work);
     if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-        TaskTracker::new().spawn(work);
+        TaskTracker::new().spawn_local(work);
     }
 }
 
@@ -149,7 +148,7 @@ impl<P: PageStore, L: LimitStore> Drop for Pending<P, L> {
         at_once(async move { shared.pages.invalidate(&budget, &collections).await });
         // And once more when upstream must be done: a list fetched in between may lack the write. Never begun here, where a
         // runtime that is being shut down has no timers any more.
-        TaskTracker::new().spawn(async move {
+        TaskTracker::new().spawn_local(async move {
             let (shared, budget, collections) = again;
             sleep(shared.request_timeout).await;
             shared.pages.invalidate(&budget, &collections).await;

@@ -1,6 +1,6 @@
 //! What goes with an answer's body until it has passed.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::Shared;
 use crate::body::{BodyError, Lease};
@@ -10,8 +10,8 @@ use crate::rejection::UpstreamFault;
 /// Goes with a body on its way: gives the connection back at its end, and tells of one that ended early.
 pub(super) struct Receipt {
     pub(super) lease: Option<Box<dyn Lease>>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) journal: Arc<Journal>,
+    pub(super) shared: Rc<Shared>,
+    pub(super) journal: Rc<Journal>,
 }
 
 impl Lease for Receipt {

@@ -77,27 +77,27 @@ async fn run(method: Method, max_attempts: u32, mut script: Script) -> (Result<u
 const RESET: (UpstreamFault, Delivery) = (UpstreamFault::ConnectionTerminated, Delivery::Possible);
 const REFUSED: (UpstreamFault, Delivery) = (UpstreamFault::ConnectionRefused, Delivery::Never);
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_get_is_sent_again_after_a_reset_and_a_write_is_not() {
     assert_eq!(run(Method::GET, 4, vec![Err(RESET), Ok(200)]).await, (Ok(200), 2));
     let broken = Rejection::Upstream(UpstreamFault::ConnectionTerminated);
     assert_eq!(run(Method::POST, 4, vec![Err(RESET)]).await, (Err(broken), 1));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_write_is_sent_again_where_no_connection_was_made_or_upstream_said_429() {
     assert_eq!(run(Method::POST, 4, vec![Err(REFUSED), Err(REFUSED), Ok(200)]).await, (Ok(200), 3));
     assert_eq!(run(Method::POST, 4, vec![Ok(429), Ok(200)]).await, (Ok(200), 2));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn attempts_end_and_the_last_word_is_ours_with_the_true_wait() {
     let rejection = Rejection::RateLimited { limit: Limit::Upstream, wait: Duration::from_secs(7) };
     assert_eq!(run(Method::GET, 3, vec![Ok(429), Ok(429), Ok(429)]).await, (Err(rejection), 3));
     assert_eq!(run(Method::GET, 4, vec![Ok(503)]).await, (Ok(503), 1), "other answers are passed on");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn retries_as_a_whole_are_bounded_by_a_share_of_requests() {
     let script = (0..100).map(|_| Err(REFUSED)).collect();
     let (outcome, attempts) = run(Method::GET, 100, script).await;
@@ -105,7 +105,7 @@ async fn retries_as_a_whole_are_bounded_by_a_share_of_requests() {
     assert!(attempts < 15, "ten in ten seconds and a tenth of the requests: {attempts}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn every_attempt_after_the_first_has_a_span_that_says_which_and_why() {
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt()
@@ -125,7 +125,7 @@ async fn every_attempt_after_the_first_has_a_span_that_says_which_and_why() {
     assert_eq!(spans, [of(2, "NotConnected"), of(3, "RateLimited")]);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_request_is_sent_again_for_its_key_once_beyond_the_attempts_it_has() {
     const KEY: (UpstreamFault, Delivery) =
         (UpstreamFault::ConnectionTerminated, Delivery::KeyRefused(Which::Current));

@@ -138,7 +138,7 @@ const ANSWERS: [(Method, &str, &str, bool); 14] = [
     (Method::GET, "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n", "", false),
 ];
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn an_answer_is_the_same_wherever_it_is_cut_and_its_connection_stays_where_it_may() {
     for (method, answer, expected, stays) in ANSWERS {
         let whole = answered(method.clone(), &[answer.as_bytes()], stays).await.expect(answer);
@@ -156,7 +156,7 @@ async fn an_answer_is_the_same_wherever_it_is_cut_and_its_connection_stays_where
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn what_is_no_answer_is_told_apart() {
     let lost = "connection_terminated: connection closed before message completed";
     let early = "HTTP/1.1 100 Continue\r\n\r\n".repeat(33);
@@ -188,7 +188,7 @@ async fn what_is_no_answer_is_told_apart() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_body_is_never_taken_for_whole_that_is_not() {
     for answer in [
         "content-length: 6\r\n\r\nhello",
@@ -213,7 +213,7 @@ async fn a_body_is_never_taken_for_whole_that_is_not() {
     assert!(answered(Method::GET, &[old], false).await.is_err());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_request_goes_out_as_it_is_with_the_length_of_its_body() {
     let (ours, mut theirs) = duplex(1024);
     let mut request = request(Method::POST);
@@ -226,7 +226,7 @@ async fn a_request_goes_out_as_it_is_with_the_length_of_its_body() {
     assert_eq!(String::from_utf8_lossy(&sent[..count]), expected);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn an_answer_before_the_request_has_left_counts_and_its_connection_does_not_stay() {
     let (ours, mut theirs) = duplex(64);
     let mut request = request(Method::POST);
@@ -236,7 +236,7 @@ async fn an_answer_before_the_request_has_left_counts_and_its_connection_does_no
     assert_eq!(outcome.map(|outcome| (outcome.0, outcome.2, outcome.3)), Ok((413, b"big".to_vec(), false)));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn what_the_kernel_did_not_take_leaves_when_it_takes_more() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = listener.local_addr().expect("an address");
@@ -248,7 +248,7 @@ async fn what_the_kernel_did_not_take_leaves_when_it_takes_more() {
         before += count;
     }
     let (outbox, tasks) = (Outbox::default(), TaskTracker::new());
-    tasks.spawn(outbox.clone().run());
+    tasks.spawn_local(outbox.clone().run());
     yield_now().await;
     let second = Duration::from_secs(1);
     let watch = Deadlines::default().watch(Limits { head: second, idle: second, silence: second });
@@ -273,7 +273,7 @@ async fn what_the_kernel_did_not_take_leaves_when_it_takes_more() {
     assert!(head.expect("an answer").stays && connection.is_quiet(&mut Context::from_waker(Waker::noop())));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn little_pieces_of_a_long_body_share_their_room_and_an_idle_connection_has_none() {
     let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n";
     let body = [b'x'; 60_000];
@@ -295,7 +295,7 @@ async fn little_pieces_of_a_long_body_share_their_room_and_an_idle_connection_ha
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn where_nothing_could_leave_the_request_is_as_good_as_new() {
     let (ours, theirs) = duplex(64);
     drop(theirs);
@@ -312,7 +312,7 @@ async fn where_nothing_could_leave_the_request_is_as_good_as_new() {
     assert!(failed.is_some_and(|failed| !failed.unsent), "some of it has");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn behind_a_hint_too_the_request_is_as_good_as_new() {
     let (reader, mut hints) = duplex(1024);
     let (mut writer, full) = duplex(1);
@@ -328,7 +328,7 @@ async fn behind_a_hint_too_the_request_is_as_good_as_new() {
     assert_eq!(head::write(&request), whole);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_connection_is_quiet_until_upstream_says_something_or_leaves() {
     for say in [&b"HTTP/1.1 408 Request Timeout\r\n\r\n"[..], b""] {
         let (ours, mut theirs) = duplex(64);
@@ -340,12 +340,12 @@ async fn a_connection_is_quiet_until_upstream_says_something_or_leaves() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn whoever_found_it_quiet_is_woken_by_the_answer() {
     let (ours, mut theirs) = duplex(1024);
     let (mut connection, start) = (Http1::new(ours, Timestamp::now()), Instant::now());
     // A task of its own: what it does polls nobody else.
-    TaskTracker::new().spawn(async move {
+    TaskTracker::new().spawn_local(async move {
         let mut sent = [0; 16];
         theirs.read_exact(&mut sent).await.expect("a request");
         yield_now().await;
@@ -360,7 +360,7 @@ async fn whoever_found_it_quiet_is_woken_by_the_answer() {
     assert_eq!(start.elapsed(), Duration::ZERO, "woken by the time, not by the answer");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "local")]
 async fn a_name_is_as_this_answer_says_it_whatever_the_last_one_said_there() {
     let long = format!("x-{}", "y".repeat(100));
     for names in

@@ -98,7 +98,7 @@ impl Bench {
     }
 
     /// Sends one request.
-    fn ask(&self, id: &str) -> impl Future<Output = Result<StatusCode, Rejection>> + Send + 'static {
+    fn ask(&self, id: &str) -> impl Future<Output = Result<StatusCode, Rejection>> + 'static {
         self.ask_with(id, HeaderMap::new())
     }
 
@@ -106,12 +106,12 @@ impl Bench {
         &self,
         id: &str,
         fields: HeaderMap,
-    ) -> impl Future<Output = Result<StatusCode, Rejection>> + Send + 'static {
+    ) -> impl Future<Output = Result<StatusCode, Rejection>> + 'static {
         let forward = self.forward.layer(self.api.clone());
         let layers = self.retry.layer(self.inject.layer(forward));
         let mut exchange = permitted(Method::GET, "/provider-deployments/pde_1", 1);
         let id = HeaderValue::try_from(id).ok().and_then(RequestId::new).expect("an id");
-        exchange.journal = Arc::new(Journal::new(id));
+        exchange.journal = Rc::new(Journal::new(id));
         *exchange.request.headers_mut() = fields;
         async move { layers.oneshot(exchange).await.map(|response| response.status()) }
     }
@@ -119,7 +119,7 @@ impl Bench {
     /// Sends so many at once; what came of each.
     async fn ask_many(&self, name: &str, many: usize) -> Vec<Result<StatusCode, Rejection>> {
         let mut asked = tokio::task::JoinSet::new();
-        (0..many).for_each(|at| drop(asked.spawn(self.ask(&format!("{name}{at}")))));
+        (0..many).for_each(|at| drop(asked.spawn_local(self.ask(&format!("{name}{at}")))));
         asked.join_all().await
     }
 
@@ -130,7 +130,7 @@ impl Bench {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_revoked_key_fails_none_of_many_and_each_is_sent_again_once() {
     let bench = Bench::new();
     bench.take([false, true]);
@@ -140,7 +140,7 @@ async fn a_revoked_key_fails_none_of_many_and_each_is_sent_again_once() {
     assert_eq!(bench.sent("b"), vec![vec![1]; 10]);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn what_is_sent_again_has_the_fields_that_passed_at_first_and_no_key_but_the_other() {
     let bench = Bench::new();
     bench.take([false, true]);
@@ -173,7 +173,7 @@ async fn what_is_sent_again_has_the_fields_that_passed_at_first_and_no_key_but_t
     assert_eq!(*bench.api.lines.lock().expect("unpoisoned"), sent);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn when_both_are_refused_many_are_sent_at_most_twice_and_then_once_each_for_a_while() {
     let bench = Bench::new();
     let refused = |many| vec![Err(Rejection::UpstreamCredentials); many];
@@ -193,7 +193,7 @@ async fn when_both_are_refused_many_are_sent_at_most_twice_and_then_once_each_fo
     assert_eq!(bench.ask_many("f", 30).await, vec![Ok(StatusCode::OK); 30]);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn whatever_the_api_says_no_request_is_sent_twice_with_one_key() {
     for seed in 0..12 {
         fastrand::seed(seed);
@@ -202,7 +202,7 @@ async fn whatever_the_api_says_no_request_is_sent_twice_with_one_key() {
             if at % 10 == 0 {
                 bench.take([fastrand::bool(), fastrand::bool()]);
             }
-            drop(asked.spawn(bench.ask(&format!("a{at}"))));
+            drop(asked.spawn_local(bench.ask(&format!("a{at}"))));
             sleep(Duration::from_millis(fastrand::u64(0..20))).await;
         }
         asked.close();
@@ -219,7 +219,7 @@ async fn whatever_the_api_says_no_request_is_sent_twice_with_one_key() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "local", start_paused = true)]
 async fn a_refusal_and_a_switch_name_the_keys_and_say_no_more_of_them() {
     let lines = Lines::default();
     let guard = listen(tracing_subscriber::fmt().json().with_writer(lines.writer()).finish());
