@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Request};
 
 use crate::body::RequestBody;
-use crate::domain::access::{Denied, Route, ShadowRefusal};
+use crate::domain::access::{Denied, Route, RouteId, ShadowRefusal};
 use crate::domain::client_ip::ClientKey;
 use crate::domain::environment::Environment;
 use crate::domain::rotation::Which;
@@ -170,7 +170,7 @@ pub struct Permit {
     environment: Rc<EnvironmentHandle>,
     method: Method,
     target: Target,
-    route: Arc<Route>,
+    route: RouteId,
 }
 
 impl Permit {
@@ -183,7 +183,7 @@ impl Permit {
         method: &Method,
         target: Target,
     ) -> Result<Self, Denied> {
-        let route = environment.environment.access.decide(method, target.path(), target.query())?;
+        let route = environment.environment.access.decide(method, target.path(), target.query())?.id;
         Ok(Self { environment, method: method.clone(), target, route })
     }
 
@@ -203,8 +203,8 @@ impl Permit {
     }
 
     /// As which route.
-    pub fn route(&self) -> &Arc<Route> {
-        &self.route
+    pub fn route(&self) -> &Route {
+        self.environment.environment.access.route(self.route)
     }
 
     /// What a stricter candidate would have refused.

@@ -5,7 +5,6 @@
 //! route the *upstream* would choose for the path, so a rule with a parameter cannot open a static sibling by accident.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
@@ -85,9 +84,15 @@ pub struct Rule {
     pub shadow: bool,
 }
 
+/// Names a route within its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteId(usize);
+
 /// What is known of a route that was opened.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Route {
+    /// Names it within its table.
+    pub id: RouteId,
     /// The template, for metrics, logs and spans; never a raw path.
     pub template: String,
     /// What opened it: a profile's name, `allow[1]` or `rules[0]`.
@@ -138,6 +143,7 @@ pub struct ShadowRefusal {
 
 /// The compiled answer to "may this method be used on this path".
 pub struct AccessTable {
+    routes: Vec<Route>,
     /// One router per method, so that a static path of one method never hides a parameter of another.
     rules: PerMethod,
     /// Candidates that are asked beside the others, and where they stand.
@@ -147,7 +153,7 @@ pub struct AccessTable {
     known: &'static PerMethodOperations,
 }
 
-type PerMethod = Vec<(Method, matchit::Router<Arc<Route>>)>;
+type PerMethod = Vec<(Method, matchit::Router<RouteId>)>;
 type PerMethodOperations = Vec<(Method, matchit::Router<&'static Operation>)>;
 
 impl AccessTable {
@@ -158,6 +164,7 @@ impl AccessTable {
     pub fn compile(profiles: &[Profile], rules: &[Rule]) -> Result<Self, Vec<(String, String)>> {
         let mut errors = Vec::new();
         let mut table = Self {
+            routes: Vec::new(),
             rules: per_method(),
             shadows: per_method(),
             shadow_rules: rules.iter().filter(|rule| rule.shadow).map(|rule| rule.label.clone()).collect(),
@@ -171,7 +178,9 @@ impl AccessTable {
         }
         for profile in profiles {
             for operation in OPERATIONS.iter().filter(|operation| profile.opens(operation)) {
-                let route = Arc::new(Route {
+                let id = RouteId(table.routes.len());
+                table.routes.push(Route {
+                    id,
                     template: operation.template.clone(),
                     rule: profile.name().to_owned(),
                     list: operation.list,
@@ -182,7 +191,7 @@ impl AccessTable {
                 });
                 // A second profile may name the same route: the first answer stands.
                 if let Some(router) = router(&mut table.profiles, &operation.method) {
-                    router.insert(anonymous(&operation.template), route).ok();
+                    router.insert(anonymous(&operation.template), id).ok();
                 }
             }
         }
@@ -206,7 +215,9 @@ impl AccessTable {
                     rule.path
                 ));
             }
-            let route = Arc::new(Route {
+            let id = RouteId(self.routes.len());
+            self.routes.push(Route {
+                id,
                 template: rule.path.clone(),
                 rule: rule.label.clone(),
                 list: method == Method::GET && (rule.list || is_list(&rule.path)),
@@ -221,7 +232,7 @@ impl AccessTable {
                     "the method {method} cannot be opened: GET, POST, PUT, PATCH, DELETE can"
                 ));
             };
-            router.insert(path.clone(), route).map_err(|error| match error {
+            router.insert(path.clone(), id).map_err(|error| match error {
                 matchit::InsertError::Conflict { .. } => {
                     let verb = if rule.shadow { "shadows" } else { "opens" };
                     format!("another rule already {verb} {method} {}: keep one of them", rule.path)
@@ -236,26 +247,26 @@ impl AccessTable {
     ///
     /// # Errors
     /// Why not, and which rule would open it.
-    pub fn decide(&self, method: &Method, path: &str, query: &str) -> Result<Arc<Route>, Denied> {
+    pub fn decide(&self, method: &Method, path: &str, query: &str) -> Result<&Route, Denied> {
         if let Some(prefix) = refused_prefix(path) {
             return Err(Denied::new(format!("{prefix} is never served by this proxy"), None, None));
         }
         let (method, path) = canonical(method, path);
         let known = || find(self.known, method, path).map(|found| *found.value);
         if let Some(found) = find(&self.rules, method, path) {
-            let route = found.value;
+            let route = self.route(*found.value);
             if !route.returns_secret
                 && let Some(secret) = secret_route(method, path)
             {
                 return Err(answers_secret(method, secret));
             }
             return match route.query.check(query) {
-                Ok(()) => Ok(route.clone()),
+                Ok(()) => Ok(route),
                 Err(broken) => Err(constraint(route, broken, known())),
             };
         }
         if let Some(found) = find(&self.profiles, method, path) {
-            return Ok(found.value.clone());
+            return Ok(self.route(*found.value));
         }
         if let Some(secret) = secret_route(method, path) {
             return Err(answers_secret(method, secret));
@@ -280,13 +291,18 @@ impl AccessTable {
         })
     }
 
+    /// A route of this table.
+    pub fn route(&self, id: RouteId) -> &Route {
+        &self.routes[id.0]
+    }
+
     /// What the shadow rule for a request that was allowed would have said, where there is one and it would have refused.
     pub fn shadow(&self, method: &Method, path: &str, query: &str) -> Option<ShadowRefusal> {
         if self.shadow_rules.is_empty() {
             return None;
         }
         let (method, path) = canonical(method, path);
-        let route = find(&self.shadows, method, path)?.value;
+        let route = self.route(*find(&self.shadows, method, path)?.value);
         let (constraint, message) = match secret_route(method, path) {
             Some(secret) if !route.returns_secret => {
                 ("returns_secret".to_owned(), answers_secret(method, secret).message)

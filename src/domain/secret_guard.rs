@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use aho_corasick::automaton::{Automaton, StateID};
@@ -93,7 +93,7 @@ impl SecretGuard {
         // A search of what is longer has faster ways to see it.
         let begins = |candidates: &packed::Searcher| text.len() > FIELD || candidates.find(text).is_some();
         let begins = self.0.candidates.as_ref().is_none_or(begins);
-        (begins || memchr(b'%', text).is_some()) && self.scan().read(text).is_err()
+        (begins || memchr(b'%', text).is_some()) && Search::of(&*self.0).read(text).is_err()
     }
 
     /// Whether the name of a field, in lower case as all are kept, holds one of them in lower case.
@@ -103,8 +103,7 @@ impl SecretGuard {
 
     /// Begins to read a body.
     pub fn scan(&self) -> Scan {
-        let patterns = self.0.clone();
-        Scan { raw: patterns.start, decoded: None, held: BytesMut::new(), patterns }
+        Scan { search: Search::of(self.0.clone()), held: BytesMut::new() }
     }
 }
 
@@ -141,15 +140,20 @@ fn base64(bytes: &[u8], alphabet: &[u8; 64]) -> Vec<u8> {
     (0..bits).step_by(6).map(|from| alphabet[sextet(from)]).collect()
 }
 
-/// A search under way.
+/// A body being read.
 pub struct Scan {
-    patterns: Arc<Patterns>,
+    search: Search<Arc<Patterns>>,
+    /// Bytes that may still become a match.
+    held: BytesMut,
+}
+
+/// A search under way, by patterns of its own or lent ones.
+struct Search<P> {
+    patterns: P,
     /// Where the text as it is stands in the automaton.
     raw: StateID,
     /// The same for the text with `%XX` undone, where that differs.
     decoded: Option<Decoded>,
-    /// Bytes that may still become a match.
-    held: BytesMut,
 }
 
 #[derive(Clone, Copy)]
@@ -174,8 +178,8 @@ impl Scan {
     /// # Errors
     /// The secret is in there: nothing of it was returned before.
     pub fn push(&mut self, data: Bytes) -> Result<Bytes, SecretFound> {
-        self.read(&data)?;
-        let live = self.live();
+        self.search.read(&data)?;
+        let live = self.search.live();
         if live == 0 && self.held.is_empty() {
             return Ok(data);
         }
@@ -187,6 +191,17 @@ impl Scan {
         self.held.extend_from_slice(&data);
         let pass = self.held.len() - live.min(self.held.len());
         Ok(self.held.split_to(pass).freeze())
+    }
+
+    /// The text has ended: what was held back is no match.
+    pub fn finish(self) -> Bytes {
+        self.held.freeze()
+    }
+}
+
+impl<P: Deref<Target = Patterns>> Search<P> {
+    fn of(patterns: P) -> Self {
+        Self { raw: patterns.start, decoded: None, patterns }
     }
 
     fn read(&mut self, data: &[u8]) -> Result<(), SecretFound> {
@@ -202,11 +217,6 @@ impl Scan {
             at += 1;
         }
         Ok(())
-    }
-
-    /// The text has ended: what was held back is no match.
-    pub fn finish(self) -> Bytes {
-        self.held.freeze()
     }
 
     /// From where on the automaton has to walk, and how far at least: to the next candidate, through the next escape that

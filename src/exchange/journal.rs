@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::{CacheStatus, EnvironmentHandle, Unserved};
 use crate::body::RequestBody;
-use crate::domain::access::{Route, ShadowRefusal};
+use crate::domain::access::{Route, RouteId, ShadowRefusal};
 use crate::domain::client_ip::ClientKey;
 use crate::domain::ratelimit::Standing;
 use crate::rejection::Rejection;
@@ -39,7 +39,7 @@ pub struct Journal {
     /// The caller as counted, and its own limit, once counted.
     pub client: OnceCell<(ClientKey, Standing)>,
     /// On whose behalf, and as which route where that was opened; once that is decided.
-    pub decided: OnceCell<(Rc<EnvironmentHandle>, Option<Arc<Route>>)>,
+    pub decided: OnceCell<(Rc<EnvironmentHandle>, Option<RouteId>)>,
     /// The known route that was refused.
     pub refused_route: OnceCell<&'static str>,
     /// Some of the attempt under way may have been written.
@@ -217,8 +217,9 @@ impl Journal {
     }
 
     /// As which route, once that is opened.
-    pub fn route(&self) -> Option<&Arc<Route>> {
-        self.decided.get()?.1.as_ref()
+    pub fn route(&self) -> Option<&Route> {
+        let (environment, route) = self.decided.get()?;
+        route.map(|route| environment.environment.access.route(route))
     }
 
     /// Notes why the request was refused, and gives its in-flight place back: what is left to send is some hundred bytes, and

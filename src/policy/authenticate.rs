@@ -3,6 +3,7 @@
 //! Keys are looked up by digest. A secret key in the hands of a caller is refused even where no key is needed: it has been
 //! shown to a browser, and its owner should know.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,12 +26,16 @@ use crate::telemetry::metrics::Metrics;
 const FAILURE: u32 = 9;
 
 /// Which environment a caller belongs to.
-#[derive(Debug)]
 pub struct Callers {
     keyring: Arc<Keyring>,
+    /// Keys that were found there, as they came: to know one again takes a tenth of its digest. None that is not known comes in.
+    again: RefCell<HashMap<Box<[u8]>, usize, RandomState>>,
     environments: Box<[Rc<EnvironmentHandle>]>,
     keyless: Option<Rc<EnvironmentHandle>>,
 }
+
+/// So many keys are known again; beyond them each is looked up by its digest.
+const AGAIN: usize = 1024;
 
 /// Publishable keys, each with the place of its environment. All workers look at one.
 #[derive(Debug, Clone)]
@@ -60,11 +65,22 @@ impl Callers {
     /// Keys, and the environments that they are of, in the same order.
     pub fn new(keyring: Arc<Keyring>, environments: &[Rc<EnvironmentHandle>]) -> Self {
         let keyless = environments.iter().find(|handle| handle.environment.keyless).cloned();
-        Self { keyring, environments: environments.into(), keyless }
+        Self { keyring, again: RefCell::default(), environments: environments.into(), keyless }
     }
 
     fn whose(&self, key: &[u8]) -> Option<&Rc<EnvironmentHandle>> {
-        self.environments.get(*self.keyring.places.get(&KeyDigest::of(key))?)
+        let mut again = self.again.borrow_mut();
+        let place = match again.get(key) {
+            Some(place) => *place,
+            None => {
+                let place = *self.keyring.places.get(&KeyDigest::of(key))?;
+                if again.len() < AGAIN {
+                    again.insert(key.into(), place);
+                }
+                place
+            }
+        };
+        self.environments.get(place)
     }
 
     /// Decides on what a caller showed: `Authorization`, else `?token=`, else `?key=` (the API's order).

@@ -79,7 +79,7 @@ where
         match decision {
             Ok(permit) => {
                 self.metrics.decision(Policy::Authorize, Outcome::Allowed);
-                journal.decided.set((environment, Some(permit.route().clone()))).ok();
+                journal.decided.set((environment, Some(permit.route().id))).ok();
                 if let Some(refusal) = permit.shadow() {
                     self.report(&permit, refusal, &journal);
                 }

@@ -2,19 +2,19 @@
 //!
 //! A family of the metrics crate is looked up by an owned label set: three strings to allocate and hash for each
 //! request. So each handle is kept in a table of our own, by route template (or environment) and then by method and
-//! status, of which a route sees a handful. The table is replaced whole when a new combination turns up, which stops
-//! soon: reading it takes no lock.
+//! status, of which a route sees a handful. Each thread has a table of its own, so that reading it takes no lock.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use http::Method;
 use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use thread_local::ThreadLocal;
 
 use crate::telemetry::labels::{Label, Labels, UpstreamFailure, Verb};
 use crate::telemetry::tally::{BOUNDS, Times};
@@ -92,7 +92,7 @@ enum End {
 struct Durations {
     subject: &'static str,
     family: Family<Labels, Histogram, fn() -> Histogram>,
-    known: ArcSwap<Known>,
+    known: ThreadLocal<RefCell<Known>>,
     /// The family alone, to be read without all others.
     own: Registry,
 }
@@ -105,7 +105,7 @@ impl Durations {
         registry.register_with_unit(name, help, Unit::Seconds, family.clone());
         let mut own = Registry::default();
         own.register(name, help, family.clone());
-        Self { subject, family, known: ArcSwap::default(), own }
+        Self { subject, family, known: ThreadLocal::new(), own }
     }
 
     fn read(&self) -> Times {
@@ -116,29 +116,25 @@ impl Durations {
 
     fn record(&self, verb: Verb, end: End, subject: &str, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
-        let known = self.known.load();
+        let mut known = self.known.get_or_default().borrow_mut();
         let series = known.get(subject).map(Vec::as_slice).unwrap_or_default();
         match series.iter().find(|(v, e, _)| (*v, *e) == (verb, end)) {
             Some((_, _, histogram)) => histogram.observe(seconds),
-            None => self.learn(verb, end, subject).observe(seconds),
+            None => self.learn(&mut known, verb, end, subject).observe(seconds),
         }
     }
 
     #[cold]
-    fn learn(&self, verb: Verb, end: End, subject: &str) -> Histogram {
+    fn learn<'k>(&self, known: &'k mut Known, verb: Verb, end: End, subject: &str) -> &'k Histogram {
         let end_label = match end {
             End::Status(status) => ("http_response_status_code", Cow::Owned(status.to_string())),
             End::Failure(failure) => failure.pair(),
         };
         let labels = vec![verb.pair(), end_label, (self.subject, Cow::Owned(subject.to_owned()))];
-        // Two threads that meet here get the same handle; the second entry is never read.
+        // Another thread gets the same handle.
         let histogram = self.family.get_or_create_owned(&labels);
-        self.known.rcu(|known| {
-            let mut known = Known::clone(known);
-            known.entry(subject.into()).or_default().push((verb, end, histogram.clone()));
-            known
-        });
-        histogram
+        let series = known.entry(subject.into()).or_default();
+        &series.push_mut((verb, end, histogram)).2
     }
 }
 
