@@ -1,6 +1,5 @@
 //! Authorize: method, route, version and origin → [`Permit`], the type that everything below requires.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -10,7 +9,7 @@ use tower::{Layer, Service};
 use crate::domain::access::ShadowRefusal;
 use crate::domain::environment::Environment;
 use crate::domain::target::Extracted;
-use crate::exchange::{Authenticated, EnvironmentHandle, Exchange, Journal, Permit, Permitted};
+use crate::exchange::{Authenticated, Exchange, Journal, Permit, Permitted};
 use crate::rejection::{Gate, Rejection};
 use crate::telemetry::labels::{Outcome, Policy};
 use crate::telemetry::metrics::Metrics;
@@ -26,12 +25,8 @@ pub struct AuthorizeLayer {
 }
 
 impl AuthorizeLayer {
-    /// Counts in `metrics`: what the shadow rules of `environments` would have refused, too.
-    pub fn new(metrics: Arc<Metrics>, environments: &[Rc<EnvironmentHandle>]) -> Self {
-        for handle in environments {
-            let rules = handle.environment.access.shadow_rules();
-            rules.for_each(|rule| metrics.shadow_rule(&handle.environment.name, rule));
-        }
+    /// Counts in `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics }
     }
 }

@@ -176,7 +176,12 @@ impl Setup {
             let pages = whose_pages(&config, environment);
             Arc::new(EnvironmentHandle { environment: environment.clone(), budget, queue, pages, index })
         });
-        let environments = environments.collect();
+        let environments: Vec<Arc<EnvironmentHandle>> = environments.collect();
+        // Here, not where a worker makes its layers: they count from zero before anybody asks.
+        for handle in &environments {
+            let rules = handle.environment.access.shadow_rules();
+            rules.for_each(|rule| lasting.metrics.shadow_rule(&handle.environment.name, rule));
+        }
         let keyring = Arc::new(Keyring::of(config.environments.iter().map(|environment| &**environment)));
         let egress_queue = queues.of(egress, config.upstream.egress_limit.window, None);
         let (limit, most) = (config.clients.limit, config.clients.max_tracked);
@@ -379,7 +384,7 @@ pub(super) fn layers(
             clients.clone(),
             metrics.clone(),
         ),
-        authorize: AuthorizeLayer::new(metrics.clone(), environments),
+        authorize: AuthorizeLayer::new(metrics.clone()),
         cache: CacheLayer::new(CacheParts {
             pages: lasting.pages.clone(),
             limits: limits.clone(),
