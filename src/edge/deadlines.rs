@@ -124,8 +124,7 @@ impl Deadlines {
     /// All connections are to finish what is in flight, and close; those that are made from now on too.
     pub fn drain(&self) {
         self.worker.draining.set(true);
-        let watched = self.watched.borrow_mut();
-        watched.iter().for_each(|watch| watch.attention.call());
+        self.watched.borrow().iter().for_each(|watch| watch.attention.call());
     }
 
     /// Looks at every connection once; to be called every [`TICK`]. Where HTTP/1 is served for longer than that, the peer is

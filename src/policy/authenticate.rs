@@ -210,17 +210,12 @@ where
 mod tests {
     use super::*;
     use crate::domain::environment::Environment;
-    use crate::store::limits::BudgetId;
-    use crate::store::queues::Queue;
+    use crate::exchange::testing::handle;
 
     fn callers(keyless: bool) -> Callers {
         let environment = |name: &str, keys: &[&str], keyless| {
             let publishable_keys = keys.iter().map(|key| KeyDigest::parse(key).expect("a key")).collect();
-            let environment = Environment { publishable_keys, keyless, ..Environment::example(name) };
-            let queue = Arc::new(Queue::new(environment.limit.window, Arc::default()));
-            let environment = Arc::new(environment);
-            let pages = environment.name.as_str().into();
-            Rc::new(EnvironmentHandle { environment, budget: BudgetId(0), queue, pages, index: 0 })
+            handle(Environment { publishable_keys, keyless, ..Environment::example(name) })
         };
         let environments =
             [environment("a", &["metorial_pk_a"], false), environment("b", &["metorial_pk_b"], keyless)];
@@ -269,6 +264,26 @@ mod tests {
                 expected,
                 "{authorization:?} {token:?} {key:?}"
             );
+        }
+    }
+
+    #[test]
+    fn each_key_is_found_again_however_many_there_are_and_no_other_is_kept() {
+        let keys: Vec<String> = (0..2 * AGAIN).map(|number| format!("metorial_pk_{number:04}")).collect();
+        let whose = |number: usize| ["even", "odd"][number % 2];
+        let environments = ["even", "odd"].map(|name| {
+            let own = keys.iter().enumerate().filter(|(number, _)| whose(*number) == name);
+            let publishable_keys = own.map(|(_, key)| KeyDigest::parse(key).expect("a key")).collect();
+            handle(Environment { publishable_keys, ..Environment::example(name) })
+        });
+        let keyring = Keyring::of(environments.iter().map(|handle| &*handle.environment));
+        let callers = Callers::new(Arc::new(keyring), &environments);
+        for known in [0, AGAIN, AGAIN] {
+            assert_eq!(callers.again.borrow().len(), known);
+            for (number, key) in keys.iter().enumerate() {
+                assert_eq!(ask(&callers, &[], None, Some(key)), Ok(whose(number).into()));
+                assert_eq!(ask(&callers, &[], None, Some(&format!("{key}x"))), Err(401));
+            }
         }
     }
 
