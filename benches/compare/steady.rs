@@ -16,27 +16,20 @@
 )]
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::error::Error;
-use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::pin::Pin;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpSocket;
-use tokio::runtime::Builder;
-use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::version::TLS13;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
-use tokio_util::either::Either;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use socket2::{Domain, Socket, Type};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -50,13 +43,7 @@ fn main() -> Outcome<()> {
     let (length, last) = (Duration::from_secs(seconds.parse()?), last.parse()?);
     match mode.as_str() {
         "open" => open(address, connections, length, last, &request),
-        "closed" => Builder::new_current_thread().enable_all().build()?.block_on(closed(
-            address,
-            connections,
-            length,
-            last,
-            request,
-        )),
+        "closed" => closed(address, connections, length, last, &request),
         _ => Err("open or closed".into()),
     }
 }
@@ -73,25 +60,30 @@ impl Request {
     }
 }
 
+/// What came of all requests.
+#[derive(Default)]
+struct Count {
+    answers: u64,
+    bytes: u64,
+    /// Answers of 429, where they may be.
+    refused: Option<u64>,
+}
+
 /// How much of an answer is there. A body is counted and not kept: ten thousand connections' would push out of the caches
 /// what the server has in them, and its callers are on other machines.
 #[derive(Default)]
 struct Answer {
     head: Vec<u8>,
     left: usize,
-    /// Of all answers so far.
-    bytes: u64,
-    /// Answers of 429, where they may be.
-    refused: Option<u64>,
 }
 
 impl Answer {
     /// Takes what was read; whether the answer is whole now, and then begins anew.
-    fn push(&mut self, read: &[u8]) -> Outcome<bool> {
+    fn push(&mut self, read: &[u8], count: &mut Count) -> Outcome<bool> {
         if read.is_empty() {
             return Err("the connection was closed".into());
         }
-        self.bytes += read.len() as u64;
+        count.bytes += read.len() as u64;
         let (whole, there) = if self.left > 0 {
             (self.left, read.len())
         } else {
@@ -100,11 +92,24 @@ impl Answer {
                 self.head.extend_from_slice(read);
                 return Ok(false);
             };
-            (end + 4 + length(&bytes[..end], &mut self.refused)?, bytes.len())
+            (end + 4 + length(&bytes[..end], &mut count.refused)?, bytes.len())
         };
         self.head.clear();
         self.left = whole.checked_sub(there).ok_or("more than one answer")?;
+        count.answers += u64::from(self.left == 0);
         Ok(self.left == 0)
+    }
+
+    /// Reads until it is whole, or until there is nothing yet where that is not waited for.
+    fn read(&mut self, stream: &mut Stream, buffer: &mut [u8], count: &mut Count) -> Outcome<bool> {
+        loop {
+            match stream.read(buffer) {
+                Ok(read) if self.push(&buffer[..read], count)? => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
@@ -122,6 +127,67 @@ fn length(head: &[u8], refused: &mut Option<u64>) -> Outcome<usize> {
     Ok(length.trim().parse()?)
 }
 
+/// A connection to the server.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    /// One that has been used once where it is to be.
+    fn connect(number: usize, address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Outcome<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        // One address has too few ports, and may have too few connections.
+        let source = SocketAddr::from(([127, 0, 0, 1 + (number / 2000) as u8], 0));
+        socket.bind(&source.into())?;
+        socket.connect(&address.into())?;
+        socket.set_tcp_nodelay(true)?;
+        let plain = TcpStream::from(socket);
+        let Some(config) = tls else {
+            return Ok(Self::Plain(plain));
+        };
+        let connection = ClientConnection::new(config.clone(), ServerName::try_from("localhost")?)?;
+        let mut stream = StreamOwned::new(connection, plain);
+        stream.conn.complete_io(&mut stream.sock)?;
+        Ok(Self::Tls(Box::new(stream)))
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+
+    /// Sends a request, which always fits.
+    fn ask(&mut self, request: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.write_all(request),
+            Self::Tls(stream) => {
+                stream.write_all(request)?;
+                stream.flush()
+            }
+        }
+    }
+}
+
+/// What trusts this certificate.
+fn trusting(path: String) -> Outcome<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(path)?)?;
+    let config = ClientConfig::builder_with_protocol_versions(&[&TLS13])
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
 struct Busy {
     connection: usize,
     due: Duration,
@@ -134,20 +200,15 @@ fn open(
     rate: u64,
     request: &Request,
 ) -> Outcome<()> {
-    let (request, mut answers) = (request.variant(0), Vec::new());
+    let (request, mut count) = (request.variant(0), Count::default());
     let (mut streams, mut buffer) = (Vec::new(), vec![0; 65536]);
-    for _ in 0..connections {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
+    for number in 0..connections {
+        let (mut stream, mut answer) = (Stream::connect(number, address, None)?, Answer::default());
         // Each has been used once before it counts.
-        stream.write_all(&request)?;
-        let (mut answer, mut read) = (Answer::default(), stream.read(&mut buffer)?);
-        while !answer.push(&buffer[..read])? {
-            read = stream.read(&mut buffer)?;
-        }
-        stream.set_nonblocking(true)?;
-        streams.push(stream);
-        answers.push(answer);
+        stream.ask(&request)?;
+        answer.read(&mut stream, &mut buffer, &mut count)?;
+        stream.socket().set_nonblocking(true)?;
+        streams.push((stream, answer));
     }
     println!("ready");
     let total = rate * length.as_secs();
@@ -170,24 +231,19 @@ fn open(
             && due(next) <= now
             && let Some(connection) = idle.pop()
         {
-            streams[connection].write_all(&request)?;
+            streams[connection].0.ask(&request)?;
             busy.push(Busy { connection, due: due(next) });
             next += 1;
         }
         let mut at = 0;
         while at < busy.len() {
             let Busy { connection, due } = busy[at];
-            match streams[connection].read(&mut buffer) {
-                Ok(read) => {
-                    if answers[connection].push(&buffer[..read])? {
-                        latencies.push(start.elapsed() - due);
-                        idle.push(connection);
-                        busy.swap_remove(at);
-                        continue;
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
+            let (stream, answer) = &mut streams[connection];
+            if answer.read(stream, &mut buffer, &mut count)? {
+                latencies.push(start.elapsed() - due);
+                idle.push(connection);
+                busy.swap_remove(at);
+                continue;
             }
             at += 1;
         }
@@ -205,98 +261,54 @@ fn open(
     Ok(())
 }
 
-async fn closed(
+/// One thread and little memory for each connection: its core is not to be full before the server's, which would then pay
+/// for falling asleep and waking.
+fn closed(
     address: SocketAddr,
     connections: usize,
     length: Duration,
     variants: u64,
-    request: Request,
+    request: &Request,
 ) -> Outcome<()> {
-    let (request, next) = (Arc::new(request), Arc::new(AtomicU64::new(0)));
     let tls = std::env::var("STEADY_ROOTS").ok().map(trusting).transpose()?;
-    let refusable = std::env::var_os("STEADY_REFUSED").map(|_| 0);
-    let answer = move || Answer { refused: refusable, ..Answer::default() };
-    let mut streams = Vec::new();
+    let refused = std::env::var_os("STEADY_REFUSED").map(|_| 0);
+    let (mut poll, mut events) = (Poll::new()?, Events::with_capacity(1024));
+    let (mut streams, mut buffer) = (Vec::new(), vec![0; 65536]);
     for number in 0..connections {
-        let socket = TcpSocket::new_v4()?;
-        // One address has too few ports, and may have too few connections.
-        let source = [127, 0, 0, 1 + (number / 2000) as u8];
-        socket.bind((source, 0).into())?;
-        let stream = socket.connect(address).await?;
-        stream.set_nodelay(true)?;
-        let mut stream = match &tls {
-            Some(tls) => Either::Left(tls.connect(ServerName::try_from("localhost")?, stream).await?),
-            None => Either::Right(stream),
-        };
+        let (mut stream, mut answer) = (Stream::connect(number, address, tls.as_ref())?, Answer::default());
         if length > Duration::ZERO {
-            ask(&mut stream, &request.variant(number as u64 % variants), &mut answer()).await?;
+            stream.ask(&request.variant(number as u64 % variants))?;
+            answer.read(&mut stream, &mut buffer, &mut Count { refused, ..Count::default() })?;
         }
-        streams.push(stream);
+        stream.socket().set_nonblocking(true)?;
+        let descriptor = stream.socket().as_raw_fd();
+        poll.registry().register(&mut SourceFd(&descriptor), Token(number), Interest::READABLE)?;
+        streams.push((stream, answer));
     }
     println!("ready");
     io::stdin().read_line(&mut String::new())?;
+    let (mut count, mut asked) = (Count { refused, ..Count::default() }, 0);
+    // Each connection asks once at least, where so much is asked for: it is still there.
+    let most = if length.is_zero() { variants } else { u64::MAX };
+    for (stream, _) in streams.iter_mut().take(most.try_into().unwrap_or(usize::MAX)) {
+        stream.ask(&request.variant(asked % variants))?;
+        asked += 1;
+    }
     let end = Instant::now() + length;
-    let mut tasks = JoinSet::new();
-    for mut stream in streams {
-        let (request, next) = (request.clone(), next.clone());
-        tasks.spawn(async move {
-            let (mut answer, mut answered) = (answer(), 0_u64);
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                // Each connection asks once more at least: it is still there.
-                let over =
-                    if length.is_zero() { number >= variants } else { answered > 0 && Instant::now() >= end };
-                if over {
-                    return Outcome::Ok((stream, answered, answer));
-                }
-                ask(&mut stream, &request.variant(number % variants), &mut answer).await?;
-                answered += 1;
+    while count.answers < asked {
+        poll.poll(&mut events, None)?;
+        let over = !length.is_zero() && Instant::now() >= end;
+        for event in &events {
+            let (stream, answer) = &mut streams[event.token().0];
+            if answer.read(stream, &mut buffer, &mut count)? && !over && asked < most {
+                stream.ask(&request.variant(asked % variants))?;
+                asked += 1;
             }
-        });
+        }
     }
-    let (mut kept, mut requests, mut bytes, mut refused) = (Vec::new(), 0, 0, 0);
-    while let Some(done) = tasks.join_next().await {
-        let (stream, answered, answer) = done??;
-        kept.push(stream);
-        (requests, bytes) = (requests + answered, bytes + answer.bytes);
-        refused += answer.refused.unwrap_or_default();
-    }
-    println!("{{\"requests\":{requests},\"bytes\":{bytes},\"refused\":{refused}}}");
+    let Count { answers, bytes, refused } = count;
+    println!("{{\"requests\":{answers},\"bytes\":{bytes},\"refused\":{}}}", refused.unwrap_or_default());
     // Connections stay open until nobody wants to look at them any more.
     io::stdin().read_line(&mut String::new())?;
     Ok(())
-}
-
-/// Callers that trust this certificate.
-fn trusting(path: String) -> Outcome<TlsConnector> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(path)?)?;
-    let config = ClientConfig::builder_with_protocol_versions(&[&TLS13])
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-async fn ask<S>(stream: &mut S, request: &[u8], answer: &mut Answer) -> Outcome<()>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    stream.write_all(request).await?;
-    stream.flush().await?;
-    poll_fn(|context| {
-        BUFFER.with_borrow_mut(|buffer| {
-            loop {
-                let mut read = ReadBuf::new(buffer);
-                ready!(Pin::new(&mut *stream).poll_read(context, &mut read))?;
-                if answer.push(read.filled())? {
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        })
-    })
-    .await
-}
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 65536]);
 }
