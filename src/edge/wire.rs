@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -268,8 +269,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
         self.flushed(&sent);
         ready!(sent)?;
         if self.ahead.is_empty() {
-            let mut bytes = [0; 2048];
-            let mut some = ReadBuf::new(&mut bytes);
+            let mut bytes = [MaybeUninit::uninit(); 2048];
+            let mut some = ReadBuf::uninit(&mut bytes);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut some))?;
             self.ahead.extend_from_slice(some.filled());
         }
