@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::hint;
 use std::mem;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -234,7 +235,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Future for Connection<'_, I> {
         loop {
             match state {
                 State::Waits(parts) => {
-                    let Some((wire, _)) = parts else { return Poll::Ready(Ok(())) };
+                    let Some((wire, service)) = parts else { return Poll::Ready(Ok(())) };
+                    // Among a crowd none of it is in the caches any more. Looked at here it comes at once; behind the kernel's
+                    // call each line would be waited for alone.
+                    hint::black_box((service.peer, watch.has_begun(), watch.heads.served()));
                     let multiplexes = ready!(wire.poll_begins(cx));
                     let (Ok(multiplexes), Some((wire, service))) = (multiplexes, parts.take()) else {
                         return Poll::Ready(Ok(()));

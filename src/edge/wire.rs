@@ -49,6 +49,11 @@ impl Heads {
         self.wrong.get().filter(|(number, _)| *number == served).map(|(_, seen)| *seen)
     }
 
+    /// How many were served.
+    pub(super) fn served(&self) -> u64 {
+        self.served.get()
+    }
+
     /// Whether the connection was ended for a flood of frames.
     pub(super) fn was_flood(&self) -> bool {
         self.flood.get()
@@ -117,7 +122,7 @@ impl<I> Wire<I> {
     /// The peer sends no more: whether it has sent whole requests of which the last is being served. The library, which takes
     /// that for its leaving, does not hear of it then.
     fn half_closes(&mut self) -> bool {
-        let served = self.watch.heads.served.get();
+        let served = self.watch.heads.served();
         let waits = matches!(&self.protocol, Protocol::Http1(reader) if reader.is_between() && reader.heads() == served)
             && self.watch.is_serving();
         if waits {
@@ -135,7 +140,7 @@ impl<I> Wire<I> {
     /// Whether all that came has been answered and nothing of it is left with the library: the last of it was one whole request,
     /// without a body. (Of what comes in pieces, or with a body, the library may keep some, like an empty line.)
     fn rests(&self) -> bool {
-        let served = self.watch.heads.served.get();
+        let served = self.watch.heads.served();
         let answered = matches!(&self.protocol, Protocol::Http1(reader) if reader.was_plain() && reader.heads() == served);
         answered && self.ahead.is_empty() && !self.watch.is_serving()
     }
