@@ -9,7 +9,7 @@ import load
 import machine
 from answers import KEYS, check_page, get, hold, request_text
 from contestants import Direct, MetorialProxy, Work
-from rows import LIST, ONE, Limit, Row, Series, faults_of
+from rows import LIST, ONE, ROUNDS_OF_A_PROCESS, Limit, Row, Series, faults_of
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,12 @@ class Growth:
     beside: tuple = ()
 
     def measure(self, contestant, site, rounds, say):
-        """A process for each size, in bursts that take turns; half-way each gets another."""
+        """A process for each size, in bursts that take turns; each gets another as those of a [`Row`] do."""
         running = {}
         found = [(size, Series(f"{size:,}", True)) for size in self.sizes]
         try:
             for number in range(rounds):
-                if number % max(1, rounds // 2) == 0:
+                if number % ROUNDS_OF_A_PROCESS == 0:
                     for size, series in found:
                         if not series.fault:
                             with faults_of(series):
@@ -246,7 +246,7 @@ class Growth:
         return [series for _, series in found]
 
     def renew(self, contestant, size, running, site):
-        """A process that has so much of it."""
+        """A process that has so much of it, warm."""
         if size in running:
             running.pop(size).stop()
         one = replace_keys(contestant, size) if self.keys else contestant
@@ -254,6 +254,7 @@ class Growth:
         running[size].get(LIST)
         if self.variants(size) > 1:
             many(running[size], self.request, self.variants(size))
+        self.burst(running[size], size)
 
     def burst(self, proxy, size):
         connections, variants = self.connections(size), self.variants(size)

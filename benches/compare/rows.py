@@ -93,9 +93,12 @@ class Row:
         """Bursts A B C, C B A, … of all; what answers wrongly is left out, with the reason."""
         running = {}
         found = {Series(one.name, one.ours): one for one in self.contestants(everyone)}
+        # Ours, which is the first, between those that it is compared with: bare hyper is the last. What disturbs the machine
+        # comes and goes within seconds.
+        around = [*found][-1:] + [*found][:-1]
         try:
             for number in range(rounds):
-                turns = list(found) if number % 2 == 0 else list(found)[::-1]
+                turns = around if number % 2 == 0 else around[::-1]
                 for series in turns if number % ROUNDS_OF_A_PROCESS == 0 else ():
                     if not series.fault:
                         with faults_of(series):

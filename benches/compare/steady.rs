@@ -140,6 +140,8 @@ impl Stream {
         // One address has too few ports, and may have too few connections.
         let source = SocketAddr::from(([127, 0, 0, 1 + (number / 2000) as u8], 0));
         socket.bind(&source.into())?;
+        // Gone when it is closed: thousands of ports that wait for what is late have the kernel look long for a free one.
+        socket.set_linger(Some(Duration::ZERO))?;
         socket.connect(&address.into())?;
         socket.set_tcp_nodelay(true)?;
         let plain = TcpStream::from(socket);
