@@ -104,6 +104,7 @@ pub(super) async fn follow(engine: Arc<Engine>, origin: Origin, told: Arc<Notify
             }
             engine.tell_failed(&faults, again);
         }
+        notify::ready();
     }
 }
 

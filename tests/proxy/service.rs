@@ -127,7 +127,7 @@ fn a_socket_that_cannot_be_served_as_it_was_meant_is_refused() {
 }
 
 #[test]
-fn the_service_manager_is_told_of_start_life_and_end() {
+fn the_service_manager_is_told_of_start_life_reload_and_end() {
     let file = file("notified", r#"["127.0.0.1:0"]"#);
     // Not in the scratch folder: the path of a socket has to be short.
     let path = std::env::temp_dir().join(format!("metorial-proxy-{}.sock", std::process::id()));
@@ -150,10 +150,20 @@ fn the_service_manager_is_told_of_start_life_and_end() {
     );
     is_answered(ask(address.parse().expect("an address")));
     assert_eq!(messages().take(5).collect::<String>(), "WATCHDOG=1\n".repeat(5));
+    // In ten seconds.
+    let news = || messages().take(200).find(|message| message != "WATCHDOG=1\n").expect("news");
+    for wrong in ["", "no_such_key = 1"] {
+        let text = std::fs::read_to_string(&file).expect("read");
+        std::fs::write(&file, format!("{wrong}\n{text}")).expect("written");
+        process.signal("HUP");
+        let reloading = news();
+        assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+        assert_eq!(news(), "READY=1\n", "whatever came of it");
+    }
     process.signal("TERM");
-    let stopping = messages().find(|message| message != "WATCHDOG=1\n");
+    let stopping = news();
     // The drain's deadline, and ten seconds for what comes after it.
-    assert_eq!(stopping.as_deref(), Some("STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\n"));
+    assert_eq!(stopping, "STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\n");
     let (code, log) = process.end();
     assert_eq!(code, Some(0), "{log}");
     [file, path].into_iter().for_each(|file| std::fs::remove_file(file).expect("removed"));
