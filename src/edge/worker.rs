@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::yield_now;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -121,15 +122,17 @@ impl Worker {
             self.tasks.close();
             self.tasks.wait().await;
         };
-        tokio::pin!(finished);
+        let drained = async {
+            self.drain.cancelled().await;
+            heard(connections.len()).await;
+            deadlines.drain();
+        };
+        tokio::pin!(finished, drained);
         loop {
             tokio::select! {
                 () = &mut finished => return 0,
                 () = self.cut.cancelled() => return connections.len(),
-                () = self.drain.cancelled(), if !draining => {
-                    draining = true;
-                    deadlines.drain();
-                }
+                () = &mut drained, if !draining => draining = true,
                 _ = tick.tick() => {
                     self.beat.fetch_add(1, Ordering::Relaxed);
                     deadlines.sweep();
@@ -137,6 +140,14 @@ impl Worker {
                 }
             }
         }
+    }
+}
+
+/// Waits until the runtime has heard of all that the kernel has taken by now for so many connections and for as many to
+/// upstream: those that drain end once there is nothing to read for them, as far as it knows.
+async fn heard(connections: usize) {
+    for _ in 0..=connections * 2 / EVENTS {
+        yield_now().await;
     }
 }
 
@@ -182,7 +193,12 @@ async fn accept(shared: Rc<Shared>, listener: TcpListener) {
 /// What the kernel has taken for us already, also what the runtime has not heard of yet: closing the socket would reset it.
 fn accept_rest(shared: &Rc<Shared>, listener: TcpListener) {
     let Ok(listener) = listener.into_std() else { return };
-    while let Ok((stream, peer)) = listener.accept() {
+    loop {
+        let (stream, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if is_of_connection(&error) => continue,
+            Err(_) => return,
+        };
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
         if let Ok(stream) = stream {
             admit(shared, stream, peer);

@@ -113,6 +113,42 @@ async fn a_drain_lets_what_is_in_flight_finish_and_closes_what_is_idle() {
 }
 
 #[tokio::test]
+async fn a_drain_answers_all_that_the_kernel_has_taken_over_however_many_connections() {
+    let (_mock, proxy) = pair(
+        "server.workers = 1
+        server.max_connections_per_ip = 1000
+        clients.limit = { requests = 10000, window = '10s' }",
+    )
+    .await;
+    let ask = format!("GET /agents HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n\r\n");
+    let is_answered = async |peer: &mut TcpStream| {
+        let mut answer = [0; 4096];
+        let length = peer.read(&mut answer).await.expect("no reset");
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    };
+    let mut peers = Vec::new();
+    for _ in 0..1000 {
+        let mut peer = connect(proxy.address).await;
+        peer.write_all(ask.as_bytes()).await.expect("sent");
+        is_answered(&mut peer).await;
+        peers.push(peer);
+    }
+    let server = proxy.into_server();
+    // At once, and before the worker could see to them.
+    for peer in &peers {
+        assert_eq!(peer.try_write(ask.as_bytes()).ok(), Some(ask.len()));
+    }
+    let drained = server.drain(Duration::ZERO, Duration::from_secs(20), pending());
+    let answered = async {
+        for peer in &mut peers {
+            is_answered(peer).await;
+        }
+    };
+    assert_eq!(tokio::join!(drained, answered).0, 0);
+}
+
+#[tokio::test]
 async fn what_is_still_open_at_the_deadline_is_cut_and_counted() {
     for hurried in [false, true] {
         let (mock, proxy) = pair("").await;
