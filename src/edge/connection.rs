@@ -387,8 +387,8 @@ impl Future for Serve {
         serving.iter_mut().for_each(Serving::moved);
         let body = response.body();
         let closes = this.version < Version::HTTP_11 && body.size_hint().exact().is_none();
-        serving.iter().filter(|_| closes).for_each(|serving| serving.ends_by_closing(true));
-        Poll::Ready(Ok(response.map(|body| Served { body, serving, closes, late: None })))
+        serving.iter().filter(|_| closes).for_each(Serving::ends_by_closing);
+        Poll::Ready(Ok(response.map(|body| Served { body, serving, late: None })))
     }
 }
 
@@ -396,8 +396,6 @@ impl Future for Serve {
 struct Served {
     body: ResponseBody,
     serving: Option<Serving>,
-    /// Nothing else tells the peer that it is whole.
-    closes: bool,
     /// What broke it off, told one turn late.
     late: Option<BodyError>,
 }
@@ -421,10 +419,6 @@ impl Body for Served {
             self.late = Some(error);
             cx.waker().wake_by_ref();
             return Poll::Pending;
-        }
-        if self.closes && matches!(frame, Poll::Ready(None | Some(Ok(_)))) {
-            let ended = matches!(frame, Poll::Ready(None)) || self.body.is_end_stream();
-            self.serving.iter().for_each(|serving| serving.ends_by_closing(!ended));
         }
         frame
     }

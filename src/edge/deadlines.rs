@@ -189,7 +189,7 @@ pub struct Watch {
     /// Since when our side is closed, and when the peer last sent something; 0: it is open.
     closed_since: Cell<u64>,
     heard: Cell<u64>,
-    /// An answer is under way whose end only that of the connection tells.
+    /// An answer is under way, or not all sent, whose end only that of the connection tells.
     ends_by_closing: Cell<bool>,
     /// HTTP/2: when each answer last moved.
     answers: RefCell<Vec<Rc<Cell<u64>>>>,
@@ -302,10 +302,11 @@ impl Watch {
         self.half_closed_since.set(self.worker.now());
     }
 
-    /// Our side is closed, and the peer has sent something since, or not yet.
+    /// Our side is closed, with all that it had to say, and the peer has sent something since, or not yet.
     pub fn closes(&self) {
         let now = self.worker.now();
         self.heard.set(now);
+        self.ends_by_closing.set(false);
         if self.closed_since.get() == 0 {
             self.closed_since.set(now);
         }
@@ -451,9 +452,9 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Whether its answer is under way still and only the end of the connection will tell where it ends.
-    pub fn ends_by_closing(&self, under_way: bool) {
-        self.watch.ends_by_closing.set(under_way);
+    /// Only the end of the connection will tell where its answer ends.
+    pub fn ends_by_closing(&self) {
+        self.watch.ends_by_closing.set(true);
     }
 
     /// Whether no other request comes behind it: the peer has closed its side.

@@ -122,6 +122,45 @@ async fn an_answer_that_only_the_end_of_the_connection_ends_is_not_passed_off_as
 }
 
 #[tokio::test]
+async fn nor_is_one_whose_end_was_not_sent_any_more() {
+    // Among these are some of which all has come and the kernel does not take the last.
+    let whole = |number: u64| {
+        format!("{:>10}{}", 60_000 * (number + 1), "fine".repeat(15_000 * (number as usize + 1)))
+    };
+    let upstream = BadUpstream::start(move |number| {
+        let body = whole(number);
+        let head = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+        vec![Act::Read, writes(&head), writes(&body), writes("\r\n0\r\n\r\n")]
+    })
+    .await;
+    let proxy = Proxy::start(&upstream.url, "");
+    let ask = format!("GET /providers/x HTTP/1.0\r\nauthorization: Bearer {KEY}\r\n\r\n");
+    let mut peers = Vec::new();
+    for _ in 0..60 {
+        let mut peer = connect(proxy.address).await;
+        peer.write_all(ask.as_bytes()).await.expect("sent");
+        peer.readable().await.expect("an answer");
+        peers.push(peer);
+    }
+    let server = proxy.into_server();
+    let cut = server.drain(Duration::ZERO, Duration::from_secs(1), std::future::pending()).await;
+    let (mut ended, mut reset) = (0, 0);
+    for mut peer in peers {
+        let mut answer = Vec::new();
+        if peer.read_to_end(&mut answer).await.is_err() {
+            reset += 1;
+            continue;
+        }
+        ended += 1;
+        let at = answer.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
+        let body = String::from_utf8_lossy(&answer[at..]);
+        let length: usize = body[..10].trim().parse().expect("its length");
+        assert_eq!(body.len(), 10 + length);
+    }
+    assert!(ended > 0 && reset > 0 && reset == cut, "{ended}, {reset}, {cut}");
+}
+
+#[tokio::test]
 async fn callers_come_by_tls_and_choose_their_protocol() {
     let authority = Authority::new();
     let signed = authority.sign("proxy.test");
