@@ -12,8 +12,6 @@ use crate::edge::wire::frames::{Frames, HEADERS, Piece, RST_STREAM};
 
 /// For one request.
 pub(super) const MOST: u32 = 32;
-/// Streams of one connection that have begun to be answered; we open fewer.
-const STREAMS: usize = 4096;
 
 /// How it reads where HTTP/2 ends for it. Nothing else there is of this kind.
 pub(super) const TOO_MANY: io::ErrorKind = io::ErrorKind::QuotaExceeded;
@@ -107,33 +105,31 @@ pub(super) struct Http2 {
     preface: usize,
     incoming: Frames,
     outgoing: Frames,
-    /// Streams whose answers have begun and not ended, with how many heads there were.
-    begun: Vec<(u32, u32)>,
+    /// Streams that we have opened and whose answers have not ended, with how many heads there were.
+    open: Vec<(u32, u32)>,
+    /// The last of them.
+    last: u32,
 }
 
 impl Default for Http2 {
     fn default() -> Self {
         let (incoming, outgoing) = (Frames::default(), Frames::default());
-        Self { preface: PREFACE.len(), incoming, outgoing, begun: Vec::new() }
+        Self { preface: PREFACE.len(), incoming, outgoing, open: Vec::new(), last: 0 }
     }
 }
 
 impl Counts for Http2 {
     fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let (begun, mut most) = (&mut self.begun, false);
+        let (open, mut most) = (&mut self.open, false);
         self.incoming.read(bytes, |piece| {
             let Piece::Head(frame) = piece else { return };
-            let at = begun.iter().position(|(stream, _)| *stream == frame.stream);
+            let at = open.iter().position(|(stream, _)| *stream == frame.stream);
             match at {
-                Some(at) if frame.kind == RST_STREAM || frame.ends_stream() => drop(begun.swap_remove(at)),
+                Some(at) if frame.kind == RST_STREAM || frame.ends_stream() => drop(open.swap_remove(at)),
                 // The last of them is the answer.
                 Some(at) if frame.kind == HEADERS => {
-                    begun[at].1 += 1;
-                    most |= begun[at].1 > MOST + 1;
-                }
-                None if frame.kind == HEADERS && !frame.ends_stream() => {
-                    begun.push((frame.stream, 1));
-                    most |= begun.len() > STREAMS;
+                    open[at].1 += 1;
+                    most |= open[at].1 > MOST + 1;
                 }
                 _ => {}
             }
@@ -142,13 +138,18 @@ impl Counts for Http2 {
     }
 
     fn wrote(&mut self, bytes: &[u8]) {
-        let begun = &mut self.begun;
+        let (open, last) = (&mut self.open, &mut self.last);
         let (preface, frames) = bytes.split_at(self.preface.min(bytes.len()));
         self.preface -= preface.len();
-        // What comes of a stream that we have reset is of no account.
         self.outgoing.read(frames, |piece| match piece {
+            // It is opened once: trailers are a head, too.
+            Piece::Head(frame) if frame.kind == HEADERS && frame.stream > *last => {
+                *last = frame.stream;
+                open.push((frame.stream, 0));
+            }
+            // What comes of a stream that we have reset is of no account, be it on its way already.
             Piece::Head(frame) if frame.kind == RST_STREAM => {
-                begun.retain(|(stream, _)| *stream != frame.stream);
+                open.retain(|(stream, _)| *stream != frame.stream);
             }
             _ => {}
         });
@@ -245,5 +246,38 @@ mod tests {
         let most = usize::try_from(MOST).expect("a few");
         assert_eq!(read(&[&early.repeat(most), answer]), Ok(MOST));
         assert_eq!(read(&[&early.repeat(most + 1)]), Err(TOO_MANY));
+    }
+
+    /// A frame without what it holds, which is not looked at.
+    fn frame(kind: u8, flags: u8, stream: u32) -> Vec<u8> {
+        let [s, t, u, v] = stream.to_be_bytes();
+        match kind {
+            RST_STREAM => vec![0, 0, 4, kind, flags, s, t, u, v, 0, 0, 0, 8],
+            _ => vec![0, 0, 0, kind, flags, s, t, u, v],
+        }
+    }
+
+    #[test]
+    fn over_http2_what_is_over_is_not_kept_whoever_ended_it() {
+        let (head, last, reset) = (frame(HEADERS, 0x4, 1), frame(HEADERS, 0x5, 1), frame(RST_STREAM, 0, 1));
+        let most = usize::try_from(MOST).expect("a few");
+        for (how, wrote, read) in [
+            ("answered", vec![&head], vec![&head, &last]),
+            ("answered before its trailers went out", vec![&head], vec![&last]),
+            ("reset by upstream", vec![&head], vec![&reset]),
+            ("reset by us while the answer was on its way", vec![&head, &reset], vec![&head]),
+        ] {
+            let mut counts = Http2::default();
+            counts.wrote(PREFACE);
+            wrote.iter().for_each(|frame| counts.wrote(frame));
+            read.iter().for_each(|frame| counts.read(frame).expect("not too many"));
+            counts.wrote(&last);
+            assert!(counts.open.is_empty(), "{how}: {:?}", counts.open);
+        }
+        let mut counts = Http2::default();
+        counts.wrote(&[PREFACE, &head].concat());
+        // The last of them may be the answer.
+        assert!(counts.read(&head.repeat(most + 1)).is_ok());
+        assert_eq!(counts.read(&head).map_err(|error| error.kind()), Err(TOO_MANY));
     }
 }
