@@ -5,7 +5,7 @@
 //! it or configuration asks for it. None is used for longer than a minute, so that the pool follows a name to its new address.
 //! The address is chosen by configuration alone: nothing a caller sends decides where a connection goes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -53,7 +53,7 @@ struct Pool {
     outbox: Outbox,
     scheme: Scheme,
     authority: Authority,
-    max_idle: usize,
+    max_idle: Cell<usize>,
     idle_timeout: Duration,
     kept: RefCell<Kept>,
 }
@@ -85,7 +85,7 @@ impl Upstream {
         max_idle: usize,
         idle_timeout: Duration,
     ) -> Self {
-        let kept = RefCell::default();
+        let (max_idle, kept) = (Cell::new(max_idle), RefCell::default());
         Self(Rc::new(Pool { connector, outbox, scheme, authority, max_idle, idle_timeout, kept }))
     }
 
@@ -101,6 +101,13 @@ impl Upstream {
         kept.idle.retain_mut(|idle| self.0.may_serve(idle, now) && idle.connection.is_quiet(&mut nobody));
         // What is under way over it goes on: it closes after the last answer.
         kept.shared.take_if(|shared| is_old(shared.born, now));
+    }
+
+    /// Keeps no connection from now on: another pool is asked in its place, and nobody closes what is idle in this one. What is
+    /// under way goes on.
+    pub fn retire(&self) {
+        self.0.max_idle.set(0);
+        self.0.kept.take();
     }
 }
 
@@ -163,7 +170,7 @@ impl Pool {
             return;
         }
         let idle = &mut self.kept.borrow_mut().idle;
-        if idle.len() < self.max_idle {
+        if idle.len() < self.max_idle.get() {
             idle.push(Idle { connection, since });
         }
     }

@@ -126,7 +126,10 @@ fn in_force(
         let (setup, lasting, tasks, wire) = (setup.clone(), lasting.clone(), tasks.clone(), wire.clone());
         move |worker: usize, outbox: &Outbox, before: Option<&Lane>| {
             let upstream = before.map(|lane| &lane.upstream).filter(|upstream| wire.made(upstream));
-            let upstream = upstream.cloned().unwrap_or_else(|| wire.pool(tasks.len(), outbox));
+            let upstream = upstream.cloned().unwrap_or_else(|| {
+                before.iter().for_each(|lane| lane.upstream.retire());
+                wire.pool(tasks.len(), outbox)
+            });
             let layers = assembly::layers(&setup, &lasting, &tasks[worker]);
             Lane { pipeline: pipeline::build(layers, upstream.clone()), upstream }
         }

@@ -116,6 +116,18 @@ async fn a_busy_pool_follows_its_name_to_another_address_within_a_minute() {
 }
 
 #[tokio::test(flavor = "local")]
+async fn a_pool_that_was_replaced_keeps_nothing_and_serves_what_is_under_way() {
+    let host = Host::at("127.0.0.1:0", "here").await;
+    let pool = pool(&Arc::new(Mutex::new(vec![host.address])), SOON);
+    assert_eq!(ask(&pool).await.as_deref(), Ok("here"));
+    assert_eq!(pool.0.kept.borrow().idle.len(), 1);
+    pool.retire();
+    assert!(pool.0.kept.borrow().idle.is_empty(), "nobody would close it");
+    assert_eq!(ask(&pool).await.as_deref(), Ok("here"));
+    assert!(pool.0.kept.borrow().idle.is_empty());
+}
+
+#[tokio::test(flavor = "local")]
 async fn a_pool_recovers_when_its_host_goes_and_comes_back_elsewhere() {
     let old = Host::at("127.0.0.1:0", "old").await;
     let addresses = Arc::new(Mutex::new(vec![old.address]));
