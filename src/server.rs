@@ -150,6 +150,8 @@ impl Server {
         }
         faults.extend(passed.is_spent().err().map(|message| StartError::new("LISTEN_FDS", message)));
         let (Some(admin), []) = (admin, &faults[..]) else { return Err(faults) };
+        let admin = TcpListener::from_std(admin)
+            .map_err(|error| StartError::new("server.admin", error.to_string()))?;
         // Now rather than when stopping, when nobody can mend it any more.
         if let Some(path) = &config.store.state_file {
             let written = state_file::write(path, &spent(&engine.lasting), false);
@@ -174,12 +176,17 @@ impl Server {
                 drain: drain.clone(),
                 cut: cut.clone(),
             };
-            let thread = worker.spawn(index);
-            threads.push(thread.map_err(|error| StartError::new("server.workers", error.to_string()))?);
+            match worker.spawn(index) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    // Those that have begun serve already.
+                    cut.cancel();
+                    threads.into_iter().for_each(|thread| drop(thread.join()));
+                    return Err(vec![StartError::new("server.workers", error.to_string())]);
+                }
+            }
         }
         let view = Arc::new(ServerView(engine.clone()));
-        let admin = TcpListener::from_std(admin)
-            .map_err(|error| StartError::new("server.admin", error.to_string()))?;
         let admin_addr = admin.local_addr().unwrap_or(config.server.admin);
         let access = engine.access.clone();
         let background = TaskTracker::new();
